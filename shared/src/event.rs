@@ -1,0 +1,86 @@
+//! What an event kind is: the seam between `shared` and the functions. `shared` knows no kind by name.
+
+use std::borrow::Cow;
+
+use crate::message::Message;
+
+/// An event kind: a name, an options type and one pure mapping.
+#[derive(Debug)]
+pub struct Kind<O> {
+    /// The name of the function's folder, of its binary and of the first path segment of its webhooks.
+    pub name: &'static str,
+    /// Whether a body may be an array of events.
+    pub arrays: bool,
+    /// Maps one event. Pure: no clock, no I/O, no environment, no logging.
+    pub map: for<'a> fn(Event<'a>, &'a O) -> Result<Mapped<'a>, Rejection>,
+}
+
+/// One incoming event.
+#[derive(Debug, Clone, Copy)]
+pub struct Event<'a> {
+    /// One JSON value of valid syntax, its bytes as they came.
+    pub json: &'a str,
+    /// The flow it came by.
+    pub flow: &'a str,
+}
+
+/// What an event became.
+#[derive(Debug, Default)]
+pub struct Mapped<'a> {
+    /// None is a success: the event was filtered.
+    pub messages: Vec<Message<'a>>,
+    /// Stable words that are counted: an unknown status, a filter's reason.
+    pub notes: Vec<&'static str>,
+}
+
+impl<'a> Mapped<'a> {
+    /// Nothing to send, for a reason.
+    pub fn filtered(reason: &'static str) -> Self {
+        Self { messages: Vec::new(), notes: vec![reason] }
+    }
+}
+
+/// Why an event can never be delivered. Names the place, never the value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    pub reason: Reason,
+    pub detail: Cow<'static, str>,
+}
+
+/// What is wrong with a rejected event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// Not JSON, not UTF-8, nested too deep.
+    Unreadable,
+    /// Readable, but not an event of the kind.
+    Unmappable,
+    /// Larger than a hub takes.
+    TooLarge,
+    /// For a flow that does not exist.
+    UnknownFlow,
+    /// Refused by the hub although it stood alone in its request.
+    Refused,
+}
+
+impl Reason {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unreadable => "unreadable",
+            Self::Unmappable => "unmappable",
+            Self::TooLarge => "too_large",
+            Self::UnknownFlow => "unknown_flow",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl Rejection {
+    /// An event that is no event of its kind, and where that shows.
+    pub fn unmappable(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { reason: Reason::Unmappable, detail: detail.into() }
+    }
+
+    pub(crate) fn unreadable(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { reason: Reason::Unreadable, detail: detail.into() }
+    }
+}

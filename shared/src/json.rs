@@ -1,0 +1,173 @@
+//! JSON that is borrowed instead of built: events pass through as text, and only the members in use are looked at.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// Deeper nesting than this is refused: nothing real comes near it, and a consumer's parser may not survive it.
+pub const MAX_DEPTH: usize = 128;
+
+/// Text borrowed from the input where it has no escapes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text<'a>(pub Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("text")
+            }
+            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+/// The members of an object in their order, each value by type `V`. A repeated name is kept as often as it stands.
+#[derive(Debug, Clone)]
+pub struct Members<'a, V = &'a RawValue>(pub Vec<(Cow<'a, str>, V)>);
+
+impl<V> Default for Members<'_, V> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de: 'a, 'a, V: Deserialize<'de>> Deserialize<'de> for Members<'a, V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct MembersVisitor<V>(std::marker::PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for MembersVisitor<V> {
+            type Value = Members<'de, V>;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::new();
+                while let Some((Text(name), value)) = map.next_entry()? {
+                    members.push((name, value));
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(MembersVisitor(std::marker::PhantomData))
+    }
+}
+
+/// Checks that `text` is one JSON value, not nested too deep, and returns its elements when it is an array.
+///
+/// The error tells what is wrong and where, without repeating any of the text.
+pub fn events(text: &str) -> Result<Vec<&str>, String> {
+    if text.trim_ascii().is_empty() {
+        return Err("the body is empty; expected a JSON object".to_owned());
+    }
+    if depth_exceeds(text.as_bytes(), MAX_DEPTH) {
+        return Err(format!("the body is nested deeper than {MAX_DEPTH} levels"));
+    }
+    if text.trim_ascii_start().starts_with('[') {
+        let elements: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| explain(&error))?;
+        return Ok(elements.into_iter().map(RawValue::get).collect());
+    }
+    let value: &RawValue = serde_json::from_str(text).map_err(|error| explain(&error))?;
+    Ok(vec![value.get()])
+}
+
+/// Whether brackets outside of strings ever stand deeper than `limit`.
+fn depth_exceeds(text: &[u8], limit: usize) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                if depth > limit {
+                    return true;
+                }
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// What `error` says, less the offending value, which may be secret or personal.
+pub fn explain(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    if !error.is_data() {
+        return format!("not valid JSON: {text}");
+    }
+    if text.starts_with("invalid") || text.starts_with("unknown variant") {
+        if let Some(expected) = text.rfind(", expected ") {
+            let expected = &text[expected + 2..];
+            return expected.split(" at line ").next().unwrap_or(expected).to_owned();
+        }
+        return "has a value that can't be used".to_owned();
+    }
+    text.split(" at line ").next().unwrap_or(&text).to_owned()
+}
+
+/// Reads configuration: an unusable member is named by its path, its value is not repeated.
+pub fn from_config<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, String> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let problem = explain(error.inner());
+        if path == "." { problem } else { format!("`{path}`: {problem}") }
+    })?;
+    deserializer.end().map_err(|error| explain(&error))?;
+    Ok(value)
+}
+
+/// Appends `text` as a JSON string.
+pub fn push_string(out: &mut Vec<u8>, text: &str) {
+    serde_json::to_writer(out, text).expect("text always serialises, and a Vec takes every write");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depth_is_counted_outside_of_strings_only() {
+        let nested = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(!depth_exceeds(nested(MAX_DEPTH).as_bytes(), MAX_DEPTH));
+        assert!(depth_exceeds(nested(MAX_DEPTH + 1).as_bytes(), MAX_DEPTH));
+        let in_text = format!(r#"{{"a":"\"{}"}}"#, "[".repeat(500));
+        assert!(!depth_exceeds(in_text.as_bytes(), MAX_DEPTH));
+        assert!(events(&"[".repeat(1_000_000)).unwrap_err().contains("128 levels"));
+    }
+
+    #[test]
+    fn elements_keep_their_bytes() {
+        assert_eq!(events(" [ {\"a\" : 19.9900} ,{\"b\":\"\\/\"}]").unwrap(), ["{\"a\" : 19.9900}", "{\"b\":\"\\/\"}"]);
+        assert_eq!(events(" {\"a\":1} ").unwrap(), ["{\"a\":1}"]);
+        assert!(events("[]").unwrap().is_empty());
+    }
+
+    #[test]
+    fn errors_do_not_repeat_values() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Options {
+            #[expect(dead_code, reason = "only its type counts")]
+            number: u8,
+        }
+        let problem = |text: &str| from_config::<Options>(text).unwrap_err();
+        assert_eq!(problem(r#"{"number":"hidden, expected x"}"#), "`number`: expected u8");
+        assert_eq!(problem(r#"{"number":777777}"#), "`number`: expected u8");
+        assert_eq!(problem(r#"{"nummer":1}"#), "`nummer`: unknown field `nummer`, expected `number`");
+        assert_eq!(problem(r#"{}"#), "missing field `number`");
+        assert!(problem(r#"{"number":1} x"#).starts_with("not valid JSON: trailing characters"));
+    }
+}

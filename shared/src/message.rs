@@ -1,0 +1,128 @@
+//! What a hub gets, and how one of the ids that make repeats harmless is computed.
+
+use std::borrow::Cow;
+
+use sha2::{Digest, Sha256};
+
+use crate::json::push_string;
+
+/// One message for a hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message<'a> {
+    /// The same event always makes the same id, so that consumers can drop repeats.
+    pub id: String,
+    /// Messages of one subject (a profile, a row) keep their order.
+    pub subject: Cow<'a, str>,
+    pub body: Cow<'a, str>,
+    pub properties: Properties,
+}
+
+/// The CloudEvents attributes of a message, less its subject. `time` is RFC 3339.
+#[derive(Debug, Clone)]
+pub struct CloudEvent<'e> {
+    pub id: String,
+    pub event_type: &'e str,
+    pub source: &'e str,
+    pub time: Option<&'e str>,
+}
+
+impl<'a> Message<'a> {
+    /// A message whose properties follow CloudEvents' AMQP binding in binary mode
+    /// (<https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/amqp-protocol-binding.md>).
+    pub fn new(event: CloudEvent<'_>, subject: Cow<'a, str>, body: impl Into<Cow<'a, str>>) -> Self {
+        let mut properties = Properties::default();
+        properties.insert("cloudEvents:specversion", "1.0");
+        properties.insert("cloudEvents:id", event.id.as_str());
+        properties.insert("cloudEvents:type", event.event_type);
+        properties.insert("cloudEvents:source", event.source);
+        properties.insert("cloudEvents:subject", subject.as_ref());
+        if let Some(time) = event.time {
+            properties.insert("cloudEvents:time", time);
+        }
+        Self { id: event.id, subject, body: body.into(), properties }
+    }
+}
+
+/// Named values beside the body, on which consumers filter. Kept as the text of a JSON object, which is how they travel.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Properties(String);
+
+/// What a property may hold.
+#[derive(Debug, Clone, Copy)]
+pub enum Property<'a> {
+    Text(&'a str),
+    Bool(bool),
+}
+
+impl<'a> From<&'a str> for Property<'a> {
+    fn from(text: &'a str) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<bool> for Property<'_> {
+    fn from(value: bool) -> Self {
+        Self::Bool(value)
+    }
+}
+
+impl Properties {
+    /// Adds a property. A name is given once.
+    pub fn insert<'v>(&mut self, name: &str, value: impl Into<Property<'v>>) {
+        let mut text = std::mem::take(&mut self.0).into_bytes();
+        text.pop();
+        text.push(if text.is_empty() { b'{' } else { b',' });
+        push_string(&mut text, name);
+        text.push(b':');
+        match value.into() {
+            Property::Text(value) => push_string(&mut text, value),
+            Property::Bool(value) => text.extend_from_slice(value.to_string().as_bytes()),
+        }
+        text.push(b'}');
+        self.0 = String::from_utf8(text).expect("JSON built from text is UTF-8");
+    }
+
+    /// The text of a JSON object.
+    pub fn as_json(&self) -> &str {
+        if self.0.is_empty() { "{}" } else { &self.0 }
+    }
+}
+
+/// Lower-case hex SHA-256 over `fields` joined by U+001F, which occurs in none of them.
+pub fn deterministic_id<'f>(fields: impl IntoIterator<Item = &'f str>) -> String {
+    let mut hash = Sha256::new();
+    for (position, field) in fields.into_iter().enumerate() {
+        if position > 0 {
+            hash.update([0x1f]);
+        }
+        hash.update(field);
+    }
+    hex(&hash.finalize())
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn properties_are_json() {
+        let mut properties = Properties::default();
+        assert_eq!(properties.as_json(), "{}");
+        properties.insert("a", "\"é\n");
+        properties.insert("b", true);
+        assert_eq!(properties.as_json(), r#"{"a":"\"é\n","b":true}"#);
+    }
+
+    #[test]
+    fn ids_are_sha256_over_fields_joined_by_unit_separators() {
+        // printf 'a\x1fb' | sha256sum
+        assert_eq!(deterministic_id(["a", "b"]), "f04cdced9736a69da6103f08a4daaf8c485dd481217d218a1b4993c8c3968e13");
+        assert_ne!(deterministic_id(["ab", ""]), deterministic_id(["a", "b"]));
+    }
+}

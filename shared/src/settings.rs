@@ -1,0 +1,207 @@
+//! The configuration of a data-plane function, read once from the environment. A value that can't be used fails the init
+//! and names its variable; an empty one counts as absent, since templates can't leave a variable out as easily.
+
+use std::fmt;
+use std::sync::Arc;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::aws::{Aws, AwsError};
+use crate::partitioning::Partitioning;
+
+/// Looks variables up; tests put their own in.
+#[derive(Clone)]
+pub struct Environment(Arc<Lookup>);
+
+type Lookup = dyn Fn(&str) -> Option<String> + Send + Sync;
+
+impl Environment {
+    /// The environment of the process.
+    pub fn process() -> Self {
+        Self(Arc::new(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())))
+    }
+
+    pub fn from_fn(lookup: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(lookup))
+    }
+
+    /// The value of `name`, unless it is unset or blank.
+    pub fn get(&self, name: &str) -> Option<String> {
+        (self.0)(name).filter(|value| !value.trim().is_empty())
+    }
+}
+
+/// A value that can't be used, by the name of its variable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{variable}: {problem}")]
+pub struct SettingsError {
+    pub variable: &'static str,
+    pub problem: String,
+}
+
+impl SettingsError {
+    pub fn new(variable: &'static str, problem: impl fmt::Display) -> Self {
+        Self { variable, problem: problem.to_string() }
+    }
+}
+
+pub const CONNECTION_STRING: &str = "EVENT_HUBS_CONNECTION_STRING";
+pub const CONNECTION_SECRET_ID: &str = "EVENT_HUBS_SECRET_ID";
+pub const HUB_NAME: &str = "EVENT_HUB_NAME";
+pub const SENDER_AUTH: &str = "SENDER_AUTH";
+pub const SENDER_AUTH_SECRET_ID: &str = "SENDER_AUTH_SECRET_ID";
+pub const FLOW_OPTIONS: &str = "FLOW_OPTIONS";
+const PARTITIONING: &str = "PARTITIONING";
+const MAX_BATCH_BYTES: &str = "EVENT_HUBS_MAX_BATCH_BYTES";
+pub const EXTRA_CA_CERTS: &str = "EXTRA_CA_CERTS";
+
+/// A secret text: in the environment, or in Secrets Manager.
+#[derive(Debug, Clone)]
+pub struct SecretSource {
+    pub variable: &'static str,
+    place: Place,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    Environment(SecretString),
+    SecretsManager(String),
+}
+
+impl SecretSource {
+    fn read(
+        environment: &Environment,
+        value: &'static str,
+        secret_id: &'static str,
+    ) -> Result<Option<Self>, SettingsError> {
+        match (environment.get(value), environment.get(secret_id)) {
+            (Some(_), Some(_)) => Err(SettingsError::new(secret_id, format!("{value} is set too; set one of them"))),
+            (Some(text), None) => Ok(Some(Self { variable: value, place: Place::Environment(text.into()) })),
+            (None, Some(id)) => Ok(Some(Self { variable: secret_id, place: Place::SecretsManager(id) })),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Whether reading again can give something else.
+    pub fn can_change(&self) -> bool {
+        matches!(self.place, Place::SecretsManager(_))
+    }
+
+    /// The text as it is now.
+    pub async fn text(&self, aws: &Aws, deadline: tokio::time::Instant) -> Result<SecretString, AwsError> {
+        match &self.place {
+            Place::Environment(text) => Ok(text.clone()),
+            Place::SecretsManager(id) => aws.secret(id, deadline).await,
+        }
+    }
+}
+
+/// Everything a data-plane function is told.
+#[derive(Debug)]
+pub struct Settings {
+    pub connection: SecretSource,
+    pub hub_name: Option<String>,
+    pub sender_auth: Option<SecretSource>,
+    pub flow_options: Option<String>,
+    pub partitioning: Partitioning,
+    /// Size budget of one request, in bytes.
+    pub max_batch_bytes: usize,
+    pub extra_ca_certs: Option<String>,
+}
+
+/// The service takes 1 MB per request; a little is left for what the gateway counts and does not document.
+const DEFAULT_MAX_BATCH_BYTES: usize = 1_000_000;
+/// Dedicated clusters can be set up for messages of up to 20 MB.
+const LARGEST_MAX_BATCH_BYTES: usize = 20 * 1024 * 1024;
+
+impl Settings {
+    /// Reads and checks all that can be checked without a call.
+    pub fn read(environment: &Environment) -> Result<Self, SettingsError> {
+        let connection =
+            SecretSource::read(environment, CONNECTION_STRING, CONNECTION_SECRET_ID)?.ok_or_else(|| {
+                SettingsError::new(
+                    CONNECTION_STRING,
+                    format!("missing; set it, or {CONNECTION_SECRET_ID} to the name of its secret"),
+                )
+            })?;
+        let partitioning = match environment.get(PARTITIONING) {
+            None => Partitioning::default(),
+            Some(text) => text.parse().map_err(|problem| SettingsError::new(PARTITIONING, problem))?,
+        };
+        let max_batch_bytes = match environment.get(MAX_BATCH_BYTES) {
+            None => DEFAULT_MAX_BATCH_BYTES,
+            Some(text) => {
+                text.parse().ok().filter(|bytes| (1_000..=LARGEST_MAX_BATCH_BYTES).contains(bytes)).ok_or_else(
+                    || {
+                        SettingsError::new(
+                            MAX_BATCH_BYTES,
+                            format!("expected a number of bytes from 1000 to {LARGEST_MAX_BATCH_BYTES}"),
+                        )
+                    },
+                )?
+            }
+        };
+        Ok(Self {
+            connection,
+            hub_name: environment.get(HUB_NAME),
+            sender_auth: SecretSource::read(environment, SENDER_AUTH, SENDER_AUTH_SECRET_ID)?,
+            flow_options: environment.get(FLOW_OPTIONS),
+            partitioning,
+            max_batch_bytes,
+            extra_ca_certs: environment.get(EXTRA_CA_CERTS),
+        })
+    }
+}
+
+/// The connection string of a secret: `{"username":"$ConnectionString","password":"Endpoint=sb://…"}`, the form that
+/// Lambda's Kafka source reads too, or the bare string.
+pub fn connection_string_of(secret: &SecretString) -> Result<SecretString, &'static str> {
+    #[derive(serde::Deserialize)]
+    struct BasicAuth {
+        password: SecretString,
+    }
+    if !secret.expose_secret().trim_start().starts_with('{') {
+        return Ok(secret.clone());
+    }
+    serde_json::from_str::<BasicAuth>(secret.expose_secret()).map(|secret| secret.password).map_err(
+        |_| "expected a connection string, or {\"username\":\"$ConnectionString\",\"password\":\"Endpoint=sb://…\"}",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &'static [(&str, &str)]) -> Result<Settings, SettingsError> {
+        Settings::read(&Environment::from_fn(move |name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        }))
+    }
+
+    #[test]
+    fn defaults_are_as_documented() {
+        let settings = read(&[(CONNECTION_STRING, "Endpoint=…"), (PARTITIONING, " ")]).unwrap();
+        assert_eq!(settings.partitioning, Partitioning::Keys(16));
+        assert_eq!(settings.max_batch_bytes, 1_000_000);
+        assert!(settings.sender_auth.is_none());
+    }
+
+    #[test]
+    fn errors_name_the_variable_and_no_secret() {
+        let variable = |variables| read(variables).unwrap_err().variable;
+        assert_eq!(variable(&[]), CONNECTION_STRING);
+        assert_eq!(variable(&[(CONNECTION_STRING, "a"), (CONNECTION_SECRET_ID, "b")]), CONNECTION_SECRET_ID);
+        assert_eq!(variable(&[(CONNECTION_STRING, "a"), (PARTITIONING, "keys")]), PARTITIONING);
+        assert_eq!(variable(&[(CONNECTION_STRING, "a"), (MAX_BATCH_BYTES, "1e6")]), MAX_BATCH_BYTES);
+        let settings = read(&[(CONNECTION_STRING, "topsecret"), (SENDER_AUTH, "topsecret")]).unwrap();
+        assert!(!format!("{settings:?}").contains("topsecret"));
+    }
+
+    #[test]
+    fn both_forms_of_the_secret_are_read() {
+        let read = |text: &str| connection_string_of(&text.into()).map(|text| text.expose_secret().to_owned());
+        assert_eq!(read("Endpoint=a").as_deref(), Ok("Endpoint=a"));
+        assert_eq!(read(r#"{"username":"$ConnectionString","password":"Endpoint=a"}"#).as_deref(), Ok("Endpoint=a"));
+        assert!(read(r#"{"user":"x"}"#).is_err());
+    }
+}
