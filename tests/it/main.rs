@@ -1,1 +1,3 @@
-
+mod connection_strings;
+mod mapping;
+mod signing;
