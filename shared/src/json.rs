@@ -9,6 +9,10 @@ use serde_json::value::RawValue;
 /// Deeper nesting than this is refused: nothing real comes near it, and a consumer's parser may not survive it.
 pub const MAX_DEPTH: usize = 128;
 
+/// More events in one body are refused: as many real ones would not fit a request, and what is made of millions of tiny
+/// ones would not fit the memory.
+pub const MAX_EVENTS: usize = 50_000;
+
 /// Text borrowed from the input where it has no escapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Text<'a>(pub Cow<'a, str>);
@@ -69,9 +73,7 @@ pub fn events(text: &str) -> Result<Vec<&str>, String> {
     if text.trim_ascii().is_empty() {
         return Err("the body is empty; expected a JSON object".to_owned());
     }
-    if depth_exceeds(text.as_bytes(), MAX_DEPTH) {
-        return Err(format!("the body is nested deeper than {MAX_DEPTH} levels"));
-    }
+    check_shape(text.as_bytes())?;
     if text.trim_ascii_start().starts_with('[') {
         let elements: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| explain(&error))?;
         return Ok(elements.into_iter().map(RawValue::get).collect());
@@ -80,9 +82,9 @@ pub fn events(text: &str) -> Result<Vec<&str>, String> {
     Ok(vec![value.get()])
 }
 
-/// Whether brackets outside of strings ever stand deeper than `limit`.
-fn depth_exceeds(text: &[u8], limit: usize) -> bool {
-    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+/// Counts brackets and commas outside of strings, before anything is built from them.
+fn check_shape(text: &[u8]) -> Result<(), String> {
+    let (mut depth, mut commas, mut in_string, mut escaped) = (0usize, 0usize, false, false);
     for byte in text {
         match byte {
             _ if escaped => escaped = false,
@@ -90,15 +92,21 @@ fn depth_exceeds(text: &[u8], limit: usize) -> bool {
             b'"' => in_string = !in_string,
             b'[' | b'{' if !in_string => {
                 depth += 1;
-                if depth > limit {
-                    return true;
+                if depth > MAX_DEPTH {
+                    return Err(format!("the body is nested deeper than {MAX_DEPTH} levels"));
                 }
             }
             b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            b',' if !in_string && depth == 1 => {
+                commas += 1;
+                if commas >= MAX_EVENTS {
+                    return Err(format!("the body has more than {MAX_EVENTS} elements"));
+                }
+            }
             _ => {}
         }
     }
-    false
+    Ok(())
 }
 
 /// What `error` says, less the offending value, which may be secret or personal.
@@ -139,13 +147,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn depth_is_counted_outside_of_strings_only() {
+    fn depth_and_elements_are_counted_outside_of_strings_only() {
         let nested = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
-        assert!(!depth_exceeds(nested(MAX_DEPTH).as_bytes(), MAX_DEPTH));
-        assert!(depth_exceeds(nested(MAX_DEPTH + 1).as_bytes(), MAX_DEPTH));
-        let in_text = format!(r#"{{"a":"\"{}"}}"#, "[".repeat(500));
-        assert!(!depth_exceeds(in_text.as_bytes(), MAX_DEPTH));
+        assert!(events(&nested(MAX_DEPTH)).is_ok());
+        assert!(events(&nested(MAX_DEPTH + 1)).unwrap_err().contains("128 levels"));
         assert!(events(&"[".repeat(1_000_000)).unwrap_err().contains("128 levels"));
+        assert!(events(&format!(r#"{{"a":"\"{}{}"}}"#, "[".repeat(500), ",".repeat(MAX_EVENTS))).is_ok());
+        let list = |elements: usize| format!("[{}1]", "1,".repeat(elements - 1));
+        assert_eq!(events(&list(MAX_EVENTS)).unwrap().len(), MAX_EVENTS);
+        assert!(events(&list(MAX_EVENTS + 1)).unwrap_err().contains("50000 elements"));
     }
 
     #[test]
