@@ -49,6 +49,8 @@ pub struct Report {
     pub outcomes: Vec<Outcome>,
     pub requests: u32,
     pub retries: u32,
+    /// What went wrong last, for the log: a status, or why there was none.
+    pub problem: Option<String>,
 }
 
 /// Sends to one hub.
@@ -89,6 +91,7 @@ impl EventHub {
             }
             report.requests += sent.requests;
             report.retries += sent.retries;
+            report.problem = sent.problem.or(report.problem);
         }
         report
     }
@@ -129,7 +132,7 @@ impl EventHub {
             };
             attempt += 1;
             sent.requests += 1;
-            let (cause, wait) = match self.post(&access, request, route, deadline).await {
+            let (cause, wait) = match self.post(&access, request, route, deadline, sent).await {
                 Disposition::Delivered => return Outcome::Delivered,
                 Disposition::Refused(refusal) => return Outcome::Refused(refusal),
                 Disposition::Stop(cause) => return Outcome::Unsent(cause),
@@ -153,7 +156,14 @@ impl EventHub {
     }
 
     /// One attempt.
-    async fn post(&self, access: &Access, request: &Request, route: &Route<'_>, deadline: Instant) -> Disposition {
+    async fn post(
+        &self,
+        access: &Access,
+        request: &Request,
+        route: &Route<'_>,
+        deadline: Instant,
+        sent: &mut Sent,
+    ) -> Disposition {
         let hub_url = &access.hub_url;
         let url = match route {
             Route::Partition(id) => format!("{hub_url}/partitions/{id}/messages?{QUERY}"),
@@ -173,19 +183,27 @@ impl EventHub {
             .body(request.body.clone())
             .send();
         let bound = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
-        let lost = |cause| Disposition::Retry { cause, wait: None };
         let response = match timeout_at(bound, sending).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) if error.is_timeout() => return lost(Cause::Timeout),
-            Ok(Err(error)) if error.is_connect() => return lost(Cause::Unreachable),
-            Ok(Err(_)) => return lost(Cause::ConnectionLost),
-            Err(_) => return lost(Cause::Timeout),
+            failed => {
+                let (cause, problem) = match failed {
+                    Ok(Err(error)) if error.is_connect() => (Cause::Unreachable, chain(&error.without_url())),
+                    Ok(Err(error)) if !error.is_timeout() => (Cause::ConnectionLost, chain(&error.without_url())),
+                    _ => (Cause::Timeout, "no answer in time".to_owned()),
+                };
+                sent.problem = Some(problem);
+                return Disposition::Retry { cause, wait: None };
+            }
         };
         let status = response.status().as_u16();
         let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value, &self.clock));
         // Reading to the end lets the connection be used again.
         let body = timeout_at(bound, read_start(response)).await.unwrap_or_default();
-        classify(status, retry_after, &body)
+        let disposition = classify(status, retry_after, &body);
+        if disposition != Disposition::Delivered {
+            sent.problem = Some(format!("answered {status}"));
+        }
+        disposition
     }
 }
 
@@ -195,6 +213,7 @@ struct Sent {
     outcomes: Vec<(usize, Outcome)>,
     requests: u32,
     retries: u32,
+    problem: Option<String>,
 }
 
 /// The wait before attempt `attempt + 1`. A lost connection is most often a pooled one that died while the sandbox was
@@ -216,6 +235,12 @@ fn retry_after(value: &HeaderValue, clock: &Clock) -> Option<Duration> {
     }
     let at = httpdate::parse_http_date(text).ok()?;
     Some(at.duration_since(clock.now()).unwrap_or_default())
+}
+
+/// An error with its sources, such as a refused connection or an unknown certificate.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |error| error.source())
+        .fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
 async fn read_start(mut response: reqwest::Response) -> String {

@@ -166,6 +166,7 @@ pub async fn handle<O>(
         notes = ?notes,
         hub.requests = report.requests,
         hub.retries = report.retries,
+        hub.problem = report.problem,
         duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         "queue batch handled",
     );

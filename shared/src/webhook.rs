@@ -107,6 +107,7 @@ pub async fn handle<O>(relay: &Relay<O>, request: &HttpRequest<'_>, request_id: 
         notes = ?line.notes,
         hub.requests = line.report.requests,
         hub.retries = line.report.retries,
+        hub.problem = line.report.problem,
         duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         "webhook answered",
     );
