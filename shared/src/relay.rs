@@ -67,7 +67,8 @@ pub fn run<O: DeserializeOwned + Default + Send + Sync + 'static>(kind: Kind<O>)
         match lambda_runtime::run(handler).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                tracing::error!(%error, "the Lambda runtime API is gone");
+                // As when a local container is stopped; Lambda itself never takes it away.
+                tracing::warn!(%error, "the Lambda runtime API is gone");
                 ExitCode::FAILURE
             }
         }

@@ -216,19 +216,11 @@ fn body_of<'r>(request: &'r HttpRequest<'_>) -> Option<Cow<'r, [u8]>> {
 fn respond(answer: &Answer, request_id: &str) -> ApiGatewayV2httpResponse {
     let (status, content_type, body) = match answer {
         Answer::Handled { status, messages } => {
-            (200, "application/json", json!({ "status": status, "messages": messages }))
+            (200, "application/json", format!(r#"{{"status":"{status}","messages":{messages}}}"#))
         }
-        Answer::Problem { status, detail } => (
-            *status,
-            "application/problem+json",
-            json!({
-                "type": "about:blank",
-                "title": http::StatusCode::from_u16(*status).ok().and_then(|status| status.canonical_reason()),
-                "status": status,
-                "detail": detail,
-                "requestId": request_id,
-            }),
-        ),
+        Answer::Problem { status, detail } => {
+            (*status, "application/problem+json", problem(*status, detail, request_id))
+        }
     };
     let mut response = ApiGatewayV2httpResponse::default();
     response.status_code = status.into();
@@ -236,7 +228,7 @@ fn respond(answer: &Answer, request_id: &str) -> ApiGatewayV2httpResponse {
     if status == 405 {
         response.headers.insert(ALLOW, HeaderValue::from_static("POST, PUT"));
     }
-    response.body = Some(Body::Text(body.to_string()));
+    response.body = Some(Body::Text(body));
     response
 }
 
@@ -247,6 +239,18 @@ impl<O> Relay<O> {
             tracing::error!(kind = self.kind.name, reason = cause.word(), hint, "the event hub can't be sent to");
         }
     }
+}
+
+/// A problem document (RFC 9457).
+fn problem(status: u16, detail: &str, request_id: &str) -> String {
+    json!({
+        "type": "about:blank",
+        "title": http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()),
+        "status": status,
+        "detail": detail,
+        "requestId": request_id,
+    })
+    .to_string()
 }
 
 /// The answer when the function itself failed: never a crash, which a gateway would turn into a 500 that some senders do

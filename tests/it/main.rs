@@ -1,3 +1,17 @@
+//! Tests across crates: pure parts against golden data, and the built binaries through the ways that Lambda, SAM and
+//! users start them. The binaries must be built first; `make test` does.
+
+#![expect(clippy::unwrap_used, reason = "a test whose own steps fail has failed")]
+
 mod connection_strings;
+mod harness;
+mod hub_answers;
+mod input;
 mod mapping;
+mod queue;
+mod rie;
+mod secrets;
+mod settings;
 mod signing;
+mod template;
+mod webhook;

@@ -1,0 +1,62 @@
+# `make run` and `make test` do all of their own set-up on a fresh machine that has Rust (rustup.rs) and Python 3.11+.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+ARGS ?=
+# What is built is looked for in ./target.
+unexport CARGO_TARGET_DIR
+export SAM_CLI_TELEMETRY := 0
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+.PHONY: run
+run: setup ## Start the whole system on this machine (ARGS="--port 9000": options, see --help)
+	cargo build --workspace --bins
+	exec target/debug/local run $(ARGS)
+
+.PHONY: demo
+demo: ## In a second terminal: send the sample events by webhook and queue, show what the hub then holds
+	cargo build --package local
+	target/debug/local demo $(ARGS)
+
+.PHONY: test
+test: setup ## Run all tests
+	cargo build --workspace --bins
+	cargo test --workspace $(ARGS)
+
+.PHONY: check
+check: setup ## Formatting, lints, template
+	cargo fmt --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	$(BIN)/sam validate --lint
+
+.PHONY: sam
+sam: setup ## Validate the template and build every function for deployment (ARCHITECTURE=x86_64 for this machine's)
+	$(BIN)/sam validate --lint
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/sam build $(FUNCTION) $(if $(ARCHITECTURE),--parameter-overrides Architecture=$(ARCHITECTURE))
+
+.PHONY: setup
+setup: $(VENV)/.installed ## Install what the other targets need
+
+$(VENV)/.installed: requirements.txt
+	@command -v cargo >/dev/null || { echo "Rust is missing: install it from https://rustup.rs"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@command -v cc >/dev/null && $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(MAKE) --no-print-directory packages
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.PHONY: packages
+packages:
+	@echo "installing a C compiler and Python's venv (Debian packages)"
+	apt-get update -qq
+	apt-get install -y -qq build-essential python3 python3-venv
+
+.PHONY: clean
+clean: ## Remove everything that was built or installed here
+	rm -rf target .aws-sam $(VENV) functions/*/target

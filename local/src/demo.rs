@@ -1,0 +1,246 @@
+//! `local demo`: sends every fixture of every kind by webhook and by queue to a running system, and looks for each in
+//! the hub.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use shared::aws::{AwsError, Service};
+use tokio::time::{Instant, sleep};
+
+use crate::kinds::{KINDS, Kind};
+use crate::random;
+use crate::run::{INFO_PATH, Info, KindInfo, local_aws};
+
+/// Send the fixtures to a running system and wait for them in the hub.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Address of the running system
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// Port of its webhook gateway
+    #[arg(long, default_value_t = 8080)]
+    pub port: u16,
+    /// Port of its event hub emulator, if it isn't the one that the system tells
+    #[arg(long)]
+    pub hub_port: Option<u16>,
+    /// Port of its moto server, if it isn't the one that the system tells
+    #[arg(long)]
+    pub aws_port: Option<u16>,
+    /// Folder with one folder of events per kind
+    #[arg(long, default_value = "tests/fixtures")]
+    pub fixtures: PathBuf,
+}
+
+/// The events are in the hub by then.
+const ARRIVAL: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(200);
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+const SUBJECT: &str = "cloudEvents:subject";
+
+#[derive(Debug, thiserror::Error)]
+pub enum DemoError {
+    #[error("nothing runs at {0}: start it with `make run`, or name its port with --port")]
+    NotRunning(String),
+    #[error("{0} gave an answer that makes no sense")]
+    Answer(String),
+    #[error("the running system accepts no bearer token: start it with one in --sender-auth")]
+    NoToken,
+    #[error("fixtures can't be read from {}: {source}", path.display())]
+    Fixtures { path: PathBuf, source: io::Error },
+    #[error("{} is no JSON: {source}", path.display())]
+    Json { path: PathBuf, source: serde_json::Error },
+    #[error("there are no fixtures in {}", .0.display())]
+    NoFixtures(PathBuf),
+    #[error("no HTTP client: {0}")]
+    Client(String),
+    #[error(transparent)]
+    Http(#[from] reqwest::Error),
+    #[error(transparent)]
+    Queue(#[from] AwsError),
+}
+
+/// An event on its way.
+struct Sent {
+    label: String,
+    subject: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Stored {
+    partition: u32,
+    sequence_number: u64,
+    partition_key: Option<String>,
+    body: String,
+    properties: BTreeMap<String, Value>,
+}
+
+/// Whether everything that was sent has arrived.
+pub async fn demo(options: Options) -> Result<bool, DemoError> {
+    let http = shared::build_http_client(None).map_err(DemoError::Client)?;
+    let url = format!("http://{}", std::net::SocketAddr::new(options.host, options.port));
+    let answer = http.get(format!("{url}{INFO_PATH}")).send().await;
+    let answer = answer.map_err(|_| DemoError::NotRunning(url.clone()))?.text().await?;
+    let mut info: Info = serde_json::from_str(&answer).map_err(|_| DemoError::Answer(url.clone()))?;
+    let at = |port| format!("http://{}", std::net::SocketAddr::new(options.host, port));
+    info.hub_url = options.hub_port.map_or(info.hub_url, at);
+    info.aws_endpoint = options.aws_port.map(at).or(info.aws_endpoint);
+
+    let (mut sent_count, mut arrived_count) = (0, 0);
+    for kind in KINDS {
+        let Some(running) = info.kinds.iter().find(|running| running.name == kind.name) else { continue };
+        let before = next_sequence_numbers(&http, &info, kind).await?;
+        let sent = send(&http, &url, &info, kind, running, &options.fixtures).await?;
+        let arrived = wait(&http, &info, kind, &before, &sent).await?;
+        print_arrived(kind, &sent, &arrived);
+        sent_count += sent.len();
+        arrived_count += sent.iter().filter(|sent| arrived.contains_key(&sent.subject)).count();
+    }
+    println!("\n{sent_count} sent, {arrived_count} in the hub");
+    Ok(sent_count > 0 && sent_count == arrived_count)
+}
+
+/// A kind's events, by the names of their files.
+fn fixtures(folder: &Path) -> Result<Vec<(String, Value)>, DemoError> {
+    let unreadable = |source| DemoError::Fixtures { path: folder.to_owned(), source };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+        paths.push(entry.map_err(unreadable)?.path());
+    }
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    paths.sort();
+    if paths.is_empty() {
+        return Err(DemoError::NoFixtures(folder.to_owned()));
+    }
+    paths
+        .into_iter()
+        .map(|path| {
+            let text = std::fs::read(&path).map_err(|source| DemoError::Fixtures { path: path.clone(), source })?;
+            let event =
+                serde_json::from_slice(&text).map_err(|source| DemoError::Json { path: path.clone(), source })?;
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            Ok((name, event))
+        })
+        .collect()
+}
+
+/// Sends every fixture by both ways, each with an identity of its own.
+async fn send(
+    http: &reqwest::Client,
+    url: &str,
+    info: &Info,
+    kind: &Kind,
+    running: &KindInfo,
+    fixtures_folder: &Path,
+) -> Result<Vec<Sent>, DemoError> {
+    let token = info.sender_token.as_ref().ok_or(DemoError::NoToken)?;
+    let fixtures = fixtures(&fixtures_folder.join(kind.name))?;
+    let mut sent = Vec::new();
+    println!("{} by webhook: POST {url}/{}", kind.name, kind.name);
+    for (name, event) in &fixtures {
+        let mut event = event.clone();
+        let subject = (kind.stamp)(&mut event, &random::uuid());
+        let answer = http
+            .post(format!("{url}/{}", kind.name))
+            .bearer_auth(token)
+            .header("content-type", "application/json")
+            .body(event.to_string())
+            .send()
+            .await?;
+        let status = answer.status().as_u16();
+        println!("  {status} {:48} {name}", answer.text().await?);
+        sent.push(Sent { label: format!("webhook {name}"), subject });
+    }
+    let (Some(endpoint), Some(queue_url)) = (&info.aws_endpoint, &running.queue_url) else {
+        println!("{} by queue: the system runs without queues", kind.name);
+        return Ok(sent);
+    };
+    println!("{} by queue: SendMessage {queue_url}", kind.name);
+    let aws = local_aws(http.clone(), endpoint.clone(), info.aws_region.clone());
+    for (name, event) in &fixtures {
+        let mut event = event.clone();
+        let subject = (kind.stamp)(&mut event, &random::uuid());
+        let body = json!({ "QueueUrl": queue_url, "MessageBody": event.to_string() });
+        let answer = aws.call(Service::Sqs, "SendMessage", &body, Instant::now() + CALL_TIMEOUT).await?;
+        let answer: Value = serde_json::from_slice(&answer).map_err(|_| DemoError::Answer(endpoint.clone()))?;
+        println!("  200 {:48} {name}", format!("message {}", answer["MessageId"].as_str().unwrap_or_default()));
+        sent.push(Sent { label: format!("queue   {name}"), subject });
+    }
+    Ok(sent)
+}
+
+/// Of each partition: what is there already is not looked at again.
+async fn next_sequence_numbers(http: &reqwest::Client, info: &Info, kind: &Kind) -> Result<Vec<u64>, DemoError> {
+    let hubs = get(http, format!("{}/_emulator/hubs", info.hub_url)).await?;
+    let hubs = hubs["hubs"].as_array().ok_or_else(|| DemoError::Answer(info.hub_url.clone()))?;
+    let hub = hubs.iter().find(|hub| hub["name"] == kind.hub).ok_or_else(|| DemoError::Answer(info.hub_url.clone()))?;
+    let partitions = hub["partitions"].as_array().ok_or_else(|| DemoError::Answer(info.hub_url.clone()))?;
+    Ok(partitions.iter().map(|partition| partition["nextSequenceNumber"].as_u64().unwrap_or(0)).collect())
+}
+
+async fn get(http: &reqwest::Client, url: String) -> Result<Value, DemoError> {
+    let answer = http.get(&url).send().await?.text().await?;
+    serde_json::from_str(&answer).map_err(|_| DemoError::Answer(url))
+}
+
+/// The events in the hub by their subjects, once all that were sent are there or the time is up.
+async fn wait(
+    http: &reqwest::Client,
+    info: &Info,
+    kind: &Kind,
+    before: &[u64],
+    sent: &[Sent],
+) -> Result<BTreeMap<String, Vec<Stored>>, DemoError> {
+    let deadline = Instant::now() + ARRIVAL;
+    let mut next = before.to_vec();
+    let mut arrived = BTreeMap::<String, Vec<Stored>>::new();
+    loop {
+        for (partition, next) in next.iter_mut().enumerate() {
+            let url = format!(
+                "{}/_emulator/hubs/{}/events?partition={partition}&from={next}&limit=1000",
+                info.hub_url, kind.hub
+            );
+            let mut page = get(http, url.clone()).await?;
+            let events: Vec<Stored> =
+                serde_json::from_value(page["events"].take()).map_err(|_| DemoError::Answer(url))?;
+            for event in events {
+                *next = event.sequence_number + 1;
+                let subject = event.properties.get(SUBJECT).and_then(Value::as_str).unwrap_or_default().to_owned();
+                arrived.entry(subject).or_default().push(event);
+            }
+        }
+        if sent.iter().all(|sent| arrived.contains_key(&sent.subject)) || Instant::now() >= deadline {
+            return Ok(arrived);
+        }
+        sleep(POLL).await;
+    }
+}
+
+fn print_arrived(kind: &Kind, sent: &[Sent], arrived: &BTreeMap<String, Vec<Stored>>) {
+    println!("\nin hub {}", kind.hub);
+    for sent in sent {
+        println!("  {}", sent.label);
+        let Some(events) = arrived.get(&sent.subject) else {
+            println!("    MISSING: no event with {SUBJECT} = {}", sent.subject);
+            continue;
+        };
+        for event in events {
+            let property = |name: &str| event.properties.get(name).and_then(Value::as_str).unwrap_or("-");
+            println!(
+                "    partition {} sequence {} key {}  {}  id {}",
+                event.partition,
+                event.sequence_number,
+                event.partition_key.as_deref().unwrap_or("-"),
+                property("cloudEvents:type"),
+                property("cloudEvents:id"),
+            );
+            println!("      body       {}", event.body);
+            println!("      properties {}", json!(event.properties));
+        }
+    }
+}

@@ -1,0 +1,12 @@
+#![doc = include_str!("../README.md")]
+
+mod body;
+pub mod demo;
+pub mod emulator;
+pub mod gateway;
+pub mod kinds;
+pub mod moto;
+pub mod queue_source;
+mod random;
+pub mod run;
+pub mod runner;

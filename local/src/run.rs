@@ -1,0 +1,382 @@
+//! `local run`: everything on one machine, until Ctrl-C.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::extract::ConnectInfo;
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use shared::aws::Aws;
+use shared::clock::Clock;
+use shared::settings::{self, Environment};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+
+use crate::emulator::{Config, Emulator, ROOT_KEY_NAME};
+use crate::gateway;
+use crate::kinds::{KINDS, Kind};
+use crate::moto::{self, Moto, MotoError};
+use crate::queue_source;
+use crate::runner::{Function, FunctionConfig};
+
+/// Start the emulator, the functions, the gateway and the queues.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// Port of the webhook gateway
+    #[arg(long, default_value_t = 8080)]
+    pub port: u16,
+    /// Port of the event hub emulator
+    #[arg(long, default_value_t = 5300)]
+    pub hub_port: u16,
+    /// Port of moto server, which stands in for SQS
+    #[arg(long, default_value_t = 5566)]
+    pub aws_port: u16,
+    /// Folder of the built functions [default: where this program is]
+    #[arg(long)]
+    pub functions: Option<PathBuf>,
+    /// Moto server's program
+    #[arg(long, default_value = moto::DEFAULT_PATH)]
+    pub moto: PathBuf,
+    /// Throttle the hubs as this many throughput units would
+    #[arg(long)]
+    pub throughput_units: Option<u32>,
+    /// How senders authenticate: SENDER_AUTH of every function
+    #[arg(long, default_value = r#"[{"type":"bearer","secret":"local-sender"}]"#)]
+    pub sender_auth: String,
+    /// Run without queues, and so without moto server
+    #[arg(long)]
+    pub no_queue: bool,
+    /// Print what the functions log
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+const REGION: &str = "eu-central-1";
+/// A webhook is answered within 2 s; a queue batch has its time too.
+const FUNCTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Six times the function's timeout, as AWS advises.
+const VISIBILITY_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_RECEIVE_COUNT: u32 = 5;
+const BATCH_SIZE: usize = 10;
+
+/// Why nothing runs.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("{} is missing: `make run` builds it", .0.display())]
+    NotBuilt(PathBuf),
+    #[error("port {port} can't be listened on ({source}): choose another with {option}")]
+    Port { port: u16, option: &'static str, source: io::Error },
+    #[error(transparent)]
+    Moto(#[from] MotoError),
+    #[error("no HTTP client: {0}")]
+    Client(String),
+    #[error("queues can't be created: {0}")]
+    Queues(#[from] shared::aws::AwsError),
+    #[error("signals can't be handled: {0}")]
+    Signals(io::Error),
+    #[error("{0} does not answer")]
+    Silent(String),
+}
+
+/// What a running system tells about itself at [`INFO_PATH`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Info {
+    pub hub_url: String,
+    /// Absent without queues.
+    pub aws_endpoint: Option<String>,
+    pub aws_region: String,
+    /// A bearer token that the functions accept, if there is one.
+    pub sender_token: Option<String>,
+    pub kinds: Vec<KindInfo>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KindInfo {
+    pub name: String,
+    pub hub: String,
+    pub queue_url: Option<String>,
+}
+
+pub const INFO_PATH: &str = "/_local/info";
+
+/// Calls AWS at `endpoint` with credentials that moto takes.
+pub fn local_aws(http: reqwest::Client, endpoint: String, region: String) -> Aws {
+    let environment = Environment::from_fn(move |name| match name {
+        "AWS_ENDPOINT_URL" => Some(endpoint.clone()),
+        "AWS_REGION" => Some(region.clone()),
+        "AWS_ACCESS_KEY_ID" | "AWS_SECRET_ACCESS_KEY" => Some("local".to_owned()),
+        _ => None,
+    });
+    Aws::new(http, environment, Clock::system())
+}
+
+/// Runs until SIGINT, SIGTERM or SIGHUP.
+pub async fn run(options: Options) -> Result<(), RunError> {
+    let functions = options.functions.clone().unwrap_or_else(own_folder);
+    for kind in KINDS {
+        let binary = functions.join(kind.name);
+        if !binary.is_file() {
+            return Err(RunError::NotBuilt(binary));
+        }
+    }
+    let mut stop = Stop::listen()?;
+    tokio::select! {
+        signal = stop.wait() => {
+            println!("{signal}: stopping");
+            return Ok(());
+        }
+        system = start(&options, &functions) => {
+            let system = system?;
+            let signal = stop.wait().await;
+            println!("{signal}: stopping");
+            system.stop().await;
+        }
+    }
+    Ok(())
+}
+
+/// Cargo puts all programs of a profile into one folder.
+fn own_folder() -> PathBuf {
+    let program = std::env::current_exe().unwrap_or_default();
+    program.parent().map_or_else(|| PathBuf::from("target/debug"), Path::to_owned)
+}
+
+struct System {
+    emulator: Emulator,
+    functions: BTreeMap<String, Function>,
+    moto: Option<Moto>,
+    /// The gateway and the queue sources.
+    tasks: JoinSet<()>,
+}
+
+impl System {
+    async fn stop(mut self) {
+        self.tasks.shutdown().await;
+        for function in self.functions.values() {
+            function.stop();
+        }
+        for function in self.functions.values() {
+            function.stopped().await;
+        }
+        if let Some(moto) = self.moto {
+            moto.stop().await;
+        }
+        self.emulator.shutdown().await;
+    }
+}
+
+async fn start(options: &Options, functions_folder: &Path) -> Result<System, RunError> {
+    // All ports before anything else, so that one in use is told at once.
+    let listen = async |port: u16, option| {
+        TcpListener::bind(SocketAddr::new(options.host, port)).await.map_err(|source| RunError::Port {
+            port,
+            option,
+            source,
+        })
+    };
+    let gateway_listener = listen(options.port, "--port").await?;
+    let hub_listener = listen(options.hub_port, "--hub-port").await?;
+    let aws_listener = if options.no_queue { None } else { Some(listen(options.aws_port, "--aws-port").await?) };
+    let http = shared::build_http_client(None).map_err(RunError::Client)?;
+
+    let config = Config {
+        hubs: KINDS.iter().map(|kind| (kind.hub.to_owned(), kind.partitions)).collect(),
+        throughput_units: options.throughput_units,
+        ..Config::default()
+    };
+    let emulator = Emulator::start(config, hub_listener).await;
+    println!("event hubs   {} (emulator)", emulator.url());
+
+    let moto = match aws_listener {
+        None => None,
+        Some(listener) => {
+            println!("queues       starting moto server ...");
+            // Moto binds the port itself.
+            let port = listener.local_addr().map_or(options.aws_port, |address| address.port());
+            drop(listener);
+            Some(Moto::start(&options.moto, reachable(SocketAddr::new(options.host, port)), &http).await?)
+        }
+    };
+    let mut info = Info {
+        hub_url: emulator.url(),
+        aws_endpoint: moto.as_ref().map(|moto| moto.url().to_owned()),
+        aws_region: REGION.to_owned(),
+        sender_token: bearer_token(&options.sender_auth),
+        kinds: Vec::new(),
+    };
+    let (mut functions, mut tasks) = (BTreeMap::new(), JoinSet::new());
+    for kind in KINDS {
+        let function = Function::new(function_config(kind, options, functions_folder, &emulator, &info));
+        let mut queue_url = None;
+        if let Some(endpoint) = &info.aws_endpoint {
+            let aws = local_aws(http.clone(), endpoint.clone(), REGION.to_owned());
+            let (url, _) = queue_source::create_queue(&aws, kind.queue, VISIBILITY_TIMEOUT, MAX_RECEIVE_COUNT).await?;
+            tasks.spawn(queue_source::poll(aws, url.clone(), REGION.to_owned(), function.clone(), BATCH_SIZE));
+            queue_url = Some(url);
+        }
+        info.kinds.push(KindInfo { name: kind.name.to_owned(), hub: kind.hub.to_owned(), queue_url });
+        functions.insert(kind.name.to_owned(), function);
+    }
+    if let Some(endpoint) = &info.aws_endpoint {
+        println!("queues       {endpoint} (moto server)");
+    }
+
+    let address = gateway_listener.local_addr().unwrap_or(SocketAddr::new(options.host, options.port));
+    let url = format!("http://{}", reachable(address));
+    let router = gateway::router(functions.clone()).merge(pages(&url, &info));
+    tasks.spawn(async move {
+        if let Err(error) = gateway::serve(gateway_listener, router).await {
+            eprintln!("gateway: {error}");
+        }
+    });
+    println!("gateway      {url}");
+    for page in [format!("{url}/"), format!("{}/_emulator/hubs", info.hub_url)] {
+        if !http.get(&page).send().await.is_ok_and(|answer| answer.status().is_success()) {
+            return Err(RunError::Silent(page));
+        }
+    }
+    print!("{}", instructions(&url, &info));
+    println!("ready: {url}");
+    Ok(System { emulator, functions, moto, tasks })
+}
+
+/// An address that clients on this machine can connect to.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+fn function_config(kind: &Kind, options: &Options, folder: &Path, emulator: &Emulator, info: &Info) -> FunctionConfig {
+    let mut environment = vec![
+        (settings::CONNECTION_STRING.to_owned(), emulator.connection_string(ROOT_KEY_NAME, Some(kind.hub))),
+        (settings::SENDER_AUTH.to_owned(), options.sender_auth.clone()),
+        ("AWS_REGION".to_owned(), REGION.to_owned()),
+    ];
+    if let Some(endpoint) = &info.aws_endpoint {
+        environment.push(("AWS_ENDPOINT_URL".to_owned(), endpoint.clone()));
+    }
+    let mut config = FunctionConfig::new(kind.name, folder.join(kind.name));
+    config.environment = environment;
+    config.timeout = FUNCTION_TIMEOUT;
+    config.print_logs = options.verbose;
+    config
+}
+
+/// The first bearer token of a `SENDER_AUTH`.
+fn bearer_token(sender_auth: &str) -> Option<String> {
+    let accepted: Vec<Value> = serde_json::from_str(sender_auth).ok()?;
+    let bearer = accepted.iter().find(|credential| credential["type"] == "bearer")?;
+    bearer["secret"].as_str().map(str::to_owned)
+}
+
+/// Commands to paste.
+fn instructions(url: &str, info: &Info) -> String {
+    let mut text = String::new();
+    for kind in KINDS {
+        let sample = format!("tests/fixtures/{}/{}", kind.name, kind.sample);
+        let authorization =
+            info.sender_token.as_ref().map(|token| format!(" -H 'authorization: Bearer {token}'")).unwrap_or_default();
+        text.push_str(&format!(
+            "\n{name}\n  by webhook:  curl -i {url}/{name}{authorization} -H 'content-type: application/json' \
+             --data @{sample}\n",
+            name = kind.name,
+        ));
+        if let Some(queue_url) = info.queue_url(kind.name) {
+            // Moto tells services apart by the signature's scope.
+            text.push_str(&format!(
+                "  by queue:    curl {queue_url} --aws-sigv4 aws:amz:{REGION}:sqs --user local:local \
+                 -d Action=SendMessage --data-urlencode MessageBody@{sample}\n",
+            ));
+        }
+        text.push_str(&format!("  in the hub:  curl {}/_emulator/hubs/{}/events\n", info.hub_url, kind.hub));
+    }
+    text.push_str("\nStop with Ctrl-C.\n");
+    text
+}
+
+impl Info {
+    pub fn queue_url(&self, kind: &str) -> Option<&str> {
+        self.kinds.iter().find(|known| known.name == kind)?.queue_url.as_deref()
+    }
+}
+
+/// What the gateway serves beside the functions.
+fn pages(url: &str, info: &Info) -> Router {
+    let page = page(url, info);
+    let info = info.clone();
+    Router::new().route("/", get(async || Html(page))).route(
+        INFO_PATH,
+        get(async move |ConnectInfo(peer): ConnectInfo<SocketAddr>| -> Response {
+            // It holds the senders' token.
+            if peer.ip().is_loopback() { Json(info).into_response() } else { StatusCode::NOT_FOUND.into_response() }
+        }),
+    )
+}
+
+fn page(url: &str, info: &Info) -> String {
+    let mut rows = String::new();
+    let hub_url = &info.hub_url;
+    for kind in KINDS {
+        let queue = info.queue_url(kind.name).unwrap_or("none");
+        rows.push_str(&format!(
+            "<tr><th>{name}<td><code>POST {url}/{name}</code><td><code>{queue}</code>\
+             <td><a href=\"{hub_url}/_emulator/hubs/{hub}/events\">{hub}</a>\n",
+            name = kind.name,
+            hub = kind.hub,
+        ));
+    }
+    format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>eventhubs-relay</title>\n\
+         <meta name=\"viewport\" content=\"width=device-width\">\n\
+         <style>:root{{color-scheme:light dark}}body{{font:1rem/1.5 system-ui;margin:2rem auto;max-width:70rem;\
+         padding:0 1rem}}td,th{{padding:.3rem 1rem .3rem 0;text-align:left;vertical-align:top}}</style>\n\
+         <h1>eventhubs-relay</h1>\n\
+         <table><thead><tr><th>kind<th>webhook<th>queue<th>event hub</thead>\n{rows}</table>\n\
+         <p>Emulator: <a href=\"{hub_url}/_emulator/hubs\">hubs</a>,\n\
+         <a href=\"{hub_url}/_emulator/requests\">requests</a>,\n\
+         <a href=\"{hub_url}/_emulator/faults\">faults</a>.</p>\n</html>\n",
+    )
+}
+
+/// Signals that end the system.
+struct Stop {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hang_up: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn listen() -> Result<Self, RunError> {
+        let listen = |kind| signal(kind).map_err(RunError::Signals);
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hang_up: listen(SignalKind::hangup())?,
+        })
+    }
+
+    async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hang_up.recv() => "SIGHUP",
+        }
+    }
+}

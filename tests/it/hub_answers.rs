@@ -1,0 +1,167 @@
+//! What becomes of events under each answer of the hub, through the built binary: one case per status of the contract.
+
+use local::emulator::{Action, Config, Key, Rights};
+
+use crate::harness::*;
+
+/// Posts one event while the hub answers so; gives the answer, the requests made and the events stored.
+async fn post_under(faults: Vec<local::emulator::Fault>, variables: &[(&str, &str)]) -> (Answer, usize, usize) {
+    let system = start(variables).await;
+    system.hub.script(faults);
+    let answer = system.post(DOCUMENTED).await;
+    (answer, system.requests(), system.stored())
+}
+
+#[tokio::test]
+async fn a_201_is_delivered() {
+    let (answer, requests, stored) = post_under(vec![], &[]).await;
+    assert_eq!((answer, requests, stored), (delivered(1), 1, 1));
+}
+
+#[tokio::test]
+async fn a_401_is_signed_anew_once() {
+    let (answer, requests, stored) = post_under(vec![status(401, None, "40103: Invalid token")], &[]).await;
+    assert_eq!((answer, requests, stored), (delivered(1), 2, 1));
+    let (answer, requests, stored) = post_under(vec![lasting(status(401, None, "40103: Invalid token"))], &[]).await;
+    assert!(answer.problem(503).contains("unauthorized"));
+    assert_eq!((requests, stored), (2, 0));
+}
+
+#[tokio::test]
+async fn throttling_is_waited_out_when_the_wait_fits() {
+    let asks_for_none = status(503, Some(0), "50002");
+    let (answer, requests, _) = post_under(vec![asks_for_none], &[]).await;
+    assert_eq!((answer, requests), (delivered(1), 2));
+    let says_nothing = status(503, None, "50002: throttled");
+    let (answer, requests, stored) = post_under(vec![says_nothing], &[]).await;
+    assert!(answer.problem(503).contains("throttled"));
+    assert_eq!((requests, stored), (1, 0), "four seconds do not fit a webhook's time");
+    let without_code = status(429, None, "slow down");
+    let (answer, requests, _) = post_under(vec![without_code.clone(), without_code], &[]).await;
+    assert_eq!((answer, requests), (delivered(1), 3));
+    let asks_for_a_minute = status(429, Some(60), "50002");
+    let (answer, requests, _) = post_under(vec![asks_for_a_minute], &[]).await;
+    assert!(answer.problem(503).contains("throttled"));
+    assert_eq!(requests, 1);
+}
+
+#[tokio::test]
+async fn a_queue_has_time_to_wait_for_a_throttled_hub() {
+    let system = start(&[]).await;
+    system.hub.script([status(503, Some(1), "50002"), status(500, None, "internal")]);
+    assert!(system.failures(&[record("a", DOCUMENTED)]).await.is_empty());
+    assert_eq!((system.requests(), system.stored()), (3, 1));
+}
+
+#[tokio::test]
+async fn server_errors_get_three_attempts() {
+    for code in [408, 500, 502, 504] {
+        let passing = status(code, None, "");
+        let (answer, requests, _) = post_under(vec![passing.clone(), passing.clone()], &[]).await;
+        assert_eq!((answer, requests), (delivered(1), 3), "{code}");
+        let (answer, requests, _) = post_under(vec![lasting(passing)], &[]).await;
+        answer.problem(503);
+        assert_eq!(requests, 3, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_lost_connection_is_made_again() {
+    let (answer, requests, stored) = post_under(vec![fault(Action::Reset)], &[]).await;
+    assert_eq!((answer, requests, stored), (delivered(1), 2, 1));
+    let (answer, _, stored) = post_under(vec![lasting(fault(Action::Reset))], &[]).await;
+    assert!(answer.problem(503).contains("connection_lost"));
+    assert_eq!(stored, 0);
+    let system = start(&[]).await;
+    system.hub.script([fault(Action::ResetAfterStore)]);
+    assert_eq!(system.post(DOCUMENTED).await, delivered(1));
+    let stored = system.hub.events(HUB);
+    assert_eq!(stored.len(), 2, "stored twice, as at least once allows");
+    assert_eq!(stored[0].properties["cloudEvents:id"], stored[1].properties["cloudEvents:id"]);
+}
+
+#[tokio::test]
+async fn a_hub_that_does_not_answer_or_is_not_there_is_503() {
+    let (answer, _, stored) = post_under(vec![lasting(fault(Action::Hang))], &[]).await;
+    assert!(answer.problem(503).contains("timeout"));
+    assert_eq!(stored, 0);
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nowhere = format!(
+        "Endpoint=sb://{closed};SharedAccessKeyName=n;SharedAccessKey=k;EntityPath=h;UseDevelopmentEmulator=true"
+    );
+    let (answer, _, _) = post_under(vec![], &[("EVENT_HUBS_CONNECTION_STRING", nowhere.as_str())]).await;
+    assert!(answer.problem(503).contains("unreachable"));
+}
+
+#[tokio::test]
+async fn what_an_operator_can_mend_is_503_and_told_once_in_the_log() {
+    for (fault, word) in [
+        (status(403, None, "Unauthorized access. 'Send' claim(s) are required."), "forbidden"),
+        (status(403, None, "The quota is exceeded."), "forbidden"),
+        (status(404, None, "40400: Endpoint not found."), "not_found"),
+        (status(410, None, "gone"), "not_found"),
+        (status(200, None, ""), "unexpected"),
+        (status(302, None, ""), "unexpected"),
+        (status(418, None, ""), "unexpected"),
+    ] {
+        let system = start(&[]).await;
+        system.hub.script([lasting(fault)]);
+        assert!(system.post(DOCUMENTED).await.problem(503).contains(word), "{word}");
+        assert_eq!(system.requests(), 1, "{word}");
+        let told =
+            system.function.logs().iter().filter(|line| line.contains("\"ERROR\"") && line.contains(word)).count();
+        assert_eq!(told, 1, "{word}");
+    }
+}
+
+#[tokio::test]
+async fn real_refusals_of_the_emulator_end_alike() {
+    let listen_only = Key {
+        name: "listen".to_owned(),
+        key: "a2V5".to_owned(),
+        rights: Rights { send: false, listen: true, manage: false },
+        hub: None,
+    };
+    let system = start_with(Config { keys: vec![listen_only], ..hub_config() }, &[]).await;
+    assert!(system.post(DOCUMENTED).await.problem(503).contains("forbidden"));
+    let system = start(&[]).await;
+    system.hub.set_key(&hub_config().keys[0].name, "bmV3");
+    assert!(system.post(DOCUMENTED).await.problem(503).contains("unauthorized"));
+    let system = start(&[("PARTITIONING", "partitions:99")]).await;
+    let profile = "a-profile-of-a-partition-that-is-not-there";
+    assert!(system.post(&event_of(profile)).await.problem(503).contains("bad_partition"));
+}
+
+#[tokio::test]
+async fn a_refused_event_is_the_callers_to_mend() {
+    let (answer, requests, _) = post_under(vec![lasting(status(400, None, "malformed"))], &[]).await;
+    answer.problem(400);
+    assert_eq!(requests, 1);
+    let (answer, _, _) = post_under(vec![lasting(status(413, None, ""))], &[]).await;
+    answer.problem(413);
+    let (answer, _, _) = post_under(vec![lasting(status(403, None, "The message is too large"))], &[]).await;
+    answer.problem(413);
+}
+
+#[tokio::test]
+async fn refused_batches_are_halved_until_one_is_left() {
+    let small_hub = Config { max_bytes: 4000, ..hub_config() };
+    let system = start_with(small_hub, &[("PARTITIONING", "none")]).await;
+    let padded = |profile: &str, bytes: usize| event_of(profile).replace("value1", &"x".repeat(bytes));
+    let records: Vec<_> =
+        (0..10).map(|n| record(&format!("r{n}"), &padded(&format!("p{n}"), if n == 6 { 5000 } else { 500 }))).collect();
+    assert_eq!(system.failures(&records).await, ["r6"]);
+    let stored = system.hub.events(HUB);
+    let mut profiles: Vec<_> =
+        stored.iter().map(|event| event.properties["cloudEvents:subject"].as_str().unwrap()).collect();
+    profiles.sort_unstable();
+    assert_eq!(profiles, ["p0", "p1", "p2", "p3", "p4", "p5", "p7", "p8", "p9"]);
+}
+
+#[tokio::test]
+async fn an_event_over_the_budget_is_413_without_a_request() {
+    let system = start(&[("EVENT_HUBS_MAX_BATCH_BYTES", "1000")]).await;
+    let large = event_of("p").replace("value1", &"x".repeat(1000));
+    assert!(system.post(&large).await.problem(413).contains("larger"));
+    assert_eq!(system.requests(), 0);
+}

@@ -1,0 +1,94 @@
+//! Input that nobody should send: a clear 4xx, never a panic, never a 5xx, and nothing of it in a log.
+
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::{Config, TestRunner};
+
+use crate::harness::*;
+
+/// Stands in bodies and credentials that must not be repeated anywhere.
+const MARKER: &str = "do-not-repeat-me";
+
+#[tokio::test]
+async fn malformed_bodies_are_4xx_that_say_what_is_wrong() {
+    let system = start(&[("AWS_LAMBDA_LOG_LEVEL", "TRACE")]).await;
+    let documented = event_of(MARKER);
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    let deep_member =
+        documented.replace("\"value1\"", &format!("{}{}", "{\"a\":".repeat(5000), "1".to_owned() + &"}".repeat(5000)));
+    for (body, expected) in [
+        ("", "empty"),
+        ("   ", "empty"),
+        ("{", "not valid JSON"),
+        (&documented[..documented.len() - 1], "not valid JSON"),
+        (&documented[..documented.len() / 2], "not valid JSON"),
+        ("{\"profileId\":\"do-not-repeat-me\",}", "not valid JSON"),
+        ("\"do-not-repeat-me\"", "expected a JSON object"),
+        ("7", "expected a JSON object"),
+        ("null", "expected a JSON object"),
+        ("{\"profileId\":\"\\ud800\"}", "profileId: expected text"),
+        ("{\"profileId\":{\"do-not-repeat-me\":1}}", "profileId: expected text"),
+        (&documented.replace("33", "\"do-not-repeat-me\""), "partnerNumber: expected an integer"),
+        (&documented.replace("\"NEW\"", "\"do-not-repeat-me\""), "callType: expected NEW"),
+        (&documented.replace("1234567890", "1e400"), "timestamp: expected an integer"),
+        (&documented.replace("1234567890", &"9".repeat(400)), "timestamp: expected an integer"),
+        (&deep, "128 levels"),
+        (&deep_member, "128 levels"),
+    ] {
+        let answer = system.post(body).await;
+        let detail = answer.problem(400);
+        assert!(detail.contains(expected), "{expected}: {detail}");
+        assert!(!detail.contains(MARKER), "{detail}");
+    }
+    assert_eq!(system.requests(), 0);
+    nothing_is_repeated(&system);
+}
+
+#[tokio::test]
+async fn neither_bodies_nor_secrets_reach_the_log_at_any_level() {
+    let auth = format!(
+        r#"[{{"type":"query","name":"code","secret":"{MARKER}"}},{{"type":"bearer","secret":"{SENDER_TOKEN}"}}]"#
+    );
+    let system = start(&[("AWS_LAMBDA_LOG_LEVEL", "TRACE"), ("SENDER_AUTH", &auth)]).await;
+    let mut event = request(&event_of(MARKER));
+    event["rawQueryString"] = format!("code={MARKER}").into();
+    event["headers"] = serde_json::json!({ "x-secret": MARKER });
+    assert_eq!(system.answer(&event).await, delivered(1));
+    event["rawQueryString"] = format!("code={MARKER}x").into();
+    system.answer(&event).await.problem(401);
+    system.hub.script([lasting(status(404, None, MARKER))]);
+    system.post(&event_of(MARKER)).await.problem(503);
+    let failures = system.failures(&[record("a", MARKER), record("b", &event_of(MARKER))]).await;
+    assert_eq!(failures, ["a", "b"]);
+    nothing_is_repeated(&system);
+    let lines = system.function.logs();
+    let key = &hub_config().keys[0].key;
+    assert!(lines.iter().all(|line| !line.contains("SharedAccessSignature") && !line.contains(key.as_str())));
+    let answered = lines.iter().filter(|line| line.contains("webhook answered")).count();
+    assert_eq!(answered, 3, "one line per invocation");
+}
+
+#[tokio::test]
+async fn mutated_events_are_never_a_5xx() {
+    let system = start(&[]).await;
+    let mutations = (0..DOCUMENTED.len(), proptest::collection::vec(proptest::num::u8::ANY, 0..4), 0..8usize);
+    let mut runner = TestRunner::new(Config::default());
+    for _ in 0..1000 {
+        let (position, inserted, removed) = mutations.new_tree(&mut runner).unwrap().current();
+        let mut bytes = DOCUMENTED.as_bytes().to_vec();
+        let end = (position + removed).min(bytes.len());
+        bytes.splice(position..end, inserted);
+        let mut event = request("");
+        event["isBase64Encoded"] = true.into();
+        event["body"] = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &bytes).into();
+        let answer = system.answer(&event).await;
+        assert!(answer.status == 200 || answer.status == 400, "{answer:?} for {}", String::from_utf8_lossy(&bytes));
+    }
+    assert!(!system.function.logs().iter().any(|line| line.contains("panicked")));
+}
+
+fn nothing_is_repeated(system: &System) {
+    for line in system.function.logs() {
+        assert!(!line.contains(MARKER), "{line}");
+        assert!(!line.contains("panicked"), "{line}");
+    }
+}

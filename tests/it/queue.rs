@@ -1,0 +1,113 @@
+//! The queue trigger: batches answered with exactly the records that must come again.
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::json;
+
+use crate::harness::*;
+
+fn distinct(count: usize) -> Vec<serde_json::Value> {
+    (0..count).map(|n| record(&format!("m{n}"), &event_of(&format!("profile-{n}")))).collect()
+}
+
+#[tokio::test]
+async fn one_unreadable_record_fails_alone() {
+    for unreadable in ["", "{", "not JSON", "[", "{\"profileId\":\"only\"}", "null"] {
+        let system = start(&[]).await;
+        let mut records = distinct(10);
+        records[3]["body"] = unreadable.into();
+        assert_eq!(system.failures(&records).await, ["m3"], "{unreadable}");
+        assert_eq!(system.stored(), 9);
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_profiles_take_few_requests_and_each_keeps_its_partition() {
+    for (partitioning, most) in [("keys:16", 16), ("partitions:4", 4), ("none", 1)] {
+        let system = start(&[("PARTITIONING", partitioning)]).await;
+        assert!(system.failures(&distinct(1000)).await.is_empty());
+        assert_eq!(system.stored(), 1000);
+        let requests = system.requests();
+        assert!(requests <= most, "{partitioning}: {requests} requests");
+        if partitioning == "none" {
+            continue;
+        }
+        assert!(system.failures(&distinct(1000)).await.is_empty());
+        let mut partitions: HashMap<String, HashSet<u32>> = HashMap::new();
+        for event in system.hub.events(HUB) {
+            let profile = event.properties["cloudEvents:subject"].as_str().unwrap().to_owned();
+            partitions.entry(profile).or_default().insert(event.partition);
+        }
+        assert_eq!(partitions.len(), 1000);
+        assert!(partitions.values().all(|partitions| partitions.len() == 1), "{partitioning}");
+        let used: HashSet<u32> = partitions.values().flatten().copied().collect();
+        assert_eq!(used.len(), 4, "{partitioning}: all partitions are used");
+    }
+}
+
+#[tokio::test]
+async fn events_of_a_profile_keep_their_order() {
+    let system = start(&[("PARTITIONING", "partitions:4"), ("EVENT_HUBS_MAX_BATCH_BYTES", "3000")]).await;
+    let records: Vec<_> =
+        (0..40).map(|n| record(&format!("m{n}"), &event_of("p").replace("\"value1\"", &n.to_string()))).collect();
+    assert!(system.failures(&records).await.is_empty());
+    assert!(system.requests() > 1);
+    let order: Vec<_> = system
+        .hub
+        .events(HUB)
+        .iter()
+        .map(|event| {
+            serde_json::from_str::<serde_json::Value>(&event.body).unwrap()["data"]["mycustomproperty1"]
+                .as_u64()
+                .unwrap()
+        })
+        .collect();
+    assert_eq!(order, (0..40).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn nothing_counts_as_handled_while_the_hub_is_down() {
+    let system = start(&[]).await;
+    system.hub.script([lasting(status(404, None, "40400"))]);
+    let mut records = distinct(5);
+    records[1]["body"] = event_of("x").replace("[\"4\"]", "[]").into();
+    assert_eq!(system.failures(&records).await, ["m0", "m2", "m3", "m4"], "m1 has nothing to send");
+    system.hub.clear_faults();
+    assert!(system.failures(&records).await.is_empty());
+    assert_eq!(system.stored(), 4);
+}
+
+#[tokio::test]
+async fn records_name_their_flow() {
+    let system = start(&[]).await;
+    let mut records = distinct(3);
+    let flow = |name: &str| json!({ "flow": { "stringValue": name, "dataType": "String", "stringListValues": [] } });
+    records[0]["messageAttributes"] = flow("default");
+    records[1]["messageAttributes"] = flow("unknown");
+    records[2]["messageAttributes"] = serde_json::Value::Null;
+    assert_eq!(system.failures(&records).await, ["m1"]);
+    assert_eq!(system.stored(), 2);
+}
+
+#[tokio::test]
+async fn on_a_fifo_queue_nothing_overtakes_a_failed_record_of_its_group() {
+    let system = start(&[]).await;
+    let mut records = distinct(6);
+    for (n, record) in records.iter_mut().enumerate() {
+        record["eventSourceARN"] = "arn:aws:sqs:eu-central-1:123456789012:audience-change.fifo".into();
+        record["attributes"]["MessageGroupId"] = format!("group-{}", n % 2).into();
+    }
+    records[2]["body"] = "unreadable".into();
+    assert_eq!(system.failures(&records).await, ["m2", "m4"]);
+    assert_eq!(system.stored(), 4);
+}
+
+#[tokio::test]
+async fn a_record_without_an_id_brings_the_whole_batch_back() {
+    let system = start(&[]).await;
+    let mut records = distinct(2);
+    records[1].as_object_mut().unwrap().remove("messageId");
+    let answer = system.function.invoke(json!({ "Records": records }).to_string().into_bytes()).await;
+    assert!(matches!(answer, Err(local::runner::InvokeError::Function { .. })), "{answer:?}");
+    assert_eq!(system.stored(), 0);
+}

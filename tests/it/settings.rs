@@ -1,0 +1,65 @@
+//! A setting that can't be used ends the process before its first invocation, with one ERROR line that names it.
+
+use crate::harness::*;
+
+const CONNECTION: &str = "Endpoint=sb://ns.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey=topsecret";
+
+#[tokio::test]
+async fn each_unusable_setting_is_named() {
+    let closed_region = [("AWS_REGION", "eu-central-1"), ("AWS_ENDPOINT_URL", "http://127.0.0.1:9")];
+    for (variable, named, settings) in [
+        ("EVENT_HUBS_CONNECTION_STRING", "missing", vec![]),
+        (
+            "EVENT_HUBS_CONNECTION_STRING",
+            "`Endpoint`",
+            vec![("EVENT_HUBS_CONNECTION_STRING", "topsecret=1;SharedAccessKeyName=n;SharedAccessKey=topsecret")],
+        ),
+        (
+            "EVENT_HUBS_SECRET_ID",
+            "EVENT_HUBS_CONNECTION_STRING is set too",
+            vec![("EVENT_HUBS_CONNECTION_STRING", CONNECTION), ("EVENT_HUBS_SECRET_ID", "s")],
+        ),
+        (
+            "EVENT_HUBS_SECRET_ID",
+            "can't connect",
+            [vec![("EVENT_HUBS_SECRET_ID", "s")], closed_region.to_vec()].concat(),
+        ),
+        ("EVENT_HUB_NAME", "missing", vec![("EVENT_HUBS_CONNECTION_STRING", CONNECTION)]),
+        (
+            "EVENT_HUB_NAME",
+            "letters, digits",
+            vec![("EVENT_HUBS_CONNECTION_STRING", CONNECTION), ("EVENT_HUB_NAME", "-hub/x")],
+        ),
+        (
+            "EVENT_HUB_NAME",
+            "another hub",
+            vec![
+                (
+                    "EVENT_HUBS_CONNECTION_STRING",
+                    "Endpoint=sb://ns.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey=topsecret;EntityPath=a",
+                ),
+                ("EVENT_HUB_NAME", "b"),
+            ],
+        ),
+        ("SENDER_AUTH", "`[0]`: missing field `secret`", with_hub(("SENDER_AUTH", r#"[{"type":"bearer"}]"#))),
+        ("SENDER_AUTH", "the array is empty", with_hub(("SENDER_AUTH", "[]"))),
+        ("FLOW_OPTIONS", "not valid JSON", with_hub(("FLOW_OPTIONS", "{"))),
+        ("FLOW_OPTIONS", "unknown field `partnerNummer`", with_hub(("FLOW_OPTIONS", r#"{"partnerNummer":1}"#))),
+        ("FLOW_OPTIONS", "`partnerNumber`: 42 is", with_hub(("FLOW_OPTIONS", r#"{"partnerNumber":42}"#))),
+        ("FLOW_OPTIONS", "`profileVars`: the array is empty", with_hub(("FLOW_OPTIONS", r#"{"profileVars":[]}"#))),
+        ("FLOW_OPTIONS", "`sources.a.data`", with_hub(("FLOW_OPTIONS", r#"{"sources":{"a":{"data":1}}}"#))),
+        ("PARTITIONING", "`keys:N`", with_hub(("PARTITIONING", "keys"))),
+        ("EVENT_HUBS_MAX_BATCH_BYTES", "number of bytes", with_hub(("EVENT_HUBS_MAX_BATCH_BYTES", "1MB"))),
+        ("EXTRA_CA_CERTS", "can't read PEM", with_hub(("EXTRA_CA_CERTS", "/nonexistent.pem"))),
+    ] {
+        let line = init_failure(&settings).await;
+        assert_eq!(line["variable"], variable, "{line}");
+        let problem = line["problem"].as_str().unwrap();
+        assert!(problem.contains(named), "{variable}: {problem}");
+        assert!(!line.to_string().contains("topsecret"), "{line}");
+    }
+}
+
+fn with_hub(setting: (&'static str, &'static str)) -> Vec<(&'static str, &'static str)> {
+    vec![("EVENT_HUBS_CONNECTION_STRING", CONNECTION), ("EVENT_HUB_NAME", "hub"), setting]
+}

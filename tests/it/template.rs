@@ -1,0 +1,133 @@
+//! The template, the folders, the sample events and the README agree.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::harness::*;
+
+fn root() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap()
+}
+
+/// The template as SAM reads it, intrinsic functions in their long form.
+fn template() -> Value {
+    const PRINT: &str =
+        "import json, sys; from samcli.yamlhelper import yaml_parse; print(json.dumps(yaml_parse(sys.stdin.read())))";
+    let printed = Command::new(virtual_environment().join("bin/python"))
+        .args(["-c", PRINT])
+        .stdin(fs::File::open(root().join("template.yaml")).unwrap())
+        .output()
+        .expect("run `make setup` first");
+    serde_json::from_slice(&printed.stdout).expect("the template is YAML")
+}
+
+fn functions(template: &Value) -> Vec<(&str, &Value)> {
+    let resources = template["Resources"].as_object().unwrap();
+    let functions = resources.iter().filter(|(_, resource)| resource["Type"] == "AWS::Serverless::Function");
+    functions.map(|(name, resource)| (name.as_str(), resource)).collect()
+}
+
+#[test]
+fn every_folder_has_its_block() {
+    let template = template();
+    let mut folders: Vec<String> = fs::read_dir(root().join("functions"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    folders.sort_unstable();
+    let mut blocks = Vec::new();
+    for (name, block) in functions(&template) {
+        let uri = block["Properties"]["CodeUri"].as_str().unwrap();
+        let folder = uri.strip_prefix("functions/").unwrap();
+        let pascal: String = folder.split('-').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
+        assert_eq!(name, pascal);
+        assert_eq!(block["Metadata"]["BuildMethod"], "rust-cargolambda");
+        let manifest = read(&format!("{uri}/Cargo.toml"));
+        assert!(manifest.contains(&format!("name = \"{folder}\"")), "package, binary and folder have one name");
+        assert!(!manifest.contains("[[bin]]"), "one binary per package, called like it");
+        blocks.push(folder.to_owned());
+    }
+    blocks.sort_unstable();
+    assert_eq!(blocks, folders);
+}
+
+#[test]
+fn variables_of_the_template_are_documented() {
+    let template = template();
+    let readme = read("README.md");
+    let mut variables: BTreeSet<&str> = BTreeSet::new();
+    let globals = &template["Globals"]["Function"]["Environment"]["Variables"];
+    variables.extend(globals.as_object().unwrap().keys().map(String::as_str));
+    for (_, block) in functions(&template) {
+        let own = block["Properties"]["Environment"]["Variables"].as_object();
+        variables.extend(own.into_iter().flat_map(|own| own.keys().map(String::as_str)));
+    }
+    for variable in &variables {
+        assert!(readme.contains(&format!("`{variable}`")), "{variable} is not in the README");
+    }
+    let environment: Value = serde_json::from_str(&read("events/env.json")).unwrap();
+    let blocks: BTreeSet<&str> = functions(&template).iter().map(|(name, _)| *name).collect();
+    for (function, own) in environment.as_object().unwrap() {
+        assert!(blocks.contains(function.as_str()), "{function}");
+        for variable in own.as_object().unwrap().keys() {
+            assert!(variables.contains(variable.as_str()), "sam local ignores {variable}: the template lacks it");
+        }
+    }
+    for parameter in template["Parameters"].as_object().unwrap() {
+        assert!(parameter.1["Description"].as_str().is_some_and(|text| !text.is_empty()), "{}", parameter.0);
+    }
+}
+
+#[test]
+fn queues_give_back_what_failed() {
+    let template = template();
+    let timeout = template["Globals"]["Function"]["Timeout"].as_u64().unwrap();
+    assert!(timeout < 30, "an HTTP API gives up after 30 s");
+    let mut queues = 0;
+    for (name, block) in functions(&template) {
+        let events = block["Properties"]["Events"].as_object().unwrap();
+        for event in events.values().filter(|event| event["Type"] == "SQS") {
+            queues += 1;
+            let source = &event["Properties"];
+            assert_eq!(source["FunctionResponseTypes"], serde_json::json!(["ReportBatchItemFailures"]), "{name}");
+            let window = source["MaximumBatchingWindowInSeconds"].as_u64().unwrap_or(0);
+            let queue = source["Queue"]["Fn::GetAtt"].clone();
+            let queue = queue[0].as_str().or_else(|| queue.as_str()?.split('.').next()).unwrap();
+            let queue = &template["Resources"][queue]["Properties"];
+            assert!(queue["VisibilityTimeout"].as_u64().unwrap() >= 6 * timeout + window, "{name}");
+            assert!(queue["RedrivePolicy"]["maxReceiveCount"].as_u64().unwrap() >= 5, "{name}");
+        }
+    }
+    assert_eq!(queues, 1);
+}
+
+#[tokio::test]
+async fn sample_events_are_delivered() {
+    let environment: Value = serde_json::from_str(&read("events/env.json")).unwrap();
+    let senders = environment["AudienceChange"]["SENDER_AUTH"].as_str().unwrap();
+    let system = start(&[("SENDER_AUTH", senders)]).await;
+    let mut samples = 0;
+    for entry in fs::read_dir(root().join("events")).unwrap() {
+        let path = entry.unwrap().path();
+        let event: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        let before = system.stored();
+        match (event.get("requestContext"), event.get("Records")) {
+            (Some(_), _) => assert_eq!(system.answer(&event).await, delivered(1), "{}", path.display()),
+            (_, Some(records)) => {
+                assert!(system.failures(records.as_array().unwrap()).await.is_empty(), "{}", path.display());
+            }
+            _ => continue,
+        }
+        samples += 1;
+        assert!(system.stored() > before, "{}", path.display());
+    }
+    assert_eq!(samples, 3);
+}
