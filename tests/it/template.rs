@@ -109,6 +109,22 @@ fn queues_give_back_what_failed() {
     assert_eq!(queues, 1);
 }
 
+#[test]
+fn the_translated_template_passes_cfn_lint() {
+    let translated = Command::new(virtual_environment().join("bin/python"))
+        .arg(root().join("tests/translate_template.py"))
+        .stdin(fs::File::open(root().join("template.yaml")).unwrap())
+        .env("AWS_DEFAULT_REGION", "eu-central-1")
+        .output()
+        .unwrap();
+    assert!(translated.status.success(), "{}", String::from_utf8_lossy(&translated.stderr));
+    let file = std::env::temp_dir().join(format!("translated-{}.json", std::process::id()));
+    fs::write(&file, translated.stdout).unwrap();
+    let linted = Command::new(virtual_environment().join("bin/cfn-lint")).arg(&file).output().unwrap();
+    fs::remove_file(&file).unwrap();
+    assert!(linted.status.success(), "{}", String::from_utf8_lossy(&linted.stdout));
+}
+
 #[tokio::test]
 async fn sample_events_are_delivered() {
     let environment: Value = serde_json::from_str(&read("events/env.json")).unwrap();
