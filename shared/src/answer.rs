@@ -99,10 +99,13 @@ pub fn classify(status: u16, retry_after: Option<Duration>, body: &str) -> Dispo
     }
 }
 
-/// A 403 has three meanings: no right, quota exceeded, message too large. Only its text tells.
+/// A 403 has three meanings: no right, quota exceeded, message too large. Only its text tells; in doubt the event is
+/// fine.
 fn says_too_large(body: &str) -> bool {
     let body = body.to_ascii_lowercase();
-    ["too large", "message size", "messagesizeexceeded", "exceeds the limit"].iter().any(|words| body.contains(words))
+    let about_size = ["too large", "message size", "messagesizeexceeded"].iter().any(|words| body.contains(words))
+        || (body.contains("message") && body.contains("exceeds the limit"));
+    about_size && !body.contains("quota")
 }
 
 #[cfg(test)]
@@ -124,6 +127,7 @@ mod tests {
             (401, None, detail("40103: Invalid authorization token signature."), SignAnew),
             (403, None, detail("Unauthorized access. 'Send' claim(s) are required."), Stop(Cause::Forbidden)),
             (403, None, detail("The maximum entity size has been reached or exceeded: quota."), Stop(Cause::Forbidden)),
+            (403, None, detail("Quota: the number of active messages exceeds the limit."), Stop(Cause::Forbidden)),
             (403, None, detail("The message is Too Large."), Refused(Refusal::TooLarge)),
             (403, None, detail("The received message exceeds the limit (1046528 bytes)."), Refused(Refusal::TooLarge)),
             (404, None, detail("40400: Endpoint not found."), Stop(Cause::NotFound)),

@@ -138,21 +138,22 @@ impl Target {
         let secret = source.text(aws, deadline).await.map_err(|error| unusable(&error))?;
         let text = connection_string_of(&secret).map_err(|problem| unusable(&problem))?;
         let parsed = ConnectionString::parse(text.expose_secret()).map_err(|error| unusable(&error))?;
-        let hub = match (hub_name, parsed.entity_path.as_deref()) {
+        let (variable, hub) = match (hub_name, parsed.entity_path.as_deref()) {
             (Some(hub), Some(entity_path)) if hub != entity_path => {
                 return Err(SettingsError::new(
                     HUB_NAME,
                     "names another hub than the connection string's `EntityPath`",
                 ));
             }
-            (Some(hub), _) | (None, Some(hub)) => hub,
+            (Some(hub), _) => (HUB_NAME, hub),
+            (None, Some(entity_path)) => (source.variable, entity_path),
             (None, None) => {
                 return Err(SettingsError::new(HUB_NAME, "missing, and the connection string has no `EntityPath`"));
             }
         };
         if !is_hub_name(hub) {
             return Err(SettingsError::new(
-                HUB_NAME,
+                variable,
                 "a hub's name has letters, digits, `.`, `-` and `_`, begins with a letter or digit and has at most 256 characters",
             ));
         }

@@ -58,6 +58,8 @@ pub enum Reason {
     TooLarge,
     /// For a flow that does not exist.
     UnknownFlow,
+    /// Our own mistake, not the event's: it may be sent again once that is mended.
+    Bug,
     /// Refused by the hub although it stood alone in its request.
     Refused,
 }
@@ -69,6 +71,7 @@ impl Reason {
             Self::Unmappable => "unmappable",
             Self::TooLarge => "too_large",
             Self::UnknownFlow => "unknown_flow",
+            Self::Bug => "bug",
             Self::Refused => "refused",
         }
     }
@@ -78,6 +81,11 @@ impl Rejection {
     /// An event that is no event of its kind, and where that shows.
     pub fn unmappable(detail: impl Into<Cow<'static, str>>) -> Self {
         Self { reason: Reason::Unmappable, detail: detail.into() }
+    }
+
+    /// An event that makes more than can be sent.
+    pub fn too_large(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { reason: Reason::TooLarge, detail: detail.into() }
     }
 
     pub(crate) fn unreadable(detail: impl Into<Cow<'static, str>>) -> Self {

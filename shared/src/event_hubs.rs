@@ -1,6 +1,7 @@
 //! Sends messages to an event hub over REST and tells of each message what became of it. It keeps nothing: what could not
 //! be delivered is the caller's to hand on.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
@@ -26,6 +27,8 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
 const IN_FLIGHT: usize = 16;
 /// As much of an error document as is looked at, in bytes.
 const MAX_ERROR_BODY: usize = 4096;
+/// What an answer's body may take beyond its head.
+const BODY_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The service's own limit in seconds, and the version of its interface, as in every sample of the reference.
 const QUERY: &str = "timeout=60&api-version=2014-01";
@@ -83,8 +86,9 @@ impl EventHub {
         for position in too_large {
             report.outcomes[position] = Outcome::Refused(Refusal::TooLarge);
         }
+        let locked_out = AtomicBool::new(false);
         let mut sendings =
-            stream::iter(groups).map(|group| self.send_group(group, deadline)).buffer_unordered(IN_FLIGHT);
+            stream::iter(groups).map(|group| self.send_group(group, deadline, &locked_out)).buffer_unordered(IN_FLIGHT);
         while let Some(sent) = sendings.next().await {
             for (position, outcome) in sent.outcomes {
                 report.outcomes[position] = outcome;
@@ -98,12 +102,20 @@ impl EventHub {
 
     /// Sends the requests of a group one after another, which keeps their order. Once one can't be delivered, those
     /// behind it wait with it.
-    async fn send_group(&self, group: Group<'_>, deadline: Instant) -> Sent {
+    async fn send_group(&self, group: Group<'_>, deadline: Instant, locked_out: &AtomicBool) -> Sent {
         let mut sent = Sent::default();
         let mut to_send: Vec<Request> = group.requests;
         to_send.reverse();
         while let Some(request) = to_send.pop() {
-            let outcome = self.send_request(&request, &group.route, deadline, &mut sent).await;
+            let outcome = if locked_out.load(Ordering::Relaxed) {
+                Outcome::Unsent(Cause::Unauthorized)
+            } else {
+                self.send_request(&request, &group.route, deadline, &mut sent).await
+            };
+            // The key was read again and refused again: so it would be for the other requests.
+            if outcome == Outcome::Unsent(Cause::Unauthorized) {
+                locked_out.store(true, Ordering::Relaxed);
+            }
             if matches!(outcome, Outcome::Refused(_)) && request.len() > 1 {
                 let [first, second] = request.halve();
                 to_send.extend([second, first]);
@@ -114,7 +126,8 @@ impl EventHub {
                 (outcome, _) => outcome,
             };
             sent.outcomes.extend(request.messages().map(|position| (position, outcome)));
-            if let Outcome::Unsent(_) = outcome {
+            // A 400 of the partition form may be about its one event: those behind it are tried.
+            if matches!(outcome, Outcome::Unsent(cause) if cause != Cause::BadPartition) {
                 for request in to_send.drain(..) {
                     sent.outcomes.extend(request.messages().map(|position| (position, outcome)));
                 }
@@ -147,7 +160,7 @@ impl EventHub {
                 Disposition::Retry { cause, wait } => (cause, wait),
             };
             let wait = wait_before_retry(attempt, cause, wait);
-            if attempt == ATTEMPTS || Instant::now() + wait >= deadline {
+            if attempt == ATTEMPTS || wait >= deadline.saturating_duration_since(Instant::now()) {
                 return Outcome::Unsent(cause);
             }
             sent.retries += 1;
@@ -197,8 +210,7 @@ impl EventHub {
         };
         let status = response.status().as_u16();
         let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value, &self.clock));
-        // Reading to the end lets the connection be used again.
-        let body = timeout_at(bound, read_start(response)).await.unwrap_or_default();
+        let body = read_start(response, bound).await;
         let disposition = classify(status, retry_after, &body);
         if disposition != Disposition::Delivered {
             sent.problem = Some(format!("answered {status}"));
@@ -243,9 +255,12 @@ fn chain(error: &dyn std::error::Error) -> String {
         .fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
-async fn read_start(mut response: reqwest::Response) -> String {
+/// The start of the body. Reading to the end lets the connection be used again, but the status alone decides: an answer
+/// that does not end is not waited for.
+async fn read_start(mut response: reqwest::Response, bound: Instant) -> String {
+    let bound = bound.min(Instant::now() + BODY_TIMEOUT);
     let mut body = Vec::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
+    while let Ok(Ok(Some(chunk))) = timeout_at(bound, response.chunk()).await {
         body.extend_from_slice(&chunk);
         if body.len() >= MAX_ERROR_BODY {
             break;

@@ -20,12 +20,17 @@ pub struct Flow<O> {
     pub hub: EventHub,
 }
 
+/// Messages of one invocation take at most about this many bytes, so that they fit the function's memory.
+pub const MAX_MESSAGES_BYTES: usize = 16_000_000;
+
 /// What one body became: an event, or an array of them.
 #[derive(Debug, Default)]
 pub struct Mapping<'a> {
     pub messages: Vec<Message<'a>>,
     /// Rejected events, by their position in the array.
     pub rejections: Vec<(Option<usize>, Rejection)>,
+    /// Of the messages' bodies.
+    pub bytes: usize,
     pub received: usize,
     pub filtered: usize,
     pub notes: Notes,
@@ -81,8 +86,14 @@ impl<O> Flow<O> {
         for (position, event) in events.into_iter().enumerate() {
             let event = Event { json: event, flow: &self.id };
             // A bug that panics costs its one event.
-            let mapped = catch_unwind(AssertUnwindSafe(|| (kind.map)(event, &self.options)))
-                .unwrap_or_else(|_| Err(Rejection::unmappable("a bug kept this event from being mapped")));
+            if mapping.bytes > MAX_MESSAGES_BYTES {
+                let too_large = Rejection::too_large("the events of one body make more messages than fit the memory");
+                mapping.rejections.push((is_array.then_some(position), too_large));
+                break;
+            }
+            let mapped = catch_unwind(AssertUnwindSafe(|| (kind.map)(event, &self.options))).unwrap_or_else(|_| {
+                Err(Rejection { reason: Reason::Bug, detail: "a bug kept it from being mapped".into() })
+            });
             match mapped {
                 Ok(mapped) => {
                     if mapped.messages.is_empty() {
@@ -91,6 +102,7 @@ impl<O> Flow<O> {
                     for note in mapped.notes {
                         *mapping.notes.entry(note).or_default() += 1;
                     }
+                    mapping.bytes += mapped.messages.iter().map(|message| message.body.len()).sum::<usize>();
                     mapping.messages.extend(mapped.messages);
                 }
                 Err(rejection) => mapping.rejections.push((is_array.then_some(position), rejection)),
@@ -106,6 +118,7 @@ impl Reason {
         match self {
             Self::TooLarge => 413,
             Self::UnknownFlow => 404,
+            Self::Bug => 503,
             Self::Unreadable | Self::Unmappable | Self::Refused => 400,
         }
     }

@@ -88,7 +88,7 @@ impl Properties {
     }
 }
 
-/// Lower-case hex SHA-256 over `fields` joined by U+001F, which occurs in none of them.
+/// Lower-case hex SHA-256 over `fields` joined by U+001F, which occurs in no real one.
 pub fn deterministic_id<'f>(fields: impl IntoIterator<Item = &'f str>) -> String {
     let mut hash = Sha256::new();
     for (position, field) in fields.into_iter().enumerate() {

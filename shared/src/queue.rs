@@ -1,5 +1,6 @@
 //! The queue trigger: batches of SQS records, each a raw event, answered with exactly the records that must come again.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::event::{Reason, Rejection};
 use crate::event_hubs::Outcome;
-use crate::flow::{DEFAULT_FLOW, Mapping, Notes};
+use crate::flow::{DEFAULT_FLOW, MAX_MESSAGES_BYTES, Mapping, Notes};
 use crate::json::{Members, Text};
 use crate::message::Message;
 use crate::relay::Relay;
@@ -21,20 +22,20 @@ const RESERVE: Duration = Duration::from_secs(2);
 /// As many rejected records get a log line of their own.
 const MOST_LINES: usize = 10;
 
-/// What of a record is used.
+/// What of a record is used; only its id must be readable for its failure to be told.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Record<'a> {
     #[serde(borrow)]
     message_id: Text<'a>,
     #[serde(borrow)]
-    body: Option<Text<'a>>,
-    #[serde(borrow, default)]
-    message_attributes: Option<Members<'a>>,
+    body: Option<&'a RawValue>,
+    #[serde(borrow)]
+    message_attributes: Option<&'a RawValue>,
     #[serde(borrow, rename = "eventSourceARN")]
-    event_source_arn: Option<Text<'a>>,
-    #[serde(borrow, default)]
-    attributes: Option<Members<'a>>,
+    event_source_arn: Option<&'a RawValue>,
+    #[serde(borrow)]
+    attributes: Option<&'a RawValue>,
 }
 
 /// The record's id can't be read, so that its failure can't be reported: the whole batch must come again.
@@ -43,24 +44,42 @@ struct Record<'a> {
 pub struct UnreadableRecord;
 
 impl<'a> Record<'a> {
-    fn flow(&self) -> String {
+    fn read(json: &'a RawValue) -> Result<Self, UnreadableRecord> {
+        let record: Self = serde_json::from_str(json.get()).map_err(|_| UnreadableRecord)?;
+        if record.message_id.0.is_empty() { Err(UnreadableRecord) } else { Ok(record) }
+    }
+
+    /// The flow that the record names, `default` when it names none; `None` when that can't be read.
+    fn flow(&self) -> Option<Cow<'a, str>> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Attribute<'a> {
             #[serde(borrow)]
-            string_value: Option<Text<'a>>,
+            string_value: Text<'a>,
         }
-        let named = self.message_attributes.as_ref().and_then(|attributes| member(attributes, "flow"));
-        named
-            .and_then(|attribute| serde_json::from_str::<Attribute>(attribute.get()).ok()?.string_value)
-            .map_or_else(|| DEFAULT_FLOW.to_owned(), |flow| flow.0.into_owned())
+        let attributes = match self.message_attributes {
+            None => Members::default(),
+            Some(attributes) => serde_json::from_str::<Members<'a>>(attributes.get()).ok()?,
+        };
+        match member(&attributes, "flow") {
+            None => Some(DEFAULT_FLOW.into()),
+            Some(flow) => serde_json::from_str::<Attribute<'a>>(flow.get()).ok().map(|flow| flow.string_value.0),
+        }
+    }
+
+    fn body(&self) -> Result<Cow<'a, str>, Rejection> {
+        let Some(body) = self.body else { return Ok("".into()) };
+        serde_json::from_str::<Text<'a>>(body.get())
+            .map(|body| body.0)
+            .map_err(|_| Rejection::unreadable("the record's body is not text"))
     }
 
     /// The group within which a FIFO queue promises order.
     fn fifo_group(&self) -> Option<String> {
-        let is_fifo = self.event_source_arn.as_ref().is_some_and(|arn| arn.0.ends_with(".fifo"));
-        let group = self.attributes.as_ref().and_then(|attributes| member(attributes, "MessageGroupId"));
-        is_fifo.then(|| group.and_then(|group| serde_json::from_str(group.get()).ok()).unwrap_or_default())
+        let arn: Text<'_> = serde_json::from_str(self.event_source_arn?.get()).ok()?;
+        let attributes: Members<'_> = serde_json::from_str(self.attributes?.get()).ok()?;
+        let group = member(&attributes, "MessageGroupId")?;
+        arn.0.ends_with(".fifo").then(|| serde_json::from_str(group.get()).unwrap_or_default())
     }
 }
 
@@ -78,16 +97,14 @@ pub async fn handle<O>(
     let began = Instant::now();
     let reserve = RESERVE.max(deadline.saturating_duration_since(began) / 10);
     let deadline = deadline.checked_sub(reserve).unwrap_or(began);
-    let records: Vec<Record<'_>> = records
-        .iter()
-        .map(|record| serde_json::from_str(record.get()).map_err(|_| UnreadableRecord))
-        .collect::<Result<_, _>>()?;
+    let records: Vec<Record<'_>> = records.iter().map(|record| Record::read(record)).collect::<Result<_, _>>()?;
+    let bodies: Vec<Result<Cow<'_, str>, Rejection>> = records.iter().map(Record::body).collect();
 
     // Without a place for rejected events, a record with a bad one comes back whole, before any of it is sent.
     let mut failed: HashSet<usize> = HashSet::new();
     let mut messages: Vec<Message<'_>> = Vec::new();
     let mut record_of: Vec<usize> = Vec::new();
-    let (mut received, mut filtered, mut rejected) = (0, 0, 0);
+    let (mut received, mut filtered, mut rejected, mut bytes) = (0, 0, 0, 0);
     let mut notes = Notes::new();
     let mut held_groups: HashSet<String> = HashSet::new();
     for (position, record) in records.iter().enumerate() {
@@ -96,11 +113,18 @@ pub async fn handle<O>(
             failed.insert(position);
             continue;
         }
-        let body = record.body.as_ref().map_or("", |body| body.0.as_ref());
-        let mapping = match relay.flow(&record.flow()) {
-            Some(flow) => flow.map(&relay.kind, body.as_bytes()),
-            None => Mapping::rejected(Rejection { reason: Reason::UnknownFlow, detail: "no such flow".into() }),
+        // What does not fit the memory comes again, in another batch.
+        if bytes > MAX_MESSAGES_BYTES {
+            failed.insert(position);
+            continue;
+        }
+        let flow = record.flow().and_then(|flow| relay.flow(&flow));
+        let mapping = match (flow, &bodies[position]) {
+            (Some(flow), Ok(body)) => flow.map(&relay.kind, body.as_bytes()),
+            (Some(_), Err(rejection)) => Mapping::rejected(rejection.clone()),
+            (None, _) => Mapping::rejected(Rejection { reason: Reason::UnknownFlow, detail: "no such flow".into() }),
         };
+        bytes += mapping.bytes;
         received += mapping.received;
         filtered += mapping.filtered;
         if let Some(rejection) = mapping.rejection() {

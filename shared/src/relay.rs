@@ -20,7 +20,7 @@ use crate::connection::Connection;
 use crate::event::Kind;
 use crate::event_hubs::EventHub;
 use crate::flow::{DEFAULT_FLOW, Flow};
-use crate::json::from_config;
+use crate::json::{Object, from_config};
 use crate::sender_auth::SenderAuth;
 use crate::settings::{EXTRA_CA_CERTS, Environment, FLOW_OPTIONS, SENDER_AUTH, Settings, SettingsError};
 use crate::webhook::HttpRequest;
@@ -80,7 +80,10 @@ impl<O: DeserializeOwned + Default> Relay<O> {
         let settings = Settings::read(environment)?;
         let options = match &settings.flow_options {
             None => O::default(),
-            Some(text) => from_config(text).map_err(|problem| SettingsError::new(FLOW_OPTIONS, problem))?,
+            Some(text) => {
+                let options = from_config::<Object<O>>(text);
+                options.map_err(|problem| SettingsError::new(FLOW_OPTIONS, problem))?.0
+            }
         };
         let http = http_client::build(settings.extra_ca_certs.as_deref())
             .map_err(|problem| SettingsError::new(EXTRA_CA_CERTS, problem))?;
@@ -143,21 +146,21 @@ impl<O> Relay<O> {
     async fn invoke(&self, event: LambdaEvent<Box<RawValue>>) -> Result<Answer, Diagnostic> {
         let request_id = event.context.request_id.as_str();
         let payload = event.payload.get();
+        let time_up = Instant::now() + self.remaining(&event.context);
         if let Ok(request) = serde_json::from_str::<HttpRequest<'_>>(payload) {
-            let handled = AssertUnwindSafe(webhook::handle(self, &request, request_id)).catch_unwind().await;
+            let handled = AssertUnwindSafe(webhook::handle(self, &request, request_id, time_up)).catch_unwind().await;
             return Ok(Answer::Webhook(Box::new(handled.unwrap_or_else(|_| webhook::failed(request_id)))));
         }
-        if serde_json::from_str::<OddRequest>(payload).is_ok() {
+        if serde_json::from_str::<Object<OddRequest>>(payload).is_ok() {
             return Ok(Answer::Webhook(Box::new(webhook::unreadable(request_id))));
         }
-        let Ok(batch) = serde_json::from_str::<QueueEvent<'_>>(payload) else {
+        let Ok(Object(batch)) = serde_json::from_str::<Object<QueueEvent<'_>>>(payload) else {
             return Err(diagnostic(
                 "UnknownTrigger",
                 "the event is neither an HTTP request (payload 2.0) nor a batch of SQS records",
             ));
         };
-        let deadline = Instant::now() + self.remaining(&event.context);
-        let handled = AssertUnwindSafe(queue::handle(self, &batch.records, request_id, deadline)).catch_unwind().await;
+        let handled = AssertUnwindSafe(queue::handle(self, &batch.records, request_id, time_up)).catch_unwind().await;
         match handled {
             Ok(Ok(response)) => Ok(Answer::Queue(response)),
             Ok(Err(error)) => Err(diagnostic("UnreadableRecord", &error.to_string())),
@@ -172,5 +175,6 @@ impl<O> Relay<O> {
 }
 
 fn diagnostic(error_type: &str, error_message: &str) -> Diagnostic {
+    tracing::error!(reason = error_type, "{error_message}");
     Diagnostic { error_type: error_type.to_owned(), error_message: error_message.to_owned() }
 }

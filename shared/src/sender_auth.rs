@@ -11,7 +11,7 @@ use serde::Deserialize;
 use sha2::Sha256;
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::json::from_config;
+use crate::json::{Object, from_config};
 
 /// How senders of a flow authenticate.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub enum Credential {
     /// `Authorization: Basic base64({username}:{secret})`
     Basic { username: String, secret: Secret },
     /// A header of any name.
-    Header { name: Name, secret: Secret },
+    Header { name: HeaderName, secret: Secret },
     /// A query parameter of any name, such as `code`.
     Query { name: Name, secret: Secret },
     /// Standard Webhooks signatures (<https://www.standardwebhooks.com>).
@@ -56,7 +56,22 @@ impl TryFrom<SecretString> for Secret {
     }
 }
 
-/// The name of a header or query parameter; never empty.
+/// The name of a header.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub struct HeaderName(String);
+
+impl TryFrom<String> for HeaderName {
+    type Error = &'static str;
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        match http::HeaderName::try_from(&name) {
+            Ok(_) => Ok(Self(name)),
+            Err(_) => Err("invalid value, expected the name of a header"),
+        }
+    }
+}
+
+/// The name of a query parameter; never empty.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Name(String);
@@ -115,11 +130,11 @@ impl SenderAuth {
         if !text.starts_with('[') {
             return Err("expected `none` or a JSON array of credentials".to_owned());
         }
-        let credentials: Vec<Credential> = from_config(text)?;
+        let credentials: Vec<Object<Credential>> = from_config(text)?;
         if credentials.is_empty() {
             return Err("the array is empty; expected a credential, or `none` to accept every sender".to_owned());
         }
-        Ok(Self::AnyOf(credentials))
+        Ok(Self::AnyOf(credentials.into_iter().map(|Object(credential)| credential).collect()))
     }
 
     /// Whether the request may send. Takes as long for a nearly right secret as for a wrong one.
@@ -177,9 +192,11 @@ impl SigningSecret {
         mac.update(format!("{id}.{timestamp}.").as_bytes());
         mac.update(request.body?);
         let expected = mac.finalize().into_bytes();
-        Some(any(signatures.split(' ').filter_map(|entry| entry.trim_end_matches(',').strip_prefix("v1,")).map(
-            |signature| STANDARD.decode(signature).map_or(Choice::from(0), |signature| equal(&expected, &signature)),
-        )))
+        // Entries are `v1,{base64}`; spaces part them, and commas where a gateway has joined repeated headers.
+        let parts: Vec<&str> = signatures.split([' ', ',']).filter(|part| !part.is_empty()).collect();
+        let entries = parts.windows(2).filter(|entry| entry[0] == "v1");
+        Some(any(entries
+            .map(|entry| STANDARD.decode(entry[1]).map_or(Choice::from(0), |signature| equal(&expected, &signature)))))
     }
 }
 
@@ -292,7 +309,7 @@ mod tests {
         let good = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
         assert!(accepts(id, 1_614_265_330, good, body));
         assert!(accepts(id, 1_614_265_330 + 300, &format!("v1a,x v1,AAAA {good}"), body));
-        assert!(accepts(id, 1_614_265_330 - 300, good, body));
+        assert!(accepts(id, 1_614_265_330 - 300, &format!("v1,AAAA,{good}, v1,AAAA"), body));
         assert!(!accepts(id, 1_614_265_330 + 301, good, body));
         assert!(!accepts(id, 1_614_265_330, good, b"{}"));
         assert!(!accepts("other", 1_614_265_330, good, body));
@@ -303,6 +320,8 @@ mod tests {
     fn configuration_errors_name_the_member_and_no_secret() {
         for (text, expected) in [
             ("topsecret", "expected `none` or a JSON array of credentials"),
+            (r#"[["bearer","topsecret"]]"#, "`[0]`: expected an object"),
+            (r#"[{"type":"header","name":"x y","secret":"s"}]"#, "`[0]`: expected the name of a header"),
             ("[]", "the array is empty; expected a credential, or `none` to accept every sender"),
             (
                 r#"[{"type":"topsecret"}]"#,

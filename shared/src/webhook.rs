@@ -25,6 +25,8 @@ use crate::sender_auth::Presented;
 
 /// Sending ends this long after the invocation began: some senders hang up after 2 s, cold start included.
 const SENDING: Duration = Duration::from_millis(1200);
+/// What is left of the function's time for answering.
+const RESERVE: Duration = Duration::from_millis(500);
 
 /// What of an event is used. Everything beyond the path may be absent.
 #[derive(Deserialize)]
@@ -39,7 +41,7 @@ pub struct HttpRequest<'a> {
     #[serde(borrow)]
     body: Option<Text<'a>>,
     #[serde(default)]
-    is_base64_encoded: bool,
+    is_base64_encoded: Option<bool>,
     #[serde(borrow)]
     request_context: RequestContext<'a>,
 }
@@ -85,11 +87,18 @@ struct Line {
     report: Report,
 }
 
-/// Handles one request. Every ending is an answer; none is an error of the function.
-pub async fn handle<O>(relay: &Relay<O>, request: &HttpRequest<'_>, request_id: &str) -> ApiGatewayV2httpResponse {
+/// Handles one request. Every ending is an answer; none is an error of the function. `time_up` is when the function would
+/// be stopped.
+pub async fn handle<O>(
+    relay: &Relay<O>,
+    request: &HttpRequest<'_>,
+    request_id: &str,
+    time_up: Instant,
+) -> ApiGatewayV2httpResponse {
     let began = Instant::now();
+    let deadline = (began + SENDING).min(time_up.checked_sub(RESERVE).unwrap_or(began));
     let mut line = Line::default();
-    let answer = answer(relay, request, began + SENDING, &mut line).await;
+    let answer = answer(relay, request, deadline, &mut line).await;
     let status = match &answer {
         Answer::Handled { .. } => 200,
         Answer::Problem { status, .. } => *status,
@@ -210,7 +219,11 @@ fn flow_of(raw_path: &str, stage: &str, kind: &str) -> Option<String> {
 /// The raw bytes of the body; `None` when the flag says base64 and the text is not.
 fn body_of<'r>(request: &'r HttpRequest<'_>) -> Option<Cow<'r, [u8]>> {
     let body = request.body.as_ref().map_or("", |body| body.0.as_ref());
-    if request.is_base64_encoded { STANDARD.decode(body).ok().map(Cow::Owned) } else { Some(body.as_bytes().into()) }
+    if request.is_base64_encoded == Some(true) {
+        STANDARD.decode(body).ok().map(Cow::Owned)
+    } else {
+        Some(body.as_bytes().into())
+    }
 }
 
 fn respond(answer: &Answer, request_id: &str) -> ApiGatewayV2httpResponse {
@@ -261,6 +274,13 @@ pub fn failed(request_id: &str) -> ApiGatewayV2httpResponse {
 
 /// The answer to an HTTP event that can't be read as one.
 pub fn unreadable(request_id: &str) -> ApiGatewayV2httpResponse {
+    tracing::info!(
+        request_id,
+        trigger = "webhook",
+        status = 400,
+        reason = Reason::Unreadable.word(),
+        "webhook answered"
+    );
     respond(&Answer::problem(400, "the request can't be read; expected an HTTP API event, payload 2.0"), request_id)
 }
 

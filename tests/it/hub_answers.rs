@@ -39,6 +39,10 @@ async fn throttling_is_waited_out_when_the_wait_fits() {
     let without_code = status(429, None, "slow down");
     let (answer, requests, _) = post_under(vec![without_code.clone(), without_code], &[]).await;
     assert_eq!((answer, requests), (delivered(1), 3));
+    let asks_for_eternity = status(503, Some(u64::MAX), "50002");
+    let (answer, requests, _) = post_under(vec![asks_for_eternity], &[]).await;
+    assert!(answer.problem(503).contains("throttled"));
+    assert_eq!(requests, 1);
     let asks_for_a_minute = status(429, Some(60), "50002");
     let (answer, requests, _) = post_under(vec![asks_for_a_minute], &[]).await;
     assert!(answer.problem(503).contains("throttled"));

@@ -44,6 +44,27 @@ async fn malformed_bodies_are_4xx_that_say_what_is_wrong() {
 }
 
 #[tokio::test]
+async fn large_and_many_are_bounded() {
+    let system = start(&[]).await;
+    let many = |count: usize, item: &dyn Fn(usize) -> String| (0..count).map(item).collect::<Vec<_>>().join(",");
+    let members = event_of("p").replace("\"value1\"", &format!("1,{}", many(50_000, &|n| format!("\"m{n}\":{n}"))));
+    assert_eq!(system.post(&members).await, delivered(1));
+    let ids = event_of("p").replace("[\"4\"]", &format!("[{}]", many(20_000, &|n| n.to_string())));
+    assert!(system.post(&ids).await.problem(413).contains("partnerIds"));
+    let few_ids = event_of("p").replace("[\"4\"]", &format!("[{}]", many(100, &|n| n.to_string())));
+    assert_eq!(system.post(&few_ids).await, delivered(100));
+    let tiny = format!("[{}]", many(60_000, &|_| "1".to_owned()));
+    assert!(system.post(&tiny).await.problem(400).contains("50000 elements"));
+    let large = event_of("p").replace("value1", &"x".repeat(5_500_000));
+    assert!(system.post(&large).await.problem(413).contains("larger than the hub takes"));
+    let expanding = event_of("p")
+        .replace("value1", &"x".repeat(400_000))
+        .replace("[\"4\"]", &format!("[{}]", many(19, &|n| n.to_string())));
+    let answer = system.post(&format!("[{expanding},{expanding},{expanding},{expanding}]")).await;
+    assert!(answer.problem(413).contains("fit the memory"), "{answer:?}");
+}
+
+#[tokio::test]
 async fn neither_bodies_nor_secrets_reach_the_log_at_any_level() {
     let auth = format!(
         r#"[{{"type":"query","name":"code","secret":"{MARKER}"}},{{"type":"bearer","secret":"{SENDER_TOKEN}"}}]"#

@@ -88,7 +88,9 @@ fn ids_of_the_flows_number_are_chosen() {
     assert_eq!(ids(by_number(), json!({}), json!({ "partnerNumber": 66 })), of(66, &[]));
     assert_eq!(ids(by_number(), json!({}), json!({ "partnerNumber": 77 })), of(77, &[]));
     assert_eq!(ids(json!({ "42": "own" }), json!({ "partnerNumber": 42 }), json!({})), of(42, &[]));
-    assert_eq!(ids(json!([]), json!({}), json!({})), of(33, &[]));
+    for none in [json!([]), json!([null]), json!([""])] {
+        assert_eq!(ids(none, json!({}), json!({})), of(33, &[]));
+    }
     for odd in
         [json!("a"), json!(1), json!([["a"]]), json!([1.5]), json!({ "33": { "id": "a" } }), json!({ "mail": "a" })]
     {
@@ -139,6 +141,7 @@ fn what_is_missing_or_wrong_is_named_and_not_repeated() {
         (json!({ "callType": null }), "callType: missing or empty"),
         (json!({ "callType": "hidden" }), "callType: expected NEW, MODIFIED or REMOVED"),
         (json!({ "callType": "new" }), "callType: expected NEW, MODIFIED or REMOVED"),
+        (json!({ "callType": { "NEW": null } }), "callType: expected text"),
         (json!({ "timestamp": null }), "timestamp: missing or empty"),
         (json!({ "timestamp": 1.5 }), "timestamp: expected an integer of at most 64 bits"),
         (json!({ "timestamp": "hidden" }), "timestamp: expected an integer of at most 64 bits"),

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use local::emulator::Config;
 use serde_json::json;
 
 use crate::harness::*;
@@ -19,6 +20,52 @@ async fn one_unreadable_record_fails_alone() {
         assert_eq!(system.failures(&records).await, ["m3"], "{unreadable}");
         assert_eq!(system.stored(), 9);
     }
+}
+
+#[tokio::test]
+async fn odd_members_fail_their_own_record() {
+    for (member, odd) in [
+        ("body", json!(123)),
+        ("body", json!({})),
+        ("messageAttributes", json!([])),
+        ("messageAttributes", json!({ "flow": { "binaryValue": "eA==", "dataType": "Binary" } })),
+        ("messageAttributes", json!({ "flow": null })),
+    ] {
+        let system = start(&[]).await;
+        let mut records = distinct(3);
+        records[1][member] = odd.clone();
+        assert_eq!(system.failures(&records).await, ["m1"], "{member}: {odd}");
+        assert_eq!(system.stored(), 2);
+    }
+    let system = start(&[]).await;
+    let half_a_character = json!({ "Records": distinct(2) }).to_string().replacen("profile-0", "\\ud800", 1);
+    let answer = system.function.invoke(half_a_character.into_bytes()).await.unwrap();
+    assert_eq!(answer, br#"{"batchItemFailures":[{"itemIdentifier":"m0"}]}"#);
+}
+
+#[tokio::test]
+async fn an_event_that_a_partition_refuses_does_not_hold_back_its_neighbours() {
+    for partitioning in ["partitions:1", "keys:1"] {
+        let small_hub = Config { max_bytes: 4000, ..hub_config() };
+        let system = start_with(small_hub, &[("PARTITIONING", partitioning)]).await;
+        let mut records = distinct(8);
+        records[0]["body"] = event_of("p").replace("value1", &"x".repeat(5000)).into();
+        assert_eq!(system.failures(&records).await, ["m0"], "{partitioning}");
+        assert_eq!(system.stored(), 7);
+    }
+    let system = start(&[("PARTITIONING", "partitions:1")]).await;
+    // The batch, its first half, and the first event of that.
+    system.hub.script([status(400, None, ""), status(400, None, ""), status(400, None, "")]);
+    assert_eq!(system.failures(&distinct(4)).await, ["m0"]);
+    assert_eq!(system.stored(), 3);
+}
+
+#[tokio::test]
+async fn a_refused_key_is_not_tried_by_every_request() {
+    let system = start(&[("PARTITIONING", "subject")]).await;
+    system.hub.script([lasting(status(401, None, "40103"))]);
+    assert_eq!(system.failures(&distinct(100)).await.len(), 100);
+    assert!(system.requests() <= 2 * 16, "{} requests", system.requests());
 }
 
 #[tokio::test]
@@ -100,14 +147,20 @@ async fn on_a_fifo_queue_nothing_overtakes_a_failed_record_of_its_group() {
     records[2]["body"] = "unreadable".into();
     assert_eq!(system.failures(&records).await, ["m2", "m4"]);
     assert_eq!(system.stored(), 4);
+    let small_hub = Config { max_bytes: 4000, ..hub_config() };
+    let system = start_with(small_hub, &[]).await;
+    records[2]["body"] = event_of("p").replace("value1", &"x".repeat(5000)).into();
+    assert_eq!(system.failures(&records).await, ["m2", "m4"], "m4 comes again although it was stored");
 }
 
 #[tokio::test]
 async fn a_record_without_an_id_brings_the_whole_batch_back() {
     let system = start(&[]).await;
     let mut records = distinct(2);
-    records[1].as_object_mut().unwrap().remove("messageId");
-    let answer = system.function.invoke(json!({ "Records": records }).to_string().into_bytes()).await;
-    assert!(matches!(answer, Err(local::runner::InvokeError::Function { .. })), "{answer:?}");
+    for id in [json!(""), json!(null), json!(7)] {
+        records[1]["messageId"] = id;
+        let answer = system.function.invoke(json!({ "Records": records }).to_string().into_bytes()).await;
+        assert!(matches!(answer, Err(local::runner::InvokeError::Function { .. })), "{answer:?}");
+    }
     assert_eq!(system.stored(), 0);
 }

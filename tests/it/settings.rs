@@ -48,6 +48,16 @@ async fn each_unusable_setting_is_named() {
         ("FLOW_OPTIONS", "`partnerNumber`: 42 is", with_hub(("FLOW_OPTIONS", r#"{"partnerNumber":42}"#))),
         ("FLOW_OPTIONS", "`profileVars`: the array is empty", with_hub(("FLOW_OPTIONS", r#"{"profileVars":[]}"#))),
         ("FLOW_OPTIONS", "`sources.a.data`", with_hub(("FLOW_OPTIONS", r#"{"sources":{"a":{"data":1}}}"#))),
+        ("FLOW_OPTIONS", "expected an object", with_hub(("FLOW_OPTIONS", "[33]"))),
+        ("FLOW_OPTIONS", "`sources.x`: expected an object", with_hub(("FLOW_OPTIONS", r#"{"sources":{"x":[]}}"#))),
+        (
+            "EVENT_HUBS_CONNECTION_STRING",
+            "letters, digits",
+            vec![(
+                "EVENT_HUBS_CONNECTION_STRING",
+                "Endpoint=sb://ns.example.net/;SharedAccessKeyName=n;SharedAccessKey=k;EntityPath=-x",
+            )],
+        ),
         ("PARTITIONING", "`keys:N`", with_hub(("PARTITIONING", "keys"))),
         ("EVENT_HUBS_MAX_BATCH_BYTES", "number of bytes", with_hub(("EVENT_HUBS_MAX_BATCH_BYTES", "1MB"))),
         ("EXTRA_CA_CERTS", "can't read PEM", with_hub(("EXTRA_CA_CERTS", "/nonexistent.pem"))),

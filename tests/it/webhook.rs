@@ -81,6 +81,9 @@ async fn paths_and_methods() {
     }
     system.answer(&at("/audience-change", "$default", "GET")).await.problem(405);
     system.answer(&json!({ "requestContext": {}, "rawPath": 1 })).await.problem(400);
+    let mut without_flag = request(DOCUMENTED);
+    without_flag["isBase64Encoded"] = Value::Null;
+    assert_eq!(system.answer(&without_flag).await, delivered(1));
 }
 
 #[tokio::test]

@@ -116,10 +116,14 @@ pub fn members<'a>(name: &'static str, field: Field<'a>) -> Result<Members<'a>, 
 
 /// `callType`, compared exactly.
 pub fn call_type(field: Field<'_>) -> Result<Option<CallType>, Rejection> {
-    let Some(json) = present(field) else { return Ok(None) };
-    serde_json::from_str(json)
-        .map(Some)
-        .map_err(|_| Rejection::unmappable("callType: expected NEW, MODIFIED or REMOVED"))
+    let known =
+        |text: &str| [CallType::New, CallType::Modified, CallType::Removed].into_iter().find(|c| c.as_str() == text);
+    match text("callType", field)? {
+        None => Ok(None),
+        Some(text) => {
+            known(&text).map(Some).ok_or_else(|| Rejection::unmappable("callType: expected NEW, MODIFIED or REMOVED"))
+        }
+    }
 }
 
 /// The profile's ids, in either form that senders have.
@@ -157,8 +161,11 @@ fn ids(list: &str) -> Result<Vec<Cow<'_, str>>, Rejection> {
     list.into_iter().filter_map(|one| id(one.get()).transpose()).collect()
 }
 
-/// An id is text, or an integer taken as text. Empty text is no id.
+/// An id is text, or an integer taken as text. Empty text and `null` are no id.
 fn id(json: &str) -> Result<Option<Cow<'_, str>>, Rejection> {
+    if json == "null" {
+        return Ok(None);
+    }
     if let Ok(Text(text)) = serde_json::from_str(json) {
         return Ok((!text.is_empty()).then_some(text));
     }

@@ -1,10 +1,12 @@
 //! From the event to the messages that the product's Azure connector documents: compact JSON, all eleven fields, in order.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use percent_encoding::utf8_percent_encode;
 use serde_json::value::RawValue;
-use shared::json::{Members, explain, push_string};
+use shared::json::{Members, Object, explain, push_string};
 use shared::sas::ENCODED;
 use shared::{CloudEvent, Event, Kind, Mapped, Message, Rejection, deterministic_id};
 use time::OffsetDateTime;
@@ -18,6 +20,9 @@ pub const KIND: Kind<Options> = Kind { name: "audience-change", arrays: true, ma
 
 /// Milliseconds below this may be seconds from a hand-made template: kept as sent, and counted.
 const PROBABLY_SECONDS: i64 = 100_000_000_000;
+
+/// What the messages of one event may take, in bytes, so that they fit the function's memory.
+const MAX_BYTES_OF_ALL_IDS: usize = 8_000_000;
 
 fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejection> {
     if !event.json.starts_with('{') {
@@ -33,7 +38,7 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
     let event_number = event::integer("partnerNumber", fields.partner_number)?;
     let partner_number = required("partnerNumber", options.partner_number.or(event_number))?;
     let source_number = event::integer("sourceNumber", fields.source_number)?.filter(|number| *number != 0);
-    let source = options.sources.get(source_id.as_ref());
+    let source = options.sources.get(source_id.as_ref()).map(|Object(source)| source);
     let source_name = event::text("sourceName", fields.source_name)?
         .or_else(|| source.and_then(|source| source.source_name.as_deref()).map(Cow::from))
         .or_else(|| options.source_name.as_deref().map(Cow::from))
@@ -42,14 +47,8 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
     if let Some(names) = &options.profile_vars {
         profile_vars.0.retain(|(name, _)| names.iter().any(|passed| passed == name));
     }
-    let mut data = Members::default();
     let configured = options.data.iter().chain(source.iter().flat_map(|source| &source.data));
-    for (name, value) in configured {
-        set(&mut data, Cow::from(name), value);
-    }
-    for (name, value) in event::members("data", fields.data)?.0 {
-        set(&mut data, name, value);
-    }
+    let data = merged(configured, event::members("data", fields.data)?);
 
     let ids = match event::partner_ids(fields.partner_ids)? {
         _ if partner_number == OWN_PARTNER_NUMBER => Vec::new(),
@@ -61,6 +60,11 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
     };
     if ids.is_empty() {
         return Ok(Mapped::filtered("no_id_of_partner_number"));
+    }
+
+    // Each id makes a message with the whole body.
+    if ids.len().saturating_mul(event.json.len()) > MAX_BYTES_OF_ALL_IDS {
+        return Err(Rejection::too_large("partnerIds: the messages of all ids would be larger than 8 MB"));
     }
 
     let origin = if source_number.is_some() { "audience" } else { "journey" };
@@ -99,12 +103,21 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
     Ok(Mapped { messages, notes })
 }
 
-/// Sets a member, keeping the place of an earlier one of that name.
-fn set<'a>(members: &mut Members<'a>, name: Cow<'a, str>, value: &'a RawValue) {
-    match members.0.iter_mut().find(|(known, _)| *known == name) {
-        Some((_, old)) => *old = value,
-        None => members.0.push((name, value)),
+/// The configured members and the event's own; a later one takes the place of an earlier one of its name.
+fn merged<'a>(configured: impl Iterator<Item = (&'a String, &'a Box<RawValue>)>, own: Members<'a>) -> Members<'a> {
+    let configured = configured.map(|(name, value)| (Cow::from(name), value.as_ref()));
+    let mut members: Vec<(Cow<'a, str>, &'a RawValue)> = Vec::with_capacity(own.0.len());
+    let mut places: HashMap<Cow<'a, str>, usize> = HashMap::with_capacity(own.0.len());
+    for (name, value) in configured.chain(own.0) {
+        match places.entry(name) {
+            Entry::Occupied(place) => members[*place.get()].1 = value,
+            Entry::Vacant(place) => {
+                members.push((place.key().clone(), value));
+                place.insert(members.len() - 1);
+            }
+        }
     }
+    Members(members)
 }
 
 /// The form of ISO 8601 that RFC 3339 is, with three digits of fraction.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, de};
 use serde_json::value::RawValue;
+use shared::json::Object;
 
 use crate::event::CallType;
 
@@ -25,7 +26,7 @@ pub struct Options {
     /// Members of `data`; those of `sources` and of the event win.
     pub data: Data,
     /// By `sourceId`.
-    pub sources: BTreeMap<String, Source>,
+    pub sources: BTreeMap<String, Object<Source>>,
     /// The `callType` of events that have none. Without it they are rejected.
     pub default_call_type: Option<CallType>,
 }
