@@ -11,6 +11,8 @@ pub struct Kind<O> {
     pub name: &'static str,
     /// Whether a body may be an array of events.
     pub arrays: bool,
+    /// Checks options against what a request may hold (bytes), once at the start; the error names the option.
+    pub check: fn(&O, usize) -> Result<(), String>,
     /// Maps one event. Pure: no clock, no I/O, no environment, no logging.
     pub map: for<'a> fn(Event<'a>, &'a O) -> Result<Mapped<'a>, Rejection>,
 }
@@ -22,6 +24,18 @@ pub struct Event<'a> {
     pub json: &'a str,
     /// The flow it came by.
     pub flow: &'a str,
+    /// Headers of the webhook that brought it; none for a queue record.
+    pub headers: &'a [Header<'a>],
+}
+
+/// Name and value.
+pub type Header<'a> = (Cow<'a, str>, Cow<'a, str>);
+
+impl<'a> Event<'a> {
+    /// The value of a header, its name in any case.
+    pub fn header(&self, name: &str) -> Option<&'a str> {
+        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_ref())
+    }
 }
 
 /// What an event became.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::event::{Event, Kind, Reason, Rejection};
+use crate::event::{Event, Header, Kind, Reason, Rejection};
 use crate::event_hubs::EventHub;
 use crate::json;
 use crate::message::Message;
@@ -66,7 +66,7 @@ impl<'a> Mapping<'a> {
 
 impl<O> Flow<O> {
     /// Maps a body, each event by itself.
-    pub fn map<'a>(&'a self, kind: &Kind<O>, body: &'a [u8]) -> Mapping<'a> {
+    pub fn map<'a>(&'a self, kind: &Kind<O>, body: &'a [u8], headers: &'a [Header<'a>]) -> Mapping<'a> {
         let text = match std::str::from_utf8(body) {
             Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
             Err(error) => {
@@ -84,7 +84,7 @@ impl<O> Flow<O> {
         }
         let mut mapping = Mapping { received: events.len(), ..Mapping::default() };
         for (position, event) in events.into_iter().enumerate() {
-            let event = Event { json: event, flow: &self.id };
+            let event = Event { json: event, flow: &self.id, headers };
             // A bug that panics costs its one event.
             if mapping.bytes > MAX_MESSAGES_BYTES {
                 let too_large = Rejection::too_large("the events of one body make more messages than fit the memory");

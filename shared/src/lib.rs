@@ -21,7 +21,7 @@ mod sender_auth;
 pub mod settings;
 mod webhook;
 
-pub use event::{Event, Kind, Mapped, Reason, Rejection};
+pub use event::{Event, Header, Kind, Mapped, Reason, Rejection};
 pub use http_client::build as build_http_client;
 pub use message::{CloudEvent, Message, Properties, deterministic_id};
 pub use relay::run;

@@ -120,7 +120,7 @@ pub async fn handle<O>(
         }
         let flow = record.flow().and_then(|flow| relay.flow(&flow));
         let mapping = match (flow, &bodies[position]) {
-            (Some(flow), Ok(body)) => flow.map(&relay.kind, body.as_bytes()),
+            (Some(flow), Ok(body)) => flow.map(&relay.kind, body.as_bytes(), &[]),
             (Some(_), Err(rejection)) => Mapping::rejected(rejection.clone()),
             (None, _) => Mapping::rejected(Rejection { reason: Reason::UnknownFlow, detail: "no such flow".into() }),
         };

@@ -85,6 +85,8 @@ impl<O: DeserializeOwned + Default> Relay<O> {
                 options.map_err(|problem| SettingsError::new(FLOW_OPTIONS, problem))?.0
             }
         };
+        (kind.check)(&options, settings.max_batch_bytes)
+            .map_err(|problem| SettingsError::new(FLOW_OPTIONS, problem))?;
         let http = http_client::build(settings.extra_ca_certs.as_deref())
             .map_err(|problem| SettingsError::new(EXTRA_CA_CERTS, problem))?;
         let aws = Aws::new(http.clone(), environment.clone(), clock.clone());

@@ -1,7 +1,5 @@
 //! Who may send to a flow: the credentials that webhook senders can present, several at a time so that rotation has no gap.
 
-use std::borrow::Cow;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
@@ -11,6 +9,7 @@ use serde::Deserialize;
 use sha2::Sha256;
 use subtle::{Choice, ConstantTimeEq};
 
+use crate::event::Header;
 use crate::json::{Object, from_config};
 
 /// How senders of a flow authenticate.
@@ -105,7 +104,7 @@ impl TryFrom<SecretString> for SigningSecret {
 
 /// What of a request is looked at.
 pub struct Presented<'r> {
-    pub headers: &'r [(Cow<'r, str>, Cow<'r, str>)],
+    pub headers: &'r [Header<'r>],
     /// As it stood in the URL: secrets are compared in both readings of `+`.
     pub raw_query: &'r str,
     /// The raw bytes, or `None` when they could not be decoded.
@@ -235,6 +234,8 @@ fn any(choices: impl Iterator<Item = Choice>) -> Choice {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
     use super::*;
 
     struct Case {

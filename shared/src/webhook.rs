@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::answer::{Cause, Refusal};
-use crate::event::{Reason, Rejection};
+use crate::event::{Header, Reason, Rejection};
 use crate::event_hubs::{Outcome, Report};
 use crate::flow::{DEFAULT_FLOW, Mapping};
 use crate::json::{Members, Text};
@@ -135,7 +135,7 @@ async fn answer<O>(relay: &Relay<O>, request: &HttpRequest<'_>, deadline: Instan
         return Answer::problem(405, "expected POST or PUT");
     }
     let body = body_of(request);
-    let headers: Vec<(Cow<'_, str>, Cow<'_, str>)> = request
+    let headers: Vec<Header<'_>> = request
         .headers
         .iter()
         .flat_map(|headers| &headers.0)
@@ -151,7 +151,7 @@ async fn answer<O>(relay: &Relay<O>, request: &HttpRequest<'_>, deadline: Instan
         return Answer::problem(401, "the request carries no accepted credential");
     }
     let mapping = match &body {
-        Some(body) => flow.map(&relay.kind, body),
+        Some(body) => flow.map(&relay.kind, body, &headers),
         None => Mapping::rejected(Rejection::unreadable("the body is marked as base64, and is not")),
     };
     line.received = mapping.received;

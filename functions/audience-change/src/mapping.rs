@@ -16,7 +16,7 @@ use time::format_description::well_known::iso8601::{Config, EncodedConfig, TimeP
 use crate::event::{self, CallType, Fields, PartnerIds, required};
 use crate::options::{OWN_PARTNER_NUMBER, Options};
 
-pub const KIND: Kind<Options> = Kind { name: "audience-change", arrays: true, map };
+pub const KIND: Kind<Options> = Kind { name: "audience-change", arrays: true, check: |_, _| Ok(()), map };
 
 /// Milliseconds below this may be seconds from a hand-made template: kept as sent, and counted.
 const PROBABLY_SECONDS: i64 = 100_000_000_000;
