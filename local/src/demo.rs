@@ -52,8 +52,6 @@ pub enum DemoError {
     NoToken,
     #[error("fixtures can't be read from {}: {source}", path.display())]
     Fixtures { path: PathBuf, source: io::Error },
-    #[error("{} is no JSON: {source}", path.display())]
-    Json { path: PathBuf, source: serde_json::Error },
     #[error("there are no fixtures in {}", .0.display())]
     NoFixtures(PathBuf),
     #[error("no HTTP client: {0}")]
@@ -106,7 +104,7 @@ pub async fn demo(options: Options) -> Result<bool, DemoError> {
 }
 
 /// A kind's events, by the names of their files.
-fn fixtures(folder: &Path) -> Result<Vec<(String, Value)>, DemoError> {
+fn fixtures(folder: &Path) -> Result<Vec<(String, String)>, DemoError> {
     let unreadable = |source| DemoError::Fixtures { path: folder.to_owned(), source };
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(unreadable)? {
@@ -120,9 +118,8 @@ fn fixtures(folder: &Path) -> Result<Vec<(String, Value)>, DemoError> {
     paths
         .into_iter()
         .map(|path| {
-            let text = std::fs::read(&path).map_err(|source| DemoError::Fixtures { path: path.clone(), source })?;
             let event =
-                serde_json::from_slice(&text).map_err(|source| DemoError::Json { path: path.clone(), source })?;
+                std::fs::read_to_string(&path).map_err(|source| DemoError::Fixtures { path: path.clone(), source })?;
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             Ok((name, event))
         })
@@ -143,13 +140,12 @@ async fn send(
     let mut sent = Vec::new();
     println!("{} by webhook: POST {url}/{}", kind.name, kind.name);
     for (name, event) in &fixtures {
-        let mut event = event.clone();
-        let subject = (kind.stamp)(&mut event, &random::uuid());
+        let (event, subject) = (kind.stamp)(event, &random::uuid());
         let answer = http
             .post(format!("{url}/{}", kind.name))
             .bearer_auth(token)
             .header("content-type", "application/json")
-            .body(event.to_string())
+            .body(event)
             .send()
             .await?;
         let status = answer.status().as_u16();
@@ -163,9 +159,8 @@ async fn send(
     println!("{} by queue: SendMessage {queue_url}", kind.name);
     let aws = local_aws(http.clone(), endpoint.clone(), info.aws_region.clone());
     for (name, event) in &fixtures {
-        let mut event = event.clone();
-        let subject = (kind.stamp)(&mut event, &random::uuid());
-        let body = json!({ "QueueUrl": queue_url, "MessageBody": event.to_string() });
+        let (event, subject) = (kind.stamp)(event, &random::uuid());
+        let body = json!({ "QueueUrl": queue_url, "MessageBody": event });
         let answer = aws.call(Service::Sqs, "SendMessage", &body, Instant::now() + CALL_TIMEOUT).await?;
         let answer: Value = serde_json::from_slice(&answer).map_err(|_| DemoError::Answer(endpoint.clone()))?;
         println!("  200 {:48} {name}", format!("message {}", answer["MessageId"].as_str().unwrap_or_default()));

@@ -12,18 +12,45 @@ pub struct Kind {
     pub queue: &'static str,
     /// A file below the fixtures' folder to show in a command.
     pub sample: &'static str,
-    /// Gives an event a fresh identity, and tells the `cloudEvents:subject` that its message will have.
-    pub stamp: fn(&mut Value, uuid: &str) -> String,
+    /// Gives an event a fresh identity and leaves its other bytes; with the `cloudEvents:subject` of its message.
+    pub stamp: fn(event: &str, uuid: &str) -> (String, String),
 }
 
-pub const KINDS: &[Kind] = &[Kind {
-    name: "audience-change",
-    hub: "audience-changes",
-    partitions: 4,
-    queue: "audience-changes",
-    sample: "new_audience_documented.json",
-    stamp: |event, uuid| {
-        event["profileId"] = uuid.into();
-        uuid.to_owned()
+pub const KINDS: &[Kind] = &[
+    Kind {
+        name: "audience-change",
+        hub: "audience-changes",
+        partitions: 4,
+        queue: "audience-changes",
+        sample: "new_audience_documented.json",
+        stamp: |event, uuid| (with_value(event, "profileId", uuid), uuid.to_owned()),
     },
-}];
+    Kind {
+        name: "profile-export",
+        hub: "profile-exports",
+        partitions: 4,
+        queue: "profile-exports",
+        sample: "profile-export-current.json",
+        // The smallest of all identities is the subject.
+        stamp: |event, uuid| (with_identity(event, "0demo", uuid), format!("0demo:{uuid}")),
+    },
+];
+
+/// Puts `value` wherever the value of the member `name` stands.
+fn with_value(event: &str, name: &str, value: &str) -> String {
+    let parsed: Value = serde_json::from_str(event).unwrap_or_default();
+    match parsed[name].as_str() {
+        Some(old) if !old.is_empty() => event.replace(old, value),
+        _ => event.to_owned(),
+    }
+}
+
+/// Adds an identity.
+fn with_identity(event: &str, namespace: &str, id: &str) -> String {
+    let identity = format!(r#""{namespace}":[{{"id":"{id}"}}]"#);
+    let map = event.find(r#""identityMap""#).and_then(|at| Some(at + event[at..].find('{')? + 1));
+    match map {
+        Some(inside) => format!("{}{identity},{}", &event[..inside], &event[inside..]),
+        None => event.replacen('{', &format!(r#"{{"identityMap":{{{identity}}},"#), 1),
+    }
+}

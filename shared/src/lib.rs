@@ -23,5 +23,5 @@ mod webhook;
 
 pub use event::{Event, Header, Kind, Mapped, Reason, Rejection};
 pub use http_client::build as build_http_client;
-pub use message::{CloudEvent, Message, Properties, deterministic_id};
+pub use message::{CloudEvent, Message, Properties, deterministic_id, digest};
 pub use relay::run;

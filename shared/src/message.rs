@@ -35,7 +35,10 @@ impl<'a> Message<'a> {
         properties.insert("cloudEvents:id", event.id.as_str());
         properties.insert("cloudEvents:type", event.event_type);
         properties.insert("cloudEvents:source", event.source);
-        properties.insert("cloudEvents:subject", subject.as_ref());
+        // CloudEvents knows no empty subject.
+        if !subject.is_empty() {
+            properties.insert("cloudEvents:subject", subject.as_ref());
+        }
         if let Some(time) = event.time {
             properties.insert("cloudEvents:time", time);
         }
@@ -100,8 +103,13 @@ pub fn deterministic_id<'f>(fields: impl IntoIterator<Item = &'f str>) -> String
     hex(&hash.finalize())
 }
 
+/// Lower-case hex SHA-256.
+pub fn digest(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
 /// Lower-case hex.
-pub fn hex(bytes: &[u8]) -> String {
+fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 
-use crate::message::hex;
+use crate::message::digest;
 
 /// `PARTITIONING`: how subjects share requests. Whatever is chosen but `None`, one subject always lands in one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,11 +42,12 @@ impl Partitioning {
     /// The route for messages of `subject`.
     pub fn route<'a>(self, subject: &'a str) -> Route<'a> {
         match self {
+            // Nothing to keep in order, and one key for all of it would heap it in one partition.
+            _ if subject.is_empty() => Route::Anywhere,
             Self::Keys(n) => Route::Key(bucket(subject, n).to_string().into()),
             Self::Partitions(n) => Route::Partition(bucket(subject, n)),
-            Self::Subject if subject.is_empty() => Route::Anywhere,
             Self::Subject if subject.chars().count() > MAX_KEY_CHARACTERS => {
-                Route::Key(hex(&Sha256::digest(subject)).into())
+                Route::Key(digest(subject.as_bytes()).into())
             }
             Self::Subject => Route::Key(subject.into()),
             Self::None => Route::Anywhere,
@@ -100,7 +101,9 @@ mod tests {
         let longer = "é".repeat(129);
         let Route::Key(key) = Partitioning::Subject.route(&longer) else { panic!("a key") };
         assert_eq!(key.len(), 64);
-        assert_eq!(Partitioning::Subject.route(""), Route::Anywhere);
+        for partitioning in [Partitioning::Subject, Partitioning::Keys(4), Partitioning::Partitions(4)] {
+            assert_eq!(partitioning.route(""), Route::Anywhere);
+        }
     }
 
     #[test]

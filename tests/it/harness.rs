@@ -45,21 +45,29 @@ pub async fn start(variables: &[(&str, &str)]) -> System {
 }
 
 pub async fn start_with(config: Config, variables: &[(&str, &str)]) -> System {
+    start_kind("audience-change", config, variables).await
+}
+
+pub async fn start_kind(kind: &str, config: Config, variables: &[(&str, &str)]) -> System {
     let key_name = config.keys[0].name.clone();
     let hub = Emulator::start(config, TcpListener::bind("127.0.0.1:0").await.unwrap()).await;
     let connection_string = hub.connection_string(&key_name, Some(HUB));
     let mut environment =
         vec![("EVENT_HUBS_CONNECTION_STRING", connection_string.as_str()), ("SENDER_AUTH", SENDER_AUTH)];
     environment.extend(variables);
-    System { function: function(&environment), hub }
+    System { function: function_of(kind, &environment), hub }
 }
 
 /// `audience-change` with nothing but `environment`. Later variables replace earlier ones.
 pub fn function(environment: &[(&str, &str)]) -> Function {
+    function_of("audience-change", environment)
+}
+
+pub fn function_of(kind: &str, environment: &[(&str, &str)]) -> Function {
     Function::new(FunctionConfig {
         environment: environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         timeout: Duration::from_secs(30),
-        ..FunctionConfig::new("audience-change", binary("audience-change"))
+        ..FunctionConfig::new(kind, binary(kind))
     })
 }
 
@@ -67,13 +75,13 @@ pub fn function(environment: &[(&str, &str)]) -> Function {
 pub fn request(body: &str) -> Value {
     json!({
         "version": "2.0",
-        "routeKey": "POST /audience-change",
-        "rawPath": "/audience-change",
+        "routeKey": "$default",
+        "rawPath": "/",
         "rawQueryString": "",
         "headers": { "authorization": format!("Bearer {SENDER_TOKEN}"), "content-type": "application/json" },
         "requestContext": {
             "accountId": "123456789012", "apiId": "a1", "stage": "$default", "requestId": "r1",
-            "http": { "method": "POST", "path": "/audience-change", "protocol": "HTTP/1.1", "sourceIp": "192.0.2.1" },
+            "http": { "method": "POST", "path": "/", "protocol": "HTTP/1.1", "sourceIp": "192.0.2.1" },
         },
         "body": body,
         "isBase64Encoded": false,
@@ -155,7 +163,11 @@ pub async fn answer(function: &Function, event: &Value) -> Answer {
 
 /// The last log line of a function that refuses to start.
 pub async fn init_failure(environment: &[(&str, &str)]) -> Value {
-    let function = function(environment);
+    init_failure_of("audience-change", environment).await
+}
+
+pub async fn init_failure_of(kind: &str, environment: &[(&str, &str)]) -> Value {
+    let function = function_of(kind, environment);
     match function.invoke(request(DOCUMENTED).to_string().into_bytes()).await {
         Err(InvokeError::Init(_)) => {}
         other => panic!("expected a failed init, got {other:?}"),

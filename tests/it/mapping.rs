@@ -230,7 +230,7 @@ fn any_event() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
     #[test]
     fn any_event_is_mapped_or_rejected_by_name(event in any_event()) {
         let (event, options) = (event.to_string(), Options::default());

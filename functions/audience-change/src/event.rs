@@ -40,7 +40,7 @@ pub struct Fields<'a> {
 pub type Field<'a> = Option<&'a RawValue>;
 
 /// The profile's change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum CallType {
     New,

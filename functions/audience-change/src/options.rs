@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::value::RawValue;
 use shared::json::Object;
@@ -12,30 +13,35 @@ use crate::event::CallType;
 pub const OWN_PARTNER_NUMBER: i64 = 42;
 
 /// `FLOW_OPTIONS` of an `audience-change` flow.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Options {
     /// The kind of id to send; without it the event's own counts. Never 42.
     #[serde(deserialize_with = "partner_number")]
+    #[schemars(extend("not" = { "const": 42 }))]
     pub partner_number: Option<i64>,
     /// Names of the profile variables to pass; without it all are.
     #[serde(deserialize_with = "names")]
+    #[schemars(length(min = 1))]
     pub profile_vars: Option<Vec<String>>,
     /// The `sourceName` where neither the event nor `sources` gives one.
     pub source_name: Option<String>,
     /// Members of `data`; those of `sources` and of the event win.
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     pub data: Data,
     /// By `sourceId`.
+    #[schemars(with = "BTreeMap<String, Source>")]
     pub sources: BTreeMap<String, Object<Source>>,
     /// The `callType` of events that have none. Without it they are rejected.
     pub default_call_type: Option<CallType>,
 }
 
 /// What belongs to one audience or journey step.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Source {
     pub source_name: Option<String>,
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     pub data: Data,
 }
 

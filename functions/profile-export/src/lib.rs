@@ -1,0 +1,9 @@
+#![doc = include_str!("../README.md")]
+
+mod canonical;
+mod mapping;
+mod options;
+mod profile;
+
+pub use mapping::KIND;
+pub use options::Options;

@@ -1,0 +1,154 @@
+//! The two maps of an exported profile; everything else passes through unread.
+
+use std::borrow::Cow;
+
+use serde_json::value::RawValue;
+use shared::Rejection;
+use shared::json::{Members, Text, explain};
+
+/// A profile as far as it is looked at.
+#[derive(Debug)]
+pub struct Profile<'a> {
+    /// The values of `segmentMembership`: one, or as many as the member is repeated, of which the last counts.
+    pub membership_values: Vec<&'a RawValue>,
+    pub namespaces: Vec<Namespace<'a>>,
+    pub identities: Vec<Identity<'a>>,
+}
+
+/// The audiences of one namespace.
+#[derive(Debug)]
+pub struct Namespace<'a> {
+    pub name: Cow<'a, str>,
+    pub memberships: Vec<Membership<'a>>,
+}
+
+#[derive(Debug)]
+pub struct Identity<'a> {
+    pub namespace: Cow<'a, str>,
+    pub id: Cow<'a, str>,
+}
+
+impl Identity<'_> {
+    fn as_subject(&self) -> String {
+        format!("{}:{}", self.namespace, self.id)
+    }
+}
+
+/// One audience that the profile is or was in.
+#[derive(Debug)]
+pub struct Membership<'a> {
+    pub audience: Cow<'a, str>,
+    pub value: &'a RawValue,
+    pub status: Status,
+}
+
+/// What a membership says. What it means to have `realized` one is the consumer's to find out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    Realized,
+    Existing,
+    Exited,
+    /// Passed on, and counted.
+    Unknown,
+}
+
+const MEMBERSHIP: &str = "segmentMembership";
+const IDENTITY: &str = "identityMap";
+
+impl<'a> Profile<'a> {
+    /// Reads both maps. Either may be missing or empty; without both it is no profile.
+    pub fn read(json: &'a str) -> Result<Self, Rejection> {
+        if !json.starts_with('{') {
+            return Err(Rejection::unmappable("expected a JSON object"));
+        }
+        let top: Members<'a> = serde_json::from_str(json).map_err(|error| Rejection::unmappable(explain(&error)))?;
+        let values = |name: &str| -> Vec<&'a RawValue> {
+            top.0.iter().filter(|(known, _)| known == name).map(|(_, value)| *value).collect()
+        };
+        let (membership_values, identity_values) = (values(MEMBERSHIP), values(IDENTITY));
+        if membership_values.is_empty() && identity_values.is_empty() {
+            return Err(Rejection::unmappable(
+                "segmentMembership and identityMap are both missing; expected a profile",
+            ));
+        }
+        let mut profile = Self { membership_values, namespaces: Vec::new(), identities: Vec::new() };
+        if let Some(namespaces) = profile.membership_values.last() {
+            profile.namespaces = memberships(namespaces)?;
+        }
+        if let Some(namespaces) = identity_values.last() {
+            profile.identities = identities(namespaces)?;
+        }
+        Ok(profile)
+    }
+
+    /// `namespace:id` of the preferred identity, whatever the order of the body's members; empty when there is none.
+    pub fn subject(&self, preferred: &[String]) -> String {
+        let of_namespace = |wanted: &String| {
+            let matching = || self.identities.iter().filter(|identity| identity.namespace.eq_ignore_ascii_case(wanted));
+            // The first id, of the smallest spelling should there be several.
+            let spelling = matching().map(|identity| &identity.namespace).min()?;
+            matching().find(|identity| identity.namespace == *spelling).map(Identity::as_subject)
+        };
+        let smallest = || self.identities.iter().map(Identity::as_subject).min();
+        preferred.iter().find_map(of_namespace).or_else(smallest).unwrap_or_default()
+    }
+}
+
+fn memberships<'a>(namespaces: &'a RawValue) -> Result<Vec<Namespace<'a>>, Rejection> {
+    let namespaces = object(namespaces, &|| MEMBERSHIP.to_owned())?;
+    namespaces
+        .into_iter()
+        .map(|(namespace, audiences)| {
+            let place = || format!("{MEMBERSHIP}.{}", shown(&namespace));
+            let read = object(audiences, &place)?.into_iter().map(|(audience, value)| {
+                let place = || format!("{}.{}", place(), shown(&audience));
+                let members = object(value, &place)?;
+                let status = match members.iter().rev().find(|(name, _)| name == "status") {
+                    None => Status::Unknown,
+                    Some((_, status)) => match text(status).as_deref() {
+                        Some("realized") => Status::Realized,
+                        Some("existing") => Status::Existing,
+                        Some("exited") => Status::Exited,
+                        Some(_) => Status::Unknown,
+                        None => return Err(Rejection::unmappable(format!("{}.status: expected text", place()))),
+                    },
+                };
+                Ok(Membership { audience, value, status })
+            });
+            let memberships = read.collect::<Result<Vec<_>, Rejection>>()?;
+            Ok(Namespace { name: namespace, memberships })
+        })
+        .collect()
+}
+
+fn identities<'a>(namespaces: &'a RawValue) -> Result<Vec<Identity<'a>>, Rejection> {
+    let mut identities = Vec::new();
+    for (namespace, items) in object(namespaces, &|| IDENTITY.to_owned())? {
+        let place = || format!("{IDENTITY}.{}", shown(&namespace));
+        let items: Vec<&'a RawValue> = serde_json::from_str(items.get())
+            .map_err(|_| Rejection::unmappable(format!("{}: expected an array of identities", place())))?;
+        for (position, item) in items.into_iter().enumerate() {
+            let members = object(item, &|| format!("{}[{position}]", place()))?;
+            let id = members.iter().rev().find(|(name, _)| name == "id").and_then(|(_, id)| text(id));
+            let id = id.ok_or_else(|| Rejection::unmappable(format!("{}[{position}].id: expected text", place())))?;
+            identities.push(Identity { namespace: namespace.clone(), id });
+        }
+    }
+    Ok(identities)
+}
+
+fn object<'a>(json: &'a RawValue, place: &dyn Fn() -> String) -> Result<Vec<(Cow<'a, str>, &'a RawValue)>, Rejection> {
+    serde_json::from_str::<Members<'a>>(json.get())
+        .map(|members| members.0)
+        .map_err(|_| Rejection::unmappable(format!("{}: expected an object", place())))
+}
+
+fn text(json: &RawValue) -> Option<Cow<'_, str>> {
+    serde_json::from_str::<Text<'_>>(json.get()).ok().map(|Text(text)| text)
+}
+
+/// A member's name as an error may show it: codes and ids as they are, other text not at all, since it may be personal.
+fn shown(name: &str) -> &str {
+    let is_code = name.len() <= 64 && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+    if is_code { name } else { "…" }
+}

@@ -1,0 +1,214 @@
+//! `profile-export`: profiles in, their exact bytes out, with fewer memberships where a flow asks for that.
+
+use profile_export::{KIND, Options};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
+use serde_json::{Value, json};
+use shared::{Event, Mapped, Rejection};
+
+use crate::harness::*;
+
+const CURRENT: &str = include_str!("../fixtures/profile-export/profile-export-current.json");
+
+fn options(json: Value) -> Options {
+    serde_json::from_value(json).unwrap()
+}
+
+fn map<'a>(json: &'a str, options: &'a Options) -> Result<Mapped<'a>, Rejection> {
+    (KIND.map)(Event { json, flow: "a flow", headers: &[] }, options)
+}
+
+fn bodies(json: &str, flow_options: Value) -> Result<Vec<String>, String> {
+    let options = options(flow_options);
+    let mapped = map(json, &options).map_err(|rejection| rejection.detail.into_owned())?;
+    Ok(mapped.messages.iter().map(|message| message.body.clone().into_owned()).collect())
+}
+
+fn subject(json: &str, flow_options: Value) -> String {
+    map(json, &options(flow_options)).unwrap().messages[0].subject.to_string()
+}
+
+fn id(json: &str) -> String {
+    map(json, &Options::default()).unwrap().messages[0].id.clone()
+}
+
+#[test]
+fn fixtures_become_their_own_bytes() {
+    insta::glob!("../fixtures/profile-export", "*.json", |path| {
+        let event = std::fs::read_to_string(path).unwrap();
+        let event = event.trim_end();
+        let options = Options::default();
+        let mapped = map(event, &options).unwrap();
+        let [message] = mapped.messages.as_slice() else { panic!("one message") };
+        assert_eq!(message.body, event);
+        let properties: Value = serde_json::from_str(message.properties.as_json()).unwrap();
+        insta::assert_json_snapshot!(json!({
+            "id": message.id, "subject": message.subject, "properties": properties, "notes": mapped.notes,
+        }));
+    });
+}
+
+#[tokio::test]
+async fn profiles_arrive_byte_for_byte_alone_and_in_arrays() {
+    let system = start_kind("profile-export", hub_config(), &[("PARTITIONING", "partitions:4")]).await;
+    let odd = "{ \"identityMap\" : {\"Email\":[{\"id\":\"a\\/b\"}]},\n\"x\": [19.9900, 9007199254740993, \"\u{2028}😀\\u2028\"], \"a\":1, \"\\u0061\":2 }";
+    assert_eq!(system.post(odd).await, delivered(1));
+    assert_eq!(system.post(&format!(" [ {odd} , {CURRENT} ] ")).await, delivered(2));
+    let stored: Vec<String> = system.hub.events(HUB).into_iter().map(|event| event.body).collect();
+    assert_eq!(stored.iter().filter(|body| *body == odd).count(), 2);
+    assert_eq!(stored.iter().filter(|body| *body == CURRENT.trim_end()).count(), 1);
+    let types: Vec<Value> =
+        system.hub.events(HUB).iter().map(|event| event.properties["cloudEvents:type"].clone()).collect();
+    assert!(types.iter().all(|name| name == "com.adobe.experience.profile.exported"));
+    for invalid in [
+        include_str!("../fixtures/invalid/beta2020-exited.invalid.txt"),
+        include_str!("../fixtures/invalid/beta2020-qualified.invalid.txt"),
+    ] {
+        assert!(system.post(invalid).await.problem(400).contains("not valid JSON"));
+    }
+    assert_eq!(system.post("[]").await, handled("filtered", 0));
+    let mixed = format!("[{odd},{{\"person\":{{}}}}]");
+    assert!(
+        system.post(&mixed).await.problem(400).starts_with("[1] segmentMembership and identityMap are both missing")
+    );
+}
+
+#[test]
+fn named_audiences_pass_in_any_namespace() {
+    let profile = r#"{"a": 1.0, "segmentMembership": {"ups":{"x":{"status":"realized" },"y":{"status":"exited"}},"AAM":{"x":{"status":"existing"}},"z":{}},"identityMap":{}}"#;
+    let passing = |audiences: &[&str]| bodies(profile, json!({ "audiences": audiences })).unwrap();
+    assert_eq!(passing(&["x", "y"]), [profile], "nothing is removed");
+    assert_eq!(
+        passing(&["x"]),
+        [
+            r#"{"a": 1.0, "segmentMembership": {"ups":{"x":{"status":"realized" }},"AAM":{"x":{"status":"existing"}}},"identityMap":{}}"#
+        ]
+    );
+    assert_eq!(
+        passing(&["y"]),
+        [r#"{"a": 1.0, "segmentMembership": {"ups":{"y":{"status":"exited"}}},"identityMap":{}}"#]
+    );
+    assert_eq!(passing(&["none of them"]), Vec::<String>::new());
+    for without in [r#"{"identityMap":{}}"#, r#"{"segmentMembership":{}}"#, r#"{"segmentMembership":{"ups":{}}}"#] {
+        assert_eq!(bodies(without, json!({ "audiences": ["x"] })).unwrap(), [without], "it came without");
+    }
+}
+
+#[test]
+fn memberships_are_split_on_request() {
+    let profile = r#"{"segmentMembership":{"ups":{"x":{"status":"realized"},"y":{"status":"new one"}},"AAM":{"x":{}}},"identityMap":{"ECID":[{"id":"7"}]}}"#;
+    let split = |options: Value| bodies(profile, options).unwrap();
+    let one =
+        |membership: &str| format!(r#"{{"segmentMembership":{membership},"identityMap":{{"ECID":[{{"id":"7"}}]}}}}"#);
+    assert_eq!(
+        split(json!({ "split": "membership" })),
+        [
+            one(r#"{"ups":{"x":{"status":"realized"}}}"#),
+            one(r#"{"ups":{"y":{"status":"new one"}}}"#),
+            one(r#"{"AAM":{"x":{}}}"#)
+        ]
+    );
+    assert_eq!(
+        split(json!({ "split": "membership", "audiences": ["y"] })),
+        [one(r#"{"ups":{"y":{"status":"new one"}}}"#)]
+    );
+    let options = options(json!({ "split": "membership" }));
+    let mapped = map(profile, &options).unwrap();
+    assert_eq!(mapped.notes, ["unknown_status", "unknown_status"]);
+    assert!(mapped.messages.iter().all(|message| message.subject == "ECID:7"));
+    let expected = shared::deterministic_id([id(profile).as_str(), "ups", "x"]);
+    assert_eq!(mapped.messages[0].id, expected);
+    let without = r#"{"identityMap":{}}"#;
+    assert_eq!(bodies(without, json!({ "split": "membership" })).unwrap(), [without]);
+}
+
+#[test]
+fn the_subject_does_not_depend_on_the_order_of_the_body() {
+    let one = r#"{"identityMap":{"Email":[{"id":"e"}],"ECID":[{"id":"2"},{"id":"1"}],"crm":[]}}"#;
+    let other = r#"{"identityMap":{"crm":[],"ECID":[{"id":"2"},{"id":"1"}],"Email":[{"id":"e"}]}}"#;
+    for profile in [one, other] {
+        assert_eq!(subject(profile, json!({})), "ECID:1");
+        assert_eq!(subject(profile, json!({ "partitionBy": ["CRM", "ecid", "email"] })), "ECID:2");
+        assert_eq!(subject(profile, json!({ "partitionBy": ["email"] })), "Email:e");
+        assert_eq!(subject(profile, json!({ "partitionBy": ["phone"] })), "ECID:1");
+    }
+    let spelled_twice = r#"{"identityMap":{"ecid":[{"id":"1"}],"ECID":[{"id":"2"}]}}"#;
+    assert_eq!(subject(spelled_twice, json!({ "partitionBy": ["Ecid"] })), "ECID:2");
+    assert_eq!(subject(r#"{"segmentMembership":{}}"#, json!({})), "");
+}
+
+#[test]
+fn ids_do_not_depend_on_spelling() {
+    let profile = r#"{"identityMap":{"a":[{"id":"é/"}]},"n":1.50}"#;
+    // printf '{"identityMap":{"a":[{"id":"é/"}]},"n":1.50}' | sha256sum
+    assert_eq!(id(profile), "69556de5a13baa59fd59fdb4854e5b2f9fb4303b411775c684990941b13e4dc8");
+    assert_eq!(id(r#" {"n" : 1.50, "identityMap":{"a":[{"id":"\u00e9\/"}]}} "#.trim()), id(profile));
+    assert_ne!(id(r#"{"identityMap":{"a":[{"id":"é/"}]},"n":1.5}"#), id(profile), "numbers count as written");
+}
+
+#[test]
+fn wrong_shapes_are_named_and_not_repeated() {
+    for (profile, expected) in [
+        (r#"{"person":{}}"#, "segmentMembership and identityMap are both missing; expected a profile"),
+        (r#"[]"#, "expected a JSON object"),
+        (r#"{"segmentMembership":[]}"#, "segmentMembership: expected an object"),
+        (r#"{"segmentMembership":null}"#, "segmentMembership: expected an object"),
+        (r#"{"segmentMembership":{"ups":"hidden"}}"#, "segmentMembership.ups: expected an object"),
+        (r#"{"segmentMembership":{"ups":{"a-1":7}}}"#, "segmentMembership.ups.a-1: expected an object"),
+        (r#"{"segmentMembership":{"ups":{"a-1":{"status":7}}}}"#, "segmentMembership.ups.a-1.status: expected text"),
+        (r#"{"segmentMembership":{"hid den":{"a":{"status":null}}}}"#, "segmentMembership.….a.status: expected text"),
+        (r#"{"identityMap":7}"#, "identityMap: expected an object"),
+        (r#"{"identityMap":{"ecid":{"id":"1"}}}"#, "identityMap.ecid: expected an array of identities"),
+        (r#"{"identityMap":{"ecid":["1"]}}"#, "identityMap.ecid[0]: expected an object"),
+        (r#"{"identityMap":{"ecid":[{"id":"1"},{"id":1}]}}"#, "identityMap.ecid[1].id: expected text"),
+    ] {
+        assert_eq!(bodies(profile, json!({})), Err(expected.to_owned()), "{profile}");
+    }
+}
+
+#[tokio::test]
+async fn unusable_options_are_named_at_the_start() {
+    let hub = (
+        "EVENT_HUBS_CONNECTION_STRING",
+        "Endpoint=sb://n.example.net;SharedAccessKeyName=n;SharedAccessKey=k;EntityPath=h",
+    );
+    for (options, expected) in [
+        (r#"{"audiences":[]}"#, "`audiences`: the array is empty"),
+        (r#"{"partitionBy":[]}"#, "`partitionBy`: the array is empty"),
+        (r#"{"split":"audience"}"#, "`split`: expected"),
+        (r#"{"audience":["x"]}"#, "unknown field `audience`"),
+    ] {
+        let line = init_failure_of("profile-export", &[hub, ("FLOW_OPTIONS", options)]).await;
+        assert_eq!(line["variable"], "FLOW_OPTIONS");
+        assert!(line["problem"].as_str().unwrap().contains(expected), "{line}");
+    }
+}
+
+#[test]
+fn ten_thousand_mutated_profiles_are_mapped_or_rejected() {
+    let mutations = (0..CURRENT.len(), "[\\x00-\\x7f\u{e9}\u{2028}]{0,4}", 0..40usize);
+    let mut runner = TestRunner::new(proptest::test_runner::Config::default());
+    let (mut mapped, mut rejected) = (0, 0);
+    let options = [json!({}), json!({ "split": "membership", "audiences": ["5114d758-ce71-43ba-b53e-e2a91d67b67f"] })]
+        .map(options);
+    for n in 0..10_000 {
+        let (position, inserted, removed) = mutations.new_tree(&mut runner).unwrap().current();
+        let mut text = CURRENT.to_owned();
+        text.replace_range(position..(position + removed).min(CURRENT.len()), &inserted);
+        let Ok([event]) = shared::json::events(&text).as_deref().map(|events| <[&str; 1]>::try_from(events).unwrap())
+        else {
+            rejected += 1;
+            continue;
+        };
+        match map(event, &options[n % 2]) {
+            Ok(all) => {
+                for message in all.messages {
+                    serde_json::from_str::<&serde_json::value::RawValue>(&message.body).unwrap();
+                }
+                mapped += 1;
+            }
+            Err(_) => rejected += 1,
+        }
+    }
+    assert!(mapped > 1000 && rejected > 1000, "{mapped} mapped, {rejected} rejected");
+}

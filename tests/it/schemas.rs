@@ -1,0 +1,23 @@
+//! Each kind's options as JSON Schema, published beside it and generated from the types that read them.
+//! `UPDATE_SCHEMAS=1 cargo test -p tests schemas` writes the files anew.
+
+use std::path::PathBuf;
+
+use schemars::{JsonSchema, schema_for};
+
+fn is_published<O: JsonSchema>(kind: &str) {
+    let path =
+        PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../functions")).join(kind).join("options.schema.json");
+    let generated = serde_json::to_string_pretty(&schema_for!(O)).unwrap() + "\n";
+    if std::env::var_os("UPDATE_SCHEMAS").is_some() {
+        std::fs::write(&path, &generated).unwrap();
+    }
+    let published = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(published, generated, "{} is not what the types say", path.display());
+}
+
+#[test]
+fn options_are_published_as_the_types_say() {
+    is_published::<audience_change::Options>("audience-change");
+    is_published::<profile_export::Options>("profile-export");
+}
