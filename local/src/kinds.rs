@@ -34,6 +34,14 @@ pub const KINDS: &[Kind] = &[
         // The smallest of all identities is the subject.
         stamp: |event, uuid| (with_identity(event, "0demo", uuid), format!("0demo:{uuid}")),
     },
+    Kind {
+        name: "dataverse-event",
+        hub: "dataverse-events",
+        partitions: 4,
+        queue: "dataverse-events",
+        sample: "create_lead_sync.json",
+        stamp: |event, uuid| (with_value(event, "PrimaryEntityId", uuid), uuid.to_owned()),
+    },
 ];
 
 /// Puts `value` wherever the value of the member `name` stands.

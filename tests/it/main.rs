@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test whose own steps fail has failed")]
 
 mod connection_strings;
+mod dataverse_event;
 mod harness;
 mod hub_answers;
 mod input;

@@ -19,5 +19,6 @@ fn is_published<O: JsonSchema>(kind: &str) {
 #[test]
 fn options_are_published_as_the_types_say() {
     is_published::<audience_change::Options>("audience-change");
+    is_published::<dataverse_event::Options>("dataverse-event");
     is_published::<profile_export::Options>("profile-export");
 }

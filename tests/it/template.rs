@@ -150,5 +150,5 @@ async fn sample_events_are_delivered() {
         samples += 1;
         assert!(system.stored() > 0, "{}", path.display());
     }
-    assert_eq!(samples, 4);
+    assert_eq!(samples, 5);
 }

@@ -1,0 +1,156 @@
+//! The members of a context that decide what becomes of it. Only MessageName and PrimaryEntityName must be there.
+
+use std::borrow::Cow;
+
+use serde_json::value::RawValue;
+use shared::Rejection;
+use shared::json::{Members, explain};
+
+use crate::trim::is_trimmed;
+use crate::value::{Date, Offset, ZERO_GUID, elements, pair, text};
+
+/// Texts are empty where the context has none.
+#[derive(Debug, Default)]
+pub struct Context<'a> {
+    pub message: Cow<'a, str>,
+    pub table: Cow<'a, str>,
+    pub row: Cow<'a, str>,
+    pub organization: Cow<'a, str>,
+    pub user: Cow<'a, str>,
+    pub initiating_user: Cow<'a, str>,
+    pub initiating_user_agent: Cow<'a, str>,
+    pub asynchronous: bool,
+    pub correlation: Cow<'a, str>,
+    pub operation: Cow<'a, str>,
+    /// The step that caused it.
+    pub step: Cow<'a, str>,
+    pub depth: String,
+    /// The columns of `Target`; `None` when there is no Target, or one without columns.
+    pub columns: Option<Vec<(Cow<'a, str>, &'a str)>>,
+    operation_created_on: Cow<'a, str>,
+    pub members: Members<'a>,
+}
+
+impl<'a> Context<'a> {
+    pub fn read(json: &'a str) -> Result<Self, Rejection> {
+        if !json.starts_with('{') {
+            return Err(Rejection::unmappable("expected a JSON object"));
+        }
+        let members: Members<'a> =
+            serde_json::from_str(json).map_err(|error| Rejection::unmappable(explain(&error)))?;
+        let mut context = Self::default();
+        let mut mode = None;
+        // Of a repeated name the last counts, as for most readers of JSON.
+        for (name, value) in &members.0 {
+            match name.as_ref() {
+                "MessageName" => context.message = text_of("MessageName", value)?,
+                "PrimaryEntityName" => context.table = text_of("PrimaryEntityName", value)?,
+                "PrimaryEntityId" => context.row = text_of("PrimaryEntityId", value)?,
+                "OrganizationName" => context.organization = text_of("OrganizationName", value)?,
+                "UserId" => context.user = text_of("UserId", value)?,
+                "InitiatingUserId" => context.initiating_user = text_of("InitiatingUserId", value)?,
+                "InitiatingUserAgent" => context.initiating_user_agent = text_of("InitiatingUserAgent", value)?,
+                "CorrelationId" => context.correlation = text_of("CorrelationId", value)?,
+                "OperationId" => context.operation = text_of("OperationId", value)?,
+                "OperationCreatedOn" => context.operation_created_on = text_of("OperationCreatedOn", value)?,
+                "Mode" => mode = integer_of("Mode", value)?,
+                "Depth" => context.depth = integer_of("Depth", value)?.map(|n| n.to_string()).unwrap_or_default(),
+                "OwningExtension" => context.step = id_of_step(value)?,
+                "InputParameters" => context.columns = columns_of_target(value)?,
+                _ => {}
+            }
+        }
+        for (name, text) in [("MessageName", &context.message), ("PrimaryEntityName", &context.table)] {
+            if text.trim().is_empty() {
+                return Err(Rejection::unmappable(format!("{name}: missing or empty")));
+            }
+        }
+        context.asynchronous = mode == Some(1);
+        context.members = members;
+        Ok(context)
+    }
+
+    /// Whether Dataverse has removed members. `header` is whether the request said so.
+    pub fn came_trimmed(&self, header: bool) -> bool {
+        header || is_trimmed(&self.message, &self.members)
+    }
+
+    /// The row; where there is none, the chain of events.
+    pub fn subject(&self) -> Cow<'a, str> {
+        if is_id(&self.row) { self.row.clone() } else { self.correlation.clone() }
+    }
+
+    /// When it happened. OperationCreatedOn with an offset may be a local clock (or one labelled so), and is not trusted.
+    pub fn time(&self) -> Option<Date> {
+        let column = |wanted: &str| {
+            let (_, value) = self.columns.as_ref()?.iter().rev().find(|(name, _)| name == wanted)?;
+            Date::parse(&text(value)?)
+        };
+        let created = || Date::parse(&self.operation_created_on).filter(|date| date.offset != Offset::Other);
+        column("modifiedon").or_else(|| column("createdon")).or_else(created)
+    }
+}
+
+/// An id that names something.
+pub fn is_id(id: &str) -> bool {
+    !id.is_empty() && id != ZERO_GUID
+}
+
+fn text_of<'a>(name: &'static str, value: &'a RawValue) -> Result<Cow<'a, str>, Rejection> {
+    match value.get() {
+        "null" => Ok(Cow::Borrowed("")),
+        json => text(json).ok_or_else(|| Rejection::unmappable(format!("{name}: expected text"))),
+    }
+}
+
+fn integer_of(name: &'static str, value: &RawValue) -> Result<Option<i64>, Rejection> {
+    match value.get() {
+        "null" => Ok(None),
+        json => json.parse().map(Some).map_err(|_| Rejection::unmappable(format!("{name}: expected an integer"))),
+    }
+}
+
+fn id_of_step(value: &RawValue) -> Result<Cow<'_, str>, Rejection> {
+    if value.get() == "null" {
+        return Ok(Cow::default());
+    }
+    let Members(members) = serde_json::from_str::<Members<'_>>(value.get())
+        .map_err(|_| Rejection::unmappable("OwningExtension: expected an object"))?;
+    match members.into_iter().rev().find(|(name, _)| name == "Id") {
+        Some((_, id)) => text_of("OwningExtension.Id", id),
+        None => Ok(Cow::default()),
+    }
+}
+
+type Pairs<'a> = Vec<(Cow<'a, str>, &'a str)>;
+
+fn columns_of_target(parameters: &RawValue) -> Result<Option<Pairs<'_>>, Rejection> {
+    if parameters.get() == "null" {
+        return Ok(None);
+    }
+    let parameters = pairs("InputParameters", parameters.get())?;
+    let Some((place, (_, target))) = parameters.iter().enumerate().rev().find(|(_, (key, _))| key == "Target") else {
+        return Ok(None);
+    };
+    // A Target may be anything (an EntityReference, a custom action's own type): only one with columns is of use.
+    let Ok(Members(members)) = serde_json::from_str::<Members<'_>>(target) else { return Ok(None) };
+    match members.into_iter().rev().find(|(name, _)| name == "Attributes") {
+        Some((_, columns)) if columns.get() != "null" => {
+            pairs(&format!("InputParameters[{place}].value.Attributes"), columns.get()).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+fn pairs<'a>(place: &str, json: &'a str) -> Result<Pairs<'a>, Rejection> {
+    let elements = elements(json)
+        .ok_or_else(|| Rejection::unmappable(format!("{place}: expected an array of keys and values")))?;
+    elements
+        .into_iter()
+        .enumerate()
+        .map(|(at, element)| match pair(element.get()) {
+            Some((Some(key), value)) if let Some(key) = text(key) => Ok((key, value.unwrap_or("null"))),
+            _ => Err(Rejection::unmappable(format!("{place}[{at}]: expected an object with a key and a value"))),
+        })
+        .collect()
+}
