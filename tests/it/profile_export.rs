@@ -123,6 +123,17 @@ fn memberships_are_split_on_request() {
 }
 
 #[test]
+fn a_profile_of_many_audiences_is_split_and_a_repeated_one_counts_once() {
+    let membership = r#"{"lastQualificationTime":"2019-04-15T02:41:50+0000","status":"realized","name":"First name equals John","createdAt":1648553325000,"updatedAt":1648553330000,"mappingCreatedAt":1649856570000}"#;
+    let audiences: Vec<String> = (0..1000).map(|n| format!(r#""audience-{n}":{membership}"#)).collect();
+    let profile = format!(r#"{{"segmentMembership":{{"ups":{{{}}}}},"identityMap":{{}}}}"#, audiences.join(","));
+    assert_eq!(bodies(&profile, json!({ "split": "membership" })).unwrap().len(), 1000);
+    let twice = r#"{"segmentMembership":{"ups":{"A":{"status":"exited"},"A":{"status":"realized"}}}}"#;
+    let last = r#"{"segmentMembership":{"ups":{"A":{"status":"realized"}}}}"#;
+    assert_eq!(bodies(twice, json!({ "split": "membership" })).unwrap(), [last]);
+}
+
+#[test]
 fn the_subject_does_not_depend_on_the_order_of_the_body() {
     let one = r#"{"identityMap":{"Email":[{"id":"e"}],"ECID":[{"id":"2"},{"id":"1"}],"crm":[]}}"#;
     let other = r#"{"identityMap":{"crm":[],"ECID":[{"id":"2"},{"id":"1"}],"Email":[{"id":"e"}]}}"#;

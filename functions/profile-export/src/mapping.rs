@@ -48,7 +48,11 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
 
     let messages = match options.split {
         Split::Membership if left > 0 => {
-            if left.saturating_mul(event.json.len()) > MAX_BYTES_OF_ALL_MEMBERSHIPS {
+            let sizes = passed.iter().flat_map(|(_, memberships)| memberships).map(|one| one.value.get().len());
+            let repeats = profile.membership_values.len();
+            let bytes =
+                bytes_beside_memberships(event.json, &profile).saturating_mul(left) + sizes.sum::<usize>() * repeats;
+            if bytes > MAX_BYTES_OF_ALL_MEMBERSHIPS {
                 return Err(Rejection::too_large(
                     "segmentMembership: one message per membership would make more than 8 MB",
                 ));
@@ -89,7 +93,7 @@ fn with_memberships(json: &str, profile: &Profile<'_>, memberships: &[(&str, Vec
         reduced.push(b'}');
     }
     reduced.push(b'}');
-    let mut out = Vec::with_capacity(json.len());
+    let mut out = Vec::with_capacity(bytes_beside_memberships(json, profile) + reduced.len());
     let mut copied = 0;
     for value in &profile.membership_values {
         let start = place_of(value, json);
@@ -99,6 +103,11 @@ fn with_memberships(json: &str, profile: &Profile<'_>, memberships: &[(&str, Vec
     }
     out.extend_from_slice(&json.as_bytes()[copied..]);
     String::from_utf8(out).expect("whole JSON values in the place of others leave UTF-8")
+}
+
+/// What a message has beside its memberships.
+fn bytes_beside_memberships(json: &str, profile: &Profile<'_>) -> usize {
+    json.len() - profile.membership_values.iter().map(|value| value.get().len()).sum::<usize>()
 }
 
 /// Where a value stands in the text that it was borrowed from.

@@ -1,6 +1,7 @@
 //! The two maps of an exported profile; everything else passes through unread.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use serde_json::value::RawValue;
 use shared::Rejection;
@@ -139,8 +140,17 @@ fn identities<'a>(namespaces: &'a RawValue) -> Result<Vec<Identity<'a>>, Rejecti
 
 fn object<'a>(json: &'a RawValue, place: &dyn Fn() -> String) -> Result<Vec<(Cow<'a, str>, &'a RawValue)>, Rejection> {
     serde_json::from_str::<Members<'a>>(json.get())
-        .map(|members| members.0)
+        .map(|members| last_of_each_name(members.0))
         .map_err(|_| Rejection::unmappable(format!("{}: expected an object", place())))
+}
+
+/// A repeated name keeps its last value, as in the id.
+fn last_of_each_name<'a>(mut members: Vec<(Cow<'a, str>, &'a RawValue)>) -> Vec<(Cow<'a, str>, &'a RawValue)> {
+    let mut seen = HashSet::with_capacity(members.len());
+    members.reverse();
+    members.retain(|(name, _)| seen.insert(name.clone()));
+    members.reverse();
+    members
 }
 
 fn text(json: &RawValue) -> Option<Cow<'_, str>> {
