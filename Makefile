@@ -24,6 +24,11 @@ demo: ## In a second terminal: send the sample events by webhook and queue, show
 	cargo build --package local
 	target/debug/local demo $(ARGS)
 
+.PHONY: replay
+replay: ## Send rejected events through again, once a mapping or option is mended (ARGS="--dry-run": only show them)
+	cargo build --package local
+	target/debug/local replay $(ARGS)
+
 .PHONY: test
 test: setup ## Run all tests
 	cargo build --workspace --bins

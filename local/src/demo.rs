@@ -1,5 +1,5 @@
-//! `local demo`: sends every fixture of every kind by webhook and by queue to a running system, and looks for each in
-//! the hub.
+//! `local demo`: sends every fixture of every kind by webhook and by queue to a running system, then one more while its
+//! hub is down, and looks for each in the hub.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -82,9 +82,7 @@ struct Stored {
 pub async fn demo(options: Options) -> Result<bool, DemoError> {
     let http = shared::build_http_client(None).map_err(DemoError::Client)?;
     let url = format!("http://{}", std::net::SocketAddr::new(options.host, options.port));
-    let answer = http.get(format!("{url}{INFO_PATH}")).send().await;
-    let answer = answer.map_err(|_| DemoError::NotRunning(url.clone()))?.text().await?;
-    let mut info: Info = serde_json::from_str(&answer).map_err(|_| DemoError::Answer(url.clone()))?;
+    let mut info = info_of(&http, &url).await?;
     let at = |port| format!("http://{}", std::net::SocketAddr::new(options.host, port));
     info.hub_url = options.hub_port.map_or(info.hub_url, at);
     info.aws_endpoint = options.aws_port.map(at).or(info.aws_endpoint);
@@ -99,8 +97,19 @@ pub async fn demo(options: Options) -> Result<bool, DemoError> {
         sent_count += sent.len();
         arrived_count += sent.iter().filter(|sent| arrived.contains_key(&sent.subject)).count();
     }
+    if info.keeping.is_some() {
+        sent_count += 1;
+        arrived_count += usize::from(outage(&http, &url, &info, &KINDS[0], &options.fixtures).await?);
+    }
     println!("\n{sent_count} sent, {arrived_count} in the hub");
     Ok(sent_count > 0 && sent_count == arrived_count)
+}
+
+/// What the system at `url` tells about itself.
+pub(crate) async fn info_of(http: &reqwest::Client, url: &str) -> Result<Info, DemoError> {
+    let answer = http.get(format!("{url}{INFO_PATH}")).send().await;
+    let answer = answer.map_err(|_| DemoError::NotRunning(url.to_owned()))?.text().await?;
+    serde_json::from_str(&answer).map_err(|_| DemoError::Answer(url.to_owned()))
 }
 
 /// A kind's events, by the names of their files.
@@ -135,21 +144,13 @@ async fn send(
     running: &KindInfo,
     fixtures_folder: &Path,
 ) -> Result<Vec<Sent>, DemoError> {
-    let token = info.sender_token.as_ref().ok_or(DemoError::NoToken)?;
     let fixtures = fixtures(&fixtures_folder.join(kind.name))?;
     let mut sent = Vec::new();
     println!("{} by webhook: POST {url}/{}", kind.name, kind.name);
     for (name, event) in &fixtures {
         let (event, subject) = (kind.stamp)(event, &random::uuid());
-        let answer = http
-            .post(format!("{url}/{}", kind.name))
-            .bearer_auth(token)
-            .header("content-type", "application/json")
-            .body(event)
-            .send()
-            .await?;
-        let status = answer.status().as_u16();
-        println!("  {status} {:48} {name}", answer.text().await?);
+        let (status, answer) = post(http, url, info, kind, event).await?;
+        println!("  {status} {answer:48} {name}");
         sent.push(Sent { label: format!("webhook {name}"), subject });
     }
     let (Some(endpoint), Some(queue_url)) = (&info.aws_endpoint, &running.queue_url) else {
@@ -167,6 +168,56 @@ async fn send(
         sent.push(Sent { label: format!("queue   {name}"), subject });
     }
     Ok(sent)
+}
+
+/// Sends an event while its hub is down, and waits for it once the hub is up again.
+async fn outage(
+    http: &reqwest::Client,
+    url: &str,
+    info: &Info,
+    kind: &Kind,
+    fixtures_folder: &Path,
+) -> Result<bool, DemoError> {
+    let path = fixtures_folder.join(kind.name).join(kind.sample);
+    let event = std::fs::read_to_string(&path).map_err(|source| DemoError::Fixtures { path, source })?;
+    let (event, subject) = (kind.stamp)(&event, &random::uuid());
+    let before = next_sequence_numbers(http, info, kind).await?;
+    let faults = format!("{}/_emulator/faults", info.hub_url);
+    println!("\nhub {} down: POST {faults}", kind.hub);
+    let down = json!({ "hub": kind.hub, "action": "status", "status": 503, "times": 0 });
+    let request = http.post(&faults).header("content-type", "application/json").body(down.to_string());
+    request.send().await?.error_for_status()?;
+    let answer = post(http, url, info, kind, event).await;
+    // Whatever became of the event.
+    http.delete(&faults).send().await?.error_for_status()?;
+    let (status, answer) = answer?;
+    println!("  {status} {answer}\nhub {} up: DELETE {faults}", kind.hub);
+    let parked_at = Instant::now();
+    let sent = [Sent { label: "webhook, parked".to_owned(), subject }];
+    let arrived = wait(http, info, kind, &before, &sent).await?;
+    print_arrived(kind, &sent, &arrived);
+    let is_there = arrived.contains_key(&sent[0].subject);
+    if is_there {
+        println!("  redelivered after {:.1} s", parked_at.elapsed().as_secs_f32());
+    }
+    if status != 202 {
+        println!("  expected 202 {{\"status\":\"parked\",…}}");
+    }
+    Ok(is_there && status == 202)
+}
+
+/// Posts an event as the known sender; gives the answer.
+async fn post(
+    http: &reqwest::Client,
+    url: &str,
+    info: &Info,
+    kind: &Kind,
+    event: String,
+) -> Result<(u16, String), DemoError> {
+    let token = info.sender_token.as_ref().ok_or(DemoError::NoToken)?;
+    let request = http.post(format!("{url}/{}", kind.name)).bearer_auth(token);
+    let answer = request.header("content-type", "application/json").body(event).send().await?;
+    Ok((answer.status().as_u16(), answer.text().await?))
 }
 
 /// Of each partition: what is there already is not looked at again.

@@ -8,5 +8,6 @@ pub mod kinds;
 pub mod moto;
 pub mod queue_source;
 mod random;
+pub mod replay;
 pub mod run;
 pub mod runner;

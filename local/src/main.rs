@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use local::{demo, run};
+use local::{demo, replay, run};
 
 /// eventhubs-relay on one machine
 #[derive(Parser)]
@@ -11,6 +11,7 @@ use local::{demo, run};
 enum Command {
     Run(run::Options),
     Demo(demo::Options),
+    Replay(replay::Options),
 }
 
 #[tokio::main]
@@ -18,6 +19,7 @@ async fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Run(options) => run::run(options).await.map(|()| true).map_err(|error| error.to_string()),
         Command::Demo(options) => demo::demo(options).await.map_err(|error| error.to_string()),
+        Command::Replay(options) => replay::replay(options).await.map_err(|error| error.to_string()),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

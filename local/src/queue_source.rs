@@ -13,25 +13,27 @@ use crate::runner::Function;
 
 /// Longer than any call here takes, its repeats included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
-/// A receive call waits this long for a message. [`Aws::call`] gives an attempt 5 s.
+/// A receive call waits this long for a message. [`Aws::call`] gives an attempt more.
 const WAIT_SECONDS: u32 = 1;
 /// After a call that failed.
 const PAUSE: Duration = Duration::from_millis(500);
+/// 14 days, the longest that there is, in seconds.
+const RETENTION_SECONDS: &str = "1209600";
 /// The most messages of one receive or delete call.
 const MAX_PER_CALL: usize = 10;
 
 /// A message as `ReceiveMessage` gives it.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Message {
-    message_id: String,
-    receipt_handle: String,
+pub(crate) struct Message {
+    pub message_id: String,
+    pub receipt_handle: String,
     #[serde(default)]
-    body: String,
+    pub body: String,
     #[serde(rename = "MD5OfBody", default)]
     md5_of_body: String,
     #[serde(default)]
-    attributes: Map<String, Value>,
+    pub attributes: Map<String, Value>,
     #[serde(default)]
     message_attributes: Map<String, Value>,
 }
@@ -63,16 +65,7 @@ async fn poll_once(
     function: &Function,
     batch_size: usize,
 ) -> Result<(), String> {
-    let body = json!({
-        "QueueUrl": queue_url,
-        "MaxNumberOfMessages": batch_size.clamp(1, MAX_PER_CALL),
-        "WaitTimeSeconds": WAIT_SECONDS,
-        "AttributeNames": ["All"],
-        "MessageSystemAttributeNames": ["All"],
-        "MessageAttributeNames": ["All"],
-    });
-    let received: Received = call(aws, "ReceiveMessage", &body).await.map_err(|error| error.to_string())?;
-    let messages = received.messages;
+    let messages = receive(aws, queue_url, batch_size, None).await.map_err(|error| error.to_string())?;
     if messages.is_empty() {
         return Ok(());
     }
@@ -81,17 +74,55 @@ async fn poll_once(
     let ids: BTreeSet<&str> = messages.iter().map(|message| message.message_id.as_str()).collect();
     let failed = failed(&answer, &ids).ok_or("the answer is no list of failed messages: all of them come again")?;
     let handled: Vec<&Message> = messages.iter().filter(|message| !failed.contains(&message.message_id)).collect();
-    for handled in handled.chunks(MAX_PER_CALL) {
-        let handles = handled.iter().map(|message| &message.receipt_handle).enumerate();
-        let entries: Vec<Value> =
-            handles.map(|(id, handle)| json!({ "Id": id.to_string(), "ReceiptHandle": handle })).collect();
-        let body = json!({ "QueueUrl": queue_url, "Entries": entries });
-        let _: Value = call(aws, "DeleteMessageBatch", &body).await.map_err(|error| error.to_string())?;
-    }
+    delete(aws, queue_url, &handled).await.map_err(|error| error.to_string())?;
     Ok(())
 }
 
-async fn call<T: for<'de> Deserialize<'de>>(aws: &Aws, operation: &'static str, body: &Value) -> Result<T, AwsError> {
+/// At most [`MAX_PER_CALL`] messages, hidden for `visibility_timeout` or else for the queue's own.
+pub(crate) async fn receive(
+    aws: &Aws,
+    queue_url: &str,
+    most: usize,
+    visibility_timeout: Option<Duration>,
+) -> Result<Vec<Message>, AwsError> {
+    let mut body = json!({
+        "QueueUrl": queue_url,
+        "MaxNumberOfMessages": most.clamp(1, MAX_PER_CALL),
+        "WaitTimeSeconds": WAIT_SECONDS,
+        "AttributeNames": ["All"],
+        "MessageSystemAttributeNames": ["All"],
+        "MessageAttributeNames": ["All"],
+    });
+    if let Some(timeout) = visibility_timeout {
+        body["VisibilityTimeout"] = timeout.as_secs().into();
+    }
+    let received: Received = call(aws, "ReceiveMessage", &body).await?;
+    Ok(received.messages)
+}
+
+/// Deletes messages; gives how many of them the queue did not delete.
+pub(crate) async fn delete(aws: &Aws, queue_url: &str, messages: &[&Message]) -> Result<usize, AwsError> {
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "PascalCase", default)]
+    struct Deleted {
+        failed: Vec<Value>,
+    }
+    let mut failed = 0;
+    for messages in messages.chunks(MAX_PER_CALL) {
+        let handles = messages.iter().map(|message| &message.receipt_handle).enumerate();
+        let entries: Vec<Value> =
+            handles.map(|(id, handle)| json!({ "Id": id.to_string(), "ReceiptHandle": handle })).collect();
+        let body = json!({ "QueueUrl": queue_url, "Entries": entries });
+        failed += call::<Deleted>(aws, "DeleteMessageBatch", &body).await?.failed.len();
+    }
+    Ok(failed)
+}
+
+pub(crate) async fn call<T: for<'de> Deserialize<'de>>(
+    aws: &Aws,
+    operation: &'static str,
+    body: &Value,
+) -> Result<T, AwsError> {
     let answer = aws.call(Service::Sqs, operation, body, Instant::now() + CALL_TIMEOUT).await?;
     // Some calls answer with nothing at all.
     let answer = if answer.trim_ascii().is_empty() { b"{}".to_vec() } else { answer };
@@ -170,11 +201,6 @@ pub async fn create_queue(
 ) -> Result<(String, String), AwsError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
-    struct Created {
-        queue_url: String,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
     struct Described {
         attributes: Arn,
     }
@@ -183,24 +209,35 @@ pub async fn create_queue(
     struct Arn {
         queue_arn: String,
     }
-    let dead_letters: Created =
-        call(aws, "CreateQueue", &json!({ "QueueName": format!("{name}-dead-letters") })).await?;
-    let body = json!({ "QueueUrl": dead_letters.queue_url, "AttributeNames": ["QueueArn"] });
+    let dead_letters = create_keeping_queue(aws, &format!("{name}-dead-letters")).await?;
+    let body = json!({ "QueueUrl": dead_letters, "AttributeNames": ["QueueArn"] });
     let described: Described = call(aws, "GetQueueAttributes", &body).await?;
     // SQS wants the counts as text, and the policy as JSON in text.
     let redrive = json!({
         "deadLetterTargetArn": described.attributes.queue_arn,
         "maxReceiveCount": max_receive_count.to_string(),
     });
-    let body = json!({
-        "QueueName": name,
-        "Attributes": {
-            "VisibilityTimeout": visibility_timeout.as_secs().to_string(),
-            "RedrivePolicy": redrive.to_string(),
-        },
-    });
-    let queue: Created = call(aws, "CreateQueue", &body).await?;
-    Ok((queue.queue_url, dead_letters.queue_url))
+    let visibility_timeout = visibility_timeout.as_secs().to_string();
+    let queue =
+        create(aws, name, json!({ "VisibilityTimeout": visibility_timeout, "RedrivePolicy": redrive.to_string() }))
+            .await?;
+    Ok((queue, dead_letters))
+}
+
+/// Creates a queue that nobody consumes; gives its URL.
+pub async fn create_keeping_queue(aws: &Aws, name: &str) -> Result<String, AwsError> {
+    create(aws, name, json!({})).await
+}
+
+async fn create(aws: &Aws, name: &str, mut attributes: Value) -> Result<String, AwsError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Created {
+        queue_url: String,
+    }
+    attributes["MessageRetentionPeriod"] = RETENTION_SECONDS.into();
+    let created: Created = call(aws, "CreateQueue", &json!({ "QueueName": name, "Attributes": attributes })).await?;
+    Ok(created.queue_url)
 }
 
 #[cfg(test)]

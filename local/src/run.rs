@@ -12,8 +12,8 @@ use axum::routing::get;
 use axum::{Json, Router};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use shared::aws::Aws;
+use serde_json::{Value, json};
+use shared::aws::{Aws, AwsError};
 use shared::clock::Clock;
 use shared::settings::{self, Environment};
 use tokio::net::TcpListener;
@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 
 use crate::emulator::{Config, Emulator, ROOT_KEY_NAME};
 use crate::gateway;
-use crate::kinds::{KINDS, Kind};
+use crate::kinds::KINDS;
 use crate::moto::{self, Moto, MotoError};
 use crate::queue_source;
 use crate::runner::{Function, FunctionConfig};
@@ -69,6 +69,13 @@ const FUNCTION_TIMEOUT: Duration = Duration::from_secs(10);
 const VISIBILITY_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_RECEIVE_COUNT: u32 = 5;
 const BATCH_SIZE: usize = 10;
+const REDELIVERY: &str = "redelivery";
+/// Of the parking queue, as in the template.
+const MAX_REDELIVERIES: u32 = 100;
+/// Batches of parked messages in flight together, as in the template.
+const REDELIVERY_CONCURRENCY: usize = 2;
+/// In seconds, doubled after each failure: shorter than in the cloud, so that a recovery is soon seen.
+const REDELIVERY_DELAY: &str = "2";
 
 /// Why nothing runs.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +89,7 @@ pub enum RunError {
     #[error("no HTTP client: {0}")]
     Client(String),
     #[error("queues can't be created: {0}")]
-    Queues(#[from] shared::aws::AwsError),
+    Queues(#[from] AwsError),
     #[error("signals can't be handled: {0}")]
     Signals(io::Error),
     #[error("{0} does not answer")]
@@ -97,9 +104,20 @@ pub struct Info {
     /// Absent without queues.
     pub aws_endpoint: Option<String>,
     pub aws_region: String,
+    #[serde(flatten)]
+    pub keeping: Option<Keeping>,
     /// A bearer token that the functions accept, if there is one.
     pub sender_token: Option<String>,
     pub kinds: Vec<KindInfo>,
+}
+
+/// The queues that keep what can't be delivered. Absent without queues.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Keeping {
+    pub parking_queue_url: String,
+    pub parking_dead_letters_url: String,
+    pub rejected_queue_url: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -126,8 +144,9 @@ pub fn local_aws(http: reqwest::Client, endpoint: String, region: String) -> Aws
 /// Runs until SIGINT, SIGTERM or SIGHUP.
 pub async fn run(options: Options) -> Result<(), RunError> {
     let functions = options.functions.clone().unwrap_or_else(own_folder);
-    for kind in KINDS {
-        let binary = functions.join(kind.name);
+    let redelivery = (!options.no_queue).then_some(REDELIVERY);
+    for name in KINDS.iter().map(|kind| kind.name).chain(redelivery) {
+        let binary = functions.join(name);
         if !binary.is_file() {
             return Err(RunError::NotBuilt(binary));
         }
@@ -156,7 +175,7 @@ fn own_folder() -> PathBuf {
 
 struct System {
     emulator: Emulator,
-    functions: BTreeMap<String, Function>,
+    functions: Vec<Function>,
     moto: Option<Moto>,
     /// The gateway and the queue sources.
     tasks: JoinSet<()>,
@@ -165,10 +184,10 @@ struct System {
 impl System {
     async fn stop(mut self) {
         self.tasks.shutdown().await;
-        for function in self.functions.values() {
+        for function in &self.functions {
             function.stop();
         }
-        for function in self.functions.values() {
+        for function in &self.functions {
             function.stopped().await;
         }
         if let Some(moto) = self.moto {
@@ -214,21 +233,42 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
         hub_url: emulator.url(),
         aws_endpoint: moto.as_ref().map(|moto| moto.url().to_owned()),
         aws_region: REGION.to_owned(),
+        keeping: None,
         sender_token: bearer_token(&options.sender_auth),
         kinds: Vec::new(),
     };
-    let (mut functions, mut tasks) = (BTreeMap::new(), JoinSet::new());
+    let aws = info.aws_endpoint.as_ref().map(|url| local_aws(http.clone(), url.clone(), REGION.to_owned()));
+    let (mut functions, mut tasks) = (Vec::new(), JoinSet::new());
+    let mut poll = |aws: &Aws, url: &str, function: &Function| {
+        let poll = queue_source::poll(aws.clone(), url.to_owned(), REGION.to_owned(), function.clone(), BATCH_SIZE);
+        tasks.spawn(poll);
+    };
+    if let Some(aws) = &aws {
+        let keeping = keeping(aws).await?;
+        let connection = emulator.connection_string(ROOT_KEY_NAME, None);
+        info.keeping = Some(keeping.clone());
+        let mut config = function_config(REDELIVERY, connection, options, functions_folder, &info);
+        config.environment.push(("REDELIVERY_DELAY".to_owned(), REDELIVERY_DELAY.to_owned()));
+        config.max_instances = REDELIVERY_CONCURRENCY;
+        let function = Function::new(config);
+        for _ in 0..REDELIVERY_CONCURRENCY {
+            poll(aws, &keeping.parking_queue_url, &function);
+        }
+        functions.push(function);
+    }
+    let mut kinds = BTreeMap::new();
     for kind in KINDS {
-        let function = Function::new(function_config(kind, options, functions_folder, &emulator, &info));
+        let connection = emulator.connection_string(ROOT_KEY_NAME, Some(kind.hub));
+        let function = Function::new(function_config(kind.name, connection, options, functions_folder, &info));
         let mut queue_url = None;
-        if let Some(endpoint) = &info.aws_endpoint {
-            let aws = local_aws(http.clone(), endpoint.clone(), REGION.to_owned());
-            let (url, _) = queue_source::create_queue(&aws, kind.queue, VISIBILITY_TIMEOUT, MAX_RECEIVE_COUNT).await?;
-            tasks.spawn(queue_source::poll(aws, url.clone(), REGION.to_owned(), function.clone(), BATCH_SIZE));
+        if let Some(aws) = &aws {
+            let (url, _) = queue_source::create_queue(aws, kind.queue, VISIBILITY_TIMEOUT, MAX_RECEIVE_COUNT).await?;
+            poll(aws, &url, &function);
             queue_url = Some(url);
         }
         info.kinds.push(KindInfo { name: kind.name.to_owned(), hub: kind.hub.to_owned(), queue_url });
-        functions.insert(kind.name.to_owned(), function);
+        kinds.insert(kind.name.to_owned(), function.clone());
+        functions.push(function);
     }
     if let Some(endpoint) = &info.aws_endpoint {
         println!("queues       {endpoint} (moto server)");
@@ -236,7 +276,7 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
 
     let address = gateway_listener.local_addr().unwrap_or(SocketAddr::new(options.host, options.port));
     let url = format!("http://{}", reachable(address));
-    let router = gateway::router(functions.clone()).merge(pages(&url, &info));
+    let router = gateway::router(kinds).merge(pages(&url, &info));
     tasks.spawn(async move {
         if let Err(error) = gateway::serve(gateway_listener, router).await {
             eprintln!("gateway: {error}");
@@ -263,16 +303,28 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-fn function_config(kind: &Kind, options: &Options, folder: &Path, emulator: &Emulator, info: &Info) -> FunctionConfig {
+/// The queues that keep what can't be delivered. Nobody consumes the rejected one, so that it needs no dead-letter queue.
+async fn keeping(aws: &Aws) -> Result<Keeping, AwsError> {
+    let (parking_queue_url, parking_dead_letters_url) =
+        queue_source::create_queue(aws, "parking", VISIBILITY_TIMEOUT, MAX_REDELIVERIES).await?;
+    let rejected_queue_url = queue_source::create_keeping_queue(aws, "rejected").await?;
+    Ok(Keeping { parking_queue_url, parking_dead_letters_url, rejected_queue_url })
+}
+
+fn function_config(name: &str, connection: String, options: &Options, folder: &Path, info: &Info) -> FunctionConfig {
     let mut environment = vec![
-        (settings::CONNECTION_STRING.to_owned(), emulator.connection_string(ROOT_KEY_NAME, Some(kind.hub))),
+        (settings::CONNECTION_STRING.to_owned(), connection),
         (settings::SENDER_AUTH.to_owned(), options.sender_auth.clone()),
         ("AWS_REGION".to_owned(), REGION.to_owned()),
     ];
     if let Some(endpoint) = &info.aws_endpoint {
         environment.push(("AWS_ENDPOINT_URL".to_owned(), endpoint.clone()));
     }
-    let mut config = FunctionConfig::new(kind.name, folder.join(kind.name));
+    if let Some(keeping) = &info.keeping {
+        environment.push((settings::PARKING_QUEUE_URL.to_owned(), keeping.parking_queue_url.clone()));
+        environment.push((settings::REJECTED_QUEUE_URL.to_owned(), keeping.rejected_queue_url.clone()));
+    }
+    let mut config = FunctionConfig::new(name, folder.join(name));
     config.environment = environment;
     config.timeout = FUNCTION_TIMEOUT;
     config.print_logs = options.verbose;
@@ -307,8 +359,32 @@ fn instructions(url: &str, info: &Info) -> String {
         }
         text.push_str(&format!("  in the hub:  curl {}/_emulator/hubs/{}/events\n", info.hub_url, kind.hub));
     }
+    if let Some(keeping) = &info.keeping {
+        text.push_str(&format!("\nwhile a hub is down\n{}", down_and_up(info, keeping)));
+    }
     text.push_str("\nStop with Ctrl-C.\n");
     text
+}
+
+/// How to see parking, redelivery and rejects.
+fn down_and_up(info: &Info, keeping: &Keeping) -> String {
+    let faults = format!("{}/_emulator/faults", info.hub_url);
+    let count = |queue_url: &str| {
+        format!(
+            "curl {queue_url} --aws-sigv4 aws:amz:{REGION}:sqs --user local:local -d Action=GetQueueAttributes \
+             -d AttributeName.1=ApproximateNumberOfMessages -d AttributeName.2=ApproximateNumberOfMessagesNotVisible"
+        )
+    };
+    let down = json!({ "action": "status", "status": 503, "times": 0 });
+    format!(
+        "  hubs down:   curl {faults} -H 'content-type: application/json' --data '{down}'\n  \
+           hubs up:     curl -X DELETE {faults}\n  \
+           parked:      {}\n  \
+           rejected:    {}\n  \
+           replay:      make replay ARGS=--dry-run\n",
+        count(&keeping.parking_queue_url),
+        count(&keeping.rejected_queue_url),
+    )
 }
 
 impl Info {
@@ -342,16 +418,26 @@ fn page(url: &str, info: &Info) -> String {
             hub = kind.hub,
         ));
     }
+    let keeping = info.keeping.as_ref().map_or_else(String::new, |keeping| {
+        let commands = down_and_up(info, keeping).replace('&', "&amp;").replace('<', "&lt;");
+        format!(
+            "<h2>While a hub is down</h2>\n\
+             <p>Webhooks are answered 202, and their messages wait in <code>{}</code> until the hub answers again; after\n\
+             {MAX_REDELIVERIES} attempts they go to <code>{}</code>. What can never be delivered is kept in\n\
+             <code>{}</code>.</p>\n<pre>{commands}</pre>\n",
+            keeping.parking_queue_url, keeping.parking_dead_letters_url, keeping.rejected_queue_url,
+        )
+    });
     format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>eventhubs-relay</title>\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n\
          <style>:root{{color-scheme:light dark}}body{{font:1rem/1.5 system-ui;margin:2rem auto;max-width:70rem;\
-         padding:0 1rem}}td,th{{padding:.3rem 1rem .3rem 0;text-align:left;vertical-align:top}}</style>\n\
+         padding:0 1rem}}pre{{overflow-x:auto}}td,th{{padding:.3rem 1rem .3rem 0;text-align:left;vertical-align:top}}</style>\n\
          <h1>eventhubs-relay</h1>\n\
          <table><thead><tr><th>kind<th>webhook<th>queue<th>event hub</thead>\n{rows}</table>\n\
          <p>Emulator: <a href=\"{hub_url}/_emulator/hubs\">hubs</a>,\n\
          <a href=\"{hub_url}/_emulator/requests\">requests</a>,\n\
-         <a href=\"{hub_url}/_emulator/faults\">faults</a>.</p>\n</html>\n",
+         <a href=\"{hub_url}/_emulator/faults\">faults</a>.</p>\n{keeping}</html>\n",
     )
 }
 

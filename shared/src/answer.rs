@@ -59,6 +59,11 @@ impl Cause {
         }
     }
 
+    /// Whether other events for the same hub would fare no better.
+    pub fn is_the_hubs(self) -> bool {
+        self != Self::BadPartition
+    }
+
     /// What an operator should look at; `None` where time heals.
     pub fn hint(self) -> Option<&'static str> {
         match self {

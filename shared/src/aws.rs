@@ -16,6 +16,7 @@ use crate::settings::Environment;
 /// An AWS service and how it is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Service {
+    DynamoDb,
     SecretsManager,
     Sqs,
 }
@@ -23,6 +24,7 @@ pub enum Service {
 impl Service {
     fn signing_name(self) -> &'static str {
         match self {
+            Self::DynamoDb => "dynamodb",
             Self::SecretsManager => "secretsmanager",
             Self::Sqs => "sqs",
         }
@@ -31,6 +33,7 @@ impl Service {
     /// The suffix of `AWS_ENDPOINT_URL_…`, as every AWS SDK spells it.
     fn endpoint_suffix(self) -> &'static str {
         match self {
+            Self::DynamoDb => "DYNAMODB",
             Self::SecretsManager => "SECRETS_MANAGER",
             Self::Sqs => "SQS",
         }
@@ -38,6 +41,7 @@ impl Service {
 
     fn target_prefix(self) -> &'static str {
         match self {
+            Self::DynamoDb => "DynamoDB_20120810",
             Self::SecretsManager => "secretsmanager",
             Self::Sqs => "AmazonSQS",
         }
@@ -46,7 +50,7 @@ impl Service {
     fn content_type(self) -> &'static str {
         match self {
             Self::SecretsManager => "application/x-amz-json-1.1",
-            Self::Sqs => "application/x-amz-json-1.0",
+            Self::DynamoDb | Self::Sqs => "application/x-amz-json-1.0",
         }
     }
 }
@@ -64,15 +68,30 @@ pub enum AwsError {
     NoAnswer { operation: &'static str, endpoint: String, problem: &'static str },
 }
 
+/// What a service calls it when it is asked too much; the status is a 400 then.
+const THROTTLED: [&str; 4] = ["Throttl", "ThroughputExceeded", "LimitExceeded", "TooManyRequests"];
+const CONNECTION_LOST: &str = "connection lost";
+
 impl AwsError {
-    fn may_heal(&self) -> bool {
+    /// Most often a pooled connection that died while the sandbox was frozen: the next one is fresh.
+    fn is_lost_connection(&self) -> bool {
+        matches!(self, Self::NoAnswer { problem: CONNECTION_LOST, .. })
+    }
+
+    /// Whether another attempt may succeed.
+    pub fn may_heal(&self) -> bool {
         match self {
             Self::NoAnswer { .. } => true,
-            Self::Answer { status, code, .. } => *status >= 500 || *status == 429 || code.contains("Throttl"),
+            Self::Answer { status, code, .. } => {
+                *status >= 500 || *status == 429 || THROTTLED.iter().any(|word| code.contains(word))
+            }
             Self::NoCredentials(_) | Self::NoRegion => false,
         }
     }
 }
+
+const ACCESS_KEY_ID: &str = "AWS_ACCESS_KEY_ID";
+const SECRET_ACCESS_KEY: &str = "AWS_SECRET_ACCESS_KEY";
 
 /// Calls AWS with the credentials of the environment.
 #[derive(Clone)]
@@ -85,8 +104,10 @@ pub struct Aws {
 /// Attempts of one call, and the longest first wait between them.
 const ATTEMPTS: u32 = 3;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-/// One attempt never takes longer than this, so that a hanging endpoint leaves room for another.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of the time that is left.
+const FIRST_SHARE: f64 = 2.0 / 3.0;
+/// One attempt never takes longer than this.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Aws {
     pub fn new(http: reqwest::Client, environment: Environment, clock: Clock) -> Self {
@@ -108,18 +129,33 @@ impl Aws {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let bound = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
+            let now = Instant::now();
+            // A pooled connection may have died unnoticed: the first attempt leaves time for another.
+            let left = deadline.saturating_duration_since(now).min(ATTEMPT_TIMEOUT);
+            let bound = now + if attempt == 1 { left.mul_f64(FIRST_SHARE) } else { left };
             let error = match timeout_at(bound, self.attempt(service, operation, &body)).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => error,
                 Err(_) => self.no_answer(service, operation, "timeout"),
             };
-            let wait = FIRST_WAIT.mul_f64(f64::from(1 << attempt) * fastrand::f64());
+            let wait = if attempt == 1 && error.is_lost_connection() {
+                Duration::ZERO
+            } else {
+                FIRST_WAIT.mul_f64(f64::from(1 << attempt) * fastrand::f64())
+            };
             if attempt == ATTEMPTS || !error.may_heal() || Instant::now() + wait >= deadline {
                 return Err(error);
             }
             sleep(wait).await;
         }
+    }
+
+    /// Whether calls can be signed at all; to be asked once, at the start.
+    pub fn check(&self) -> Result<(), AwsError> {
+        for name in [ACCESS_KEY_ID, SECRET_ACCESS_KEY] {
+            self.environment.get(name).ok_or(AwsError::NoCredentials(name))?;
+        }
+        self.region().map(drop)
     }
 
     /// The text of a Secrets Manager secret.
@@ -147,7 +183,7 @@ impl Aws {
         let request = reqwest::Request::try_from(request)
             .map_err(|_| self.no_answer(service, operation, "the endpoint is not a URL"))?;
         let response = self.http.execute(request).await.map_err(|error| {
-            self.no_answer(service, operation, if error.is_connect() { "can't connect" } else { "connection lost" })
+            self.no_answer(service, operation, if error.is_connect() { "can't connect" } else { CONNECTION_LOST })
         })?;
         let status = response.status();
         let answer = response.bytes().await.map_err(|_| self.no_answer(service, operation, "the answer broke off"))?;
@@ -173,8 +209,8 @@ impl Aws {
     ) -> Result<(), AwsError> {
         let variable = |name: &'static str| self.environment.get(name).ok_or(AwsError::NoCredentials(name));
         let identity = Credentials::new(
-            variable("AWS_ACCESS_KEY_ID")?,
-            variable("AWS_SECRET_ACCESS_KEY")?,
+            variable(ACCESS_KEY_ID)?,
+            variable(SECRET_ACCESS_KEY)?,
             self.environment.get("AWS_SESSION_TOKEN"),
             None,
             "environment",

@@ -23,17 +23,38 @@ pub struct Access {
     pub hub_url: Arc<str>,
     pub token: Arc<SecretString>,
     /// Counts renewals, so that requests refused together renew once.
-    generation: u64,
+    pub generation: u64,
 }
 
 /// A ready-made token has run out, and no key is there to sign another.
 #[derive(Debug, Clone, Copy)]
-pub struct TokenExpired;
+pub struct TokenExpired {
+    pub generation: u64,
+}
+
+/// Where messages go, without a key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Destination {
+    /// With its port, if that is not the usual one.
+    pub host: String,
+    pub hub: String,
+    /// Of the secret that holds the connection string.
+    pub secret_id: Option<String>,
+}
+
+/// Which hub of which namespace a connection string may lead to.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// The hub, and the setting that names it. Without it the connection string's `EntityPath` does.
+    pub hub: Option<(&'static str, String)>,
+    /// Host, and port if it is not the usual one. Without it any will do.
+    pub host: Option<String>,
+}
 
 /// One hub of one namespace with one credential.
 pub struct Connection {
     source: SecretSource,
-    hub_name: Option<String>,
+    wanted: Wanted,
     aws: Aws,
     clock: Clock,
     current: Mutex<Current>,
@@ -48,6 +69,8 @@ struct Current {
 
 struct Target {
     hub_url: Arc<str>,
+    host: String,
+    hub: String,
     credential: Credential,
 }
 
@@ -55,12 +78,13 @@ impl Connection {
     /// Reads the connection string from its source.
     pub async fn open(
         source: SecretSource,
-        hub_name: Option<String>,
+        wanted: Wanted,
         aws: Aws,
         clock: Clock,
         deadline: Instant,
     ) -> Result<Self, SettingsError> {
-        let target = Target::read(&source, hub_name.as_deref(), &aws, deadline).await?;
+        let secret = source.text(&aws, deadline).await.map_err(|error| SettingsError::unread(source.variable, &error));
+        let target = Target::of(&secret?, source.variable, &wanted)?;
         if let Credential::Signature(token) = &target.credential {
             match sas::expiry(token) {
                 None => {
@@ -78,7 +102,14 @@ impl Connection {
                 Some(_) => {}
             }
         }
-        Ok(Self { source, hub_name, aws, clock, current: Mutex::new(Current { target, token: None, generation: 0 }) })
+        Ok(Self { source, wanted, aws, clock, current: Mutex::new(Current { target, token: None, generation: 0 }) })
+    }
+
+    /// Where messages go at this time.
+    pub async fn destination(&self) -> Destination {
+        let current = self.current.lock().await;
+        let Target { host, hub, .. } = &current.target;
+        Destination { host: host.clone(), hub: hub.clone(), secret_id: self.source.secret_id().map(str::to_owned) }
     }
 
     /// The hub's address and a token that is good for some minutes more.
@@ -101,16 +132,17 @@ impl Connection {
             Credential::Signature(token) if sas::expiry(token).is_some_and(|expiry| now < expiry) => {
                 Ok(Access { hub_url, token: Arc::new(token.clone()), generation })
             }
-            Credential::Signature(_) => Err(TokenExpired),
+            Credential::Signature(_) => Err(TokenExpired { generation }),
         }
     }
 
-    /// Drops the token that the hub refused and reads the secret again: the key may have been changed meanwhile.
+    /// Drops the token of a `generation` that the hub refused, or that ran out, and reads the secret again: it may have been
+    /// changed meanwhile.
     ///
     /// Requests in flight together are refused together; whoever comes second finds the work done.
-    pub async fn renew(&self, refused: &Access, deadline: Instant) {
+    pub async fn renew(&self, generation: u64, deadline: Instant) {
         let mut current = self.current.lock().await;
-        if current.generation != refused.generation {
+        if current.generation != generation {
             return;
         }
         current.generation += 1;
@@ -118,7 +150,11 @@ impl Connection {
         if !self.source.can_change() {
             return;
         }
-        match Target::read(&self.source, self.hub_name.as_deref(), &self.aws, deadline).await {
+        let secret = self.source.text(&self.aws, deadline).await;
+        let target = secret
+            .map_err(|error| SettingsError::unread(self.source.variable, &error))
+            .and_then(|secret| Target::of(&secret, self.source.variable, &self.wanted));
+        match target {
             Ok(target) => current.target = target,
             Err(error) => {
                 tracing::warn!(error = %error, "the connection's secret can't be read again; going on with the one in hand");
@@ -128,36 +164,40 @@ impl Connection {
 }
 
 impl Target {
-    async fn read(
-        source: &SecretSource,
-        hub_name: Option<&str>,
-        aws: &Aws,
-        deadline: Instant,
-    ) -> Result<Self, SettingsError> {
-        let unusable = |problem: &dyn std::fmt::Display| SettingsError::new(source.variable, problem);
-        let secret = source.text(aws, deadline).await.map_err(|error| unusable(&error))?;
-        let text = connection_string_of(&secret).map_err(|problem| unusable(&problem))?;
+    /// `source` is the setting that the secret comes from.
+    fn of(secret: &SecretString, source: &'static str, wanted: &Wanted) -> Result<Self, SettingsError> {
+        let unusable = |problem: &dyn std::fmt::Display| SettingsError::new(source, problem);
+        let text = connection_string_of(secret).map_err(|problem| unusable(&problem))?;
         let parsed = ConnectionString::parse(text.expose_secret()).map_err(|error| unusable(&error))?;
-        let (variable, hub) = match (hub_name, parsed.entity_path.as_deref()) {
-            (Some(hub), Some(entity_path)) if hub != entity_path => {
+        let (variable, hub) = match (&wanted.hub, parsed.entity_path.as_deref()) {
+            (Some((variable, hub)), Some(entity_path)) if hub != entity_path => {
                 return Err(SettingsError::new(
-                    HUB_NAME,
+                    variable,
                     "names another hub than the connection string's `EntityPath`",
                 ));
             }
-            (Some(hub), _) => (HUB_NAME, hub),
-            (None, Some(entity_path)) => (source.variable, entity_path),
+            (Some((variable, hub)), _) => (*variable, hub.as_str()),
+            (None, Some(entity_path)) => (source, entity_path),
             (None, None) => {
                 return Err(SettingsError::new(HUB_NAME, "missing, and the connection string has no `EntityPath`"));
             }
         };
+        let host = parsed.base_url.split_once("://").map_or(parsed.base_url.as_str(), |(_, host)| host);
+        if wanted.host.as_ref().is_some_and(|wanted| !wanted.eq_ignore_ascii_case(host)) {
+            return Err(SettingsError::new(source, "the connection string leads to another host"));
+        }
         if !is_hub_name(hub) {
             return Err(SettingsError::new(
                 variable,
                 "a hub's name has letters, digits, `.`, `-` and `_`, begins with a letter or digit and has at most 256 characters",
             ));
         }
-        Ok(Self { hub_url: format!("{}/{hub}", parsed.base_url).into(), credential: parsed.credential })
+        Ok(Self {
+            hub_url: format!("{}/{hub}", parsed.base_url).into(),
+            host: host.to_owned(),
+            hub: hub.to_owned(),
+            credential: parsed.credential,
+        })
     }
 }
 

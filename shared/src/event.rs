@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use crate::answer::Refusal;
 use crate::message::Message;
 
 /// An event kind: a name, an options type and one pure mapping.
@@ -17,6 +18,14 @@ pub struct Kind<O> {
     pub map: for<'a> fn(Event<'a>, &'a O) -> Result<Mapped<'a>, Rejection>,
 }
 
+impl<O> Clone for Kind<O> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<O> Copy for Kind<O> {}
+
 /// One incoming event.
 #[derive(Debug, Clone, Copy)]
 pub struct Event<'a> {
@@ -26,6 +35,8 @@ pub struct Event<'a> {
     pub flow: &'a str,
     /// Headers of the webhook that brought it; none for a queue record.
     pub headers: &'a [Header<'a>],
+    /// What a message may take of a request, in bytes: see [`Message::fits`].
+    pub max_bytes: usize,
 }
 
 /// Name and value.
@@ -100,6 +111,14 @@ impl Rejection {
     /// An event that makes more than can be sent.
     pub fn too_large(detail: impl Into<Cow<'static, str>>) -> Self {
         Self { reason: Reason::TooLarge, detail: detail.into() }
+    }
+
+    /// What a hub's refusal of a single message says about its event.
+    pub fn refused(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::TooLarge => Self::too_large("the event is larger than the hub takes"),
+            Refusal::Malformed => Self { reason: Reason::Refused, detail: "the event hub refuses the event".into() },
+        }
     }
 
     pub(crate) fn unreadable(detail: impl Into<Cow<'static, str>>) -> Self {

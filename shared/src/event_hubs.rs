@@ -1,7 +1,7 @@
 //! Sends messages to an event hub over REST and tells of each message what became of it. It keeps nothing: what could not
 //! be delivered is the caller's to hand on.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
@@ -12,17 +12,20 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::answer::{Cause, Disposition, Refusal, classify};
 use crate::batch::{Group, Request, pack};
 use crate::clock::Clock;
-use crate::connection::{Access, Connection};
+use crate::connection::{Access, Connection, Destination, TokenExpired, Wanted};
+use crate::flow_table::FlowItem;
 use crate::message::Message;
 use crate::partitioning::{Partitioning, Route};
+use crate::parts::Parts;
+use crate::settings::{SecretSource, SettingsError};
 
-/// Attempts of one request within one budget.
-const ATTEMPTS: u32 = 3;
 /// Full jitter below 100 ms, doubling, at most 2 s.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 /// Answers of 10 s have been seen after idle; after this an attempt is given up if the budget is longer.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Of the time that is left.
+const FIRST_SHARE: f64 = 2.0 / 3.0;
 /// Groups in flight together.
 const IN_FLIGHT: usize = 16;
 /// As much of an error document as is looked at, in bytes.
@@ -65,30 +68,79 @@ pub struct EventHub {
     clock: Clock,
 }
 
+/// How hard a hub is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// Groups in flight together: the events are new, and somebody may wait for them.
+    Together,
+    /// One request at a time, and none behind the first that can't be delivered: the hub may be in trouble.
+    OneByOne,
+}
+
+impl Pace {
+    /// Of one request within one budget; a lost connection gets one more at once.
+    fn attempts(self) -> u32 {
+        match self {
+            Self::Together => 3,
+            // What is parked comes again anyway.
+            Self::OneByOne => 1,
+        }
+    }
+}
+
 impl EventHub {
-    pub fn new(
-        http: reqwest::Client,
-        connection: Connection,
+    /// Reads the connection string from `source`.
+    pub async fn open(
+        parts: &Parts,
+        source: SecretSource,
+        wanted: Wanted,
         partitioning: Partitioning,
-        max_batch_bytes: usize,
-        clock: Clock,
-    ) -> Self {
-        Self { http, connection, partitioning, max_batch_bytes, clock }
+        deadline: Instant,
+    ) -> Result<Self, SettingsError> {
+        let Parts { http, aws, clock, max_batch_bytes, .. } = parts;
+        let connection = Connection::open(source, wanted, aws.clone(), clock.clone(), deadline).await?;
+        Ok(Self {
+            http: http.clone(),
+            connection,
+            partitioning,
+            max_batch_bytes: *max_batch_bytes,
+            clock: clock.clone(),
+        })
+    }
+
+    /// The hub of a flow of the table.
+    pub async fn of_item(parts: &Parts, item: &FlowItem, deadline: Instant) -> Result<Self, SettingsError> {
+        let source = SecretSource::secret("connectionSecretId", &item.connection_secret_id);
+        let wanted = Wanted { hub: Some(("hub", item.hub.clone())), host: item.host.clone() };
+        Self::open(parts, source, wanted, item.partitioning, deadline).await
+    }
+
+    /// Size budget of one request, in bytes.
+    pub fn max_batch_bytes(&self) -> usize {
+        self.max_batch_bytes
+    }
+
+    /// Where messages go at this time.
+    pub async fn destination(&self) -> Destination {
+        self.connection.destination().await
     }
 
     /// Sends `messages` and returns when each is delivered or given up, at `deadline` at the latest.
     ///
     /// A message whose outcome is `Unsent` may all the same be stored, after a timeout or a lost connection.
-    pub async fn send(&self, messages: &[Message<'_>], deadline: Instant) -> Report {
+    pub async fn send(&self, messages: &[Message<'_>], pace: Pace, deadline: Instant) -> Report {
         let (groups, too_large) = pack(messages, self.partitioning, self.max_batch_bytes);
         let mut report =
             Report { outcomes: vec![Outcome::Unsent(Cause::Timeout); messages.len()], ..Report::default() };
         for position in too_large {
             report.outcomes[position] = Outcome::Refused(Refusal::TooLarge);
         }
-        let locked_out = AtomicBool::new(false);
+        let (in_flight, gate) = match pace {
+            Pace::Together => (IN_FLIGHT, Gate::new(|cause| cause == Cause::Unauthorized)),
+            Pace::OneByOne => (1, Gate::new(Cause::is_the_hubs)),
+        };
         let mut sendings =
-            stream::iter(groups).map(|group| self.send_group(group, deadline, &locked_out)).buffer_unordered(IN_FLIGHT);
+            stream::iter(groups).map(|group| self.send_group(group, pace, deadline, &gate)).buffer_unordered(in_flight);
         while let Some(sent) = sendings.next().await {
             for (position, outcome) in sent.outcomes {
                 report.outcomes[position] = outcome;
@@ -102,19 +154,17 @@ impl EventHub {
 
     /// Sends the requests of a group one after another, which keeps their order. Once one can't be delivered, those
     /// behind it wait with it.
-    async fn send_group(&self, group: Group<'_>, deadline: Instant, locked_out: &AtomicBool) -> Sent {
+    async fn send_group(&self, group: Group<'_>, pace: Pace, deadline: Instant, gate: &Gate) -> Sent {
         let mut sent = Sent::default();
         let mut to_send: Vec<Request> = group.requests;
         to_send.reverse();
         while let Some(request) = to_send.pop() {
-            let outcome = if locked_out.load(Ordering::Relaxed) {
-                Outcome::Unsent(Cause::Unauthorized)
-            } else {
-                self.send_request(&request, &group.route, deadline, &mut sent).await
+            let outcome = match gate.closed() {
+                Some(cause) => Outcome::Unsent(cause),
+                None => self.send_request(&request, &group.route, pace, deadline, &mut sent).await,
             };
-            // The key was read again and refused again: so it would be for the other requests.
-            if outcome == Outcome::Unsent(Cause::Unauthorized) {
-                locked_out.store(true, Ordering::Relaxed);
+            if let Outcome::Unsent(cause) = outcome {
+                gate.close(cause);
             }
             if matches!(outcome, Outcome::Refused(_)) && request.len() > 1 {
                 let [first, second] = request.halve();
@@ -127,7 +177,7 @@ impl EventHub {
             };
             sent.outcomes.extend(request.messages().map(|position| (position, outcome)));
             // A 400 of the partition form may be about its one event: those behind it are tried.
-            if matches!(outcome, Outcome::Unsent(cause) if cause != Cause::BadPartition) {
+            if matches!(outcome, Outcome::Unsent(cause) if cause.is_the_hubs()) {
                 for request in to_send.drain(..) {
                     sent.outcomes.extend(request.messages().map(|position| (position, outcome)));
                 }
@@ -137,15 +187,31 @@ impl EventHub {
     }
 
     /// Sends one request until it is answered for good or the budget is used up.
-    async fn send_request(&self, request: &Request, route: &Route<'_>, deadline: Instant, sent: &mut Sent) -> Outcome {
+    async fn send_request(
+        &self,
+        request: &Request,
+        route: &Route<'_>,
+        pace: Pace,
+        deadline: Instant,
+        sent: &mut Sent,
+    ) -> Outcome {
         let (mut attempt, mut signed_anew) = (0, false);
         loop {
-            let Ok(access) = self.connection.access().await else {
-                return Outcome::Unsent(Cause::TokenExpired);
+            let access = match self.connection.access().await {
+                Ok(access) => access,
+                Err(_) if signed_anew => return Outcome::Unsent(Cause::TokenExpired),
+                Err(TokenExpired { generation }) => {
+                    signed_anew = true;
+                    self.connection.renew(generation, deadline).await;
+                    continue;
+                }
             };
             attempt += 1;
             sent.requests += 1;
-            let (cause, wait) = match self.post(&access, request, route, deadline, sent).await {
+            // A pooled connection may have died unnoticed: the first attempt leaves time for another.
+            let left = deadline.saturating_duration_since(Instant::now()).min(ATTEMPT_TIMEOUT);
+            let share = if attempt == 1 { left.mul_f64(FIRST_SHARE) } else { left };
+            let (cause, wait) = match self.post(&access, request, route, Instant::now() + share, sent).await {
                 Disposition::Delivered => return Outcome::Delivered,
                 Disposition::Refused(refusal) => return Outcome::Refused(refusal),
                 Disposition::Stop(cause) => return Outcome::Unsent(cause),
@@ -154,13 +220,14 @@ impl EventHub {
                     signed_anew = true;
                     attempt -= 1;
                     sent.retries += 1;
-                    self.connection.renew(&access, deadline).await;
+                    self.connection.renew(access.generation, deadline).await;
                     continue;
                 }
                 Disposition::Retry { cause, wait } => (cause, wait),
             };
             let wait = wait_before_retry(attempt, cause, wait);
-            if attempt == ATTEMPTS || wait >= deadline.saturating_duration_since(Instant::now()) {
+            let last = attempt >= pace.attempts() && !(attempt == 1 && cause == Cause::ConnectionLost);
+            if last || wait >= deadline.saturating_duration_since(Instant::now()) {
                 return Outcome::Unsent(cause);
             }
             sent.retries += 1;
@@ -174,7 +241,7 @@ impl EventHub {
         access: &Access,
         request: &Request,
         route: &Route<'_>,
-        deadline: Instant,
+        bound: Instant,
         sent: &mut Sent,
     ) -> Disposition {
         let hub_url = &access.hub_url;
@@ -195,7 +262,6 @@ impl EventHub {
             .header("x-ms-retrypolicy", "NoRetry")
             .body(request.body.clone())
             .send();
-        let bound = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
         let response = match timeout_at(bound, sending).await {
             Ok(Ok(response)) => response,
             failed => {
@@ -216,6 +282,29 @@ impl EventHub {
             sent.problem = Some(format!("answered {status}"));
         }
         disposition
+    }
+}
+
+/// Keeps requests back once another has shown that they would fail alike: after a key that was read again and refused
+/// again, or at [`Pace::OneByOne`] after anything that is the hub's.
+struct Gate {
+    closes: fn(Cause) -> bool,
+    cause: OnceLock<Cause>,
+}
+
+impl Gate {
+    fn new(closes: fn(Cause) -> bool) -> Self {
+        Self { closes, cause: OnceLock::new() }
+    }
+
+    fn closed(&self) -> Option<Cause> {
+        self.cause.get().copied()
+    }
+
+    fn close(&self, cause: Cause) {
+        if (self.closes)(cause) {
+            self.cause.get_or_init(|| cause);
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::event::{Event, Header, Kind, Reason, Rejection};
 use crate::event_hubs::EventHub;
 use crate::json;
 use crate::message::Message;
-use crate::sender_auth::SenderAuth;
+use crate::senders::Senders;
 
 /// The flow that the environment configures.
 pub const DEFAULT_FLOW: &str = "default";
@@ -15,8 +15,10 @@ pub const DEFAULT_FLOW: &str = "default";
 /// A configured route for events of one kind.
 pub struct Flow<O> {
     pub id: String,
+    /// Of a disabled one nothing is sent.
+    pub enabled: bool,
     pub options: O,
-    pub sender_auth: SenderAuth,
+    pub senders: Senders,
     pub hub: EventHub,
 }
 
@@ -27,8 +29,11 @@ pub const MAX_MESSAGES_BYTES: usize = 16_000_000;
 #[derive(Debug, Default)]
 pub struct Mapping<'a> {
     pub messages: Vec<Message<'a>>,
-    /// Rejected events, by their position in the array.
-    pub rejections: Vec<(Option<usize>, Rejection)>,
+    /// The event that each message was made from.
+    pub events: Vec<&'a str>,
+    pub rejections: Vec<Rejected<'a>>,
+    /// What was mapped.
+    body: &'a [u8],
     /// Of the messages' bodies.
     pub bytes: usize,
     pub received: usize,
@@ -36,23 +41,46 @@ pub struct Mapping<'a> {
     pub notes: Notes,
 }
 
+/// An event that can't be delivered.
+#[derive(Debug, Clone)]
+pub struct Rejected<'a> {
+    /// In the array, if it came in one.
+    pub position: Option<usize>,
+    pub rejection: Rejection,
+    /// As it came.
+    pub body: &'a [u8],
+}
+
 /// Counts by word.
 pub type Notes = BTreeMap<&'static str, u32>;
 
 impl<'a> Mapping<'a> {
-    pub fn rejected(rejection: Rejection) -> Self {
-        Self { rejections: vec![(None, rejection)], received: 1, ..Self::default() }
+    /// A body that can't be delivered as a whole.
+    pub fn rejected(rejection: Rejection, body: &'a [u8]) -> Self {
+        Self { rejections: vec![Rejected { position: None, rejection, body }], body, received: 1, ..Self::default() }
+    }
+
+    /// The rejected events to keep. Where that is all of a body, or many, the body stands for them: a copy of each would take
+    /// longer than a sender waits.
+    pub fn rejects(&self) -> Vec<Rejected<'a>> {
+        const MOST: usize = 20;
+        match self.rejection() {
+            Some(rejection) if self.rejections.len() == self.received || self.rejections.len() > MOST => {
+                vec![Rejected { position: None, rejection, body: self.body }]
+            }
+            _ => self.rejections.clone(),
+        }
     }
 
     /// The class of the first rejection and the places of all, or of as many as a reader wants.
     pub fn rejection(&self) -> Option<Rejection> {
         const MOST: usize = 10;
-        let (_, first) = self.rejections.first()?;
+        let first = &self.rejections.first()?.rejection;
         let mut details: Vec<String> = self
             .rejections
             .iter()
             .take(MOST)
-            .map(|(position, rejection)| match position {
+            .map(|Rejected { position, rejection, .. }| match position {
                 Some(position) => format!("[{position}] {}", rejection.detail),
                 None => rejection.detail.to_string(),
             })
@@ -71,29 +99,31 @@ impl<O> Flow<O> {
             Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
             Err(error) => {
                 let place = error.valid_up_to();
-                return Mapping::rejected(Rejection::unreadable(format!("the body is not UTF-8 (at byte {place})")));
+                return Mapping::rejected(
+                    Rejection::unreadable(format!("the body is not UTF-8 (at byte {place})")),
+                    body,
+                );
             }
         };
         let events = match json::events(text) {
             Ok(events) => events,
-            Err(problem) => return Mapping::rejected(Rejection::unreadable(problem)),
+            Err(problem) => return Mapping::rejected(Rejection::unreadable(problem), body),
         };
         let is_array = text.trim_ascii_start().starts_with('[');
         if is_array && !kind.arrays {
-            return Mapping::rejected(Rejection::unmappable("expected one event, not an array"));
+            return Mapping::rejected(Rejection::unmappable("expected one event, not an array"), body);
         }
-        let mut mapping = Mapping { received: events.len(), ..Mapping::default() };
-        for (position, event) in events.into_iter().enumerate() {
-            let event = Event { json: event, flow: &self.id, headers };
-            // A bug that panics costs its one event.
-            if mapping.bytes > MAX_MESSAGES_BYTES {
-                let too_large = Rejection::too_large("the events of one body make more messages than fit the memory");
-                mapping.rejections.push((is_array.then_some(position), too_large));
-                break;
-            }
-            let mapped = catch_unwind(AssertUnwindSafe(|| (kind.map)(event, &self.options))).unwrap_or_else(|_| {
-                Err(Rejection { reason: Reason::Bug, detail: "a bug kept it from being mapped".into() })
-            });
+        let mut mapping = Mapping { received: events.len(), body, ..Mapping::default() };
+        for (position, json) in events.into_iter().enumerate() {
+            let event = Event { json, flow: &self.id, headers, max_bytes: self.hub.max_batch_bytes() };
+            let mapped = if mapping.bytes > MAX_MESSAGES_BYTES {
+                Err(Rejection::too_large("the events of one body make more messages than fit the memory"))
+            } else {
+                // A bug that panics costs its one event.
+                catch_unwind(AssertUnwindSafe(|| (kind.map)(event, &self.options))).unwrap_or_else(|_| {
+                    Err(Rejection { reason: Reason::Bug, detail: "a bug kept it from being mapped".into() })
+                })
+            };
             match mapped {
                 Ok(mapped) => {
                     if mapped.messages.is_empty() {
@@ -103,9 +133,13 @@ impl<O> Flow<O> {
                         *mapping.notes.entry(note).or_default() += 1;
                     }
                     mapping.bytes += mapped.messages.iter().map(|message| message.body.len()).sum::<usize>();
+                    mapping.events.extend(std::iter::repeat_n(json, mapped.messages.len()));
                     mapping.messages.extend(mapped.messages);
                 }
-                Err(rejection) => mapping.rejections.push((is_array.then_some(position), rejection)),
+                Err(rejection) => {
+                    let position = is_array.then_some(position);
+                    mapping.rejections.push(Rejected { position, rejection, body: json.as_bytes() });
+                }
             }
         }
         mapping

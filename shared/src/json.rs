@@ -67,6 +67,21 @@ impl<'de: 'a, 'a, V: Deserialize<'de>> Deserialize<'de> for Members<'a, V> {
     }
 }
 
+/// The text of each member as it stands between the brackets and commas of `object`, white space included. `members` are
+/// those of `object` and borrow from it.
+pub fn member_texts<'a>(object: &'a str, members: &Members<'a>) -> Vec<&'a str> {
+    let mut start = object.find('{').map_or(0, |place| place + 1);
+    let texts = members.0.iter().map(|(_, value)| {
+        let end_of_value = value.get().as_ptr() as usize - object.as_ptr() as usize + value.get().len();
+        // Only white space lies between a value and the comma or bracket behind it.
+        let end = object[end_of_value..].find([',', '}']).map_or(object.len(), |place| end_of_value + place);
+        let text = &object[start..end];
+        start = object.len().min(end + 1);
+        text
+    });
+    texts.collect()
+}
+
 /// A struct that is written as an object. Serde by itself takes an array of the members' values too.
 #[derive(Debug, Default)]
 pub struct Object<T>(pub T);
@@ -184,6 +199,13 @@ mod tests {
         assert_eq!(events(" [ {\"a\" : 19.9900} ,{\"b\":\"\\/\"}]").unwrap(), ["{\"a\" : 19.9900}", "{\"b\":\"\\/\"}"]);
         assert_eq!(events(" {\"a\":1} ").unwrap(), ["{\"a\":1}"]);
         assert!(events("[]").unwrap().is_empty());
+    }
+
+    #[test]
+    fn members_keep_their_text() {
+        let object = r#" { "a" : {"x":","} ,"\u0062":[1,2 ],"c":"}" } "#.trim();
+        let members: Members<'_> = serde_json::from_str(object).unwrap();
+        assert_eq!(member_texts(object, &members), [r#" "a" : {"x":","} "#, r#""\u0062":[1,2 ]"#, r#""c":"}" "#]);
     }
 
     #[test]

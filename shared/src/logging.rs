@@ -7,6 +7,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::settings::Environment;
 
+/// The crates that log.
+const OURS: [&str; 2] = ["redelivery", "shared"];
+
 /// Starts logging at `AWS_LAMBDA_LOG_LEVEL` (`TRACE` … `FATAL`, default `INFO`).
 ///
 /// Only our own lines follow the level: the runtime's crate would print whole events at `TRACE`. A panic is reported by
@@ -23,7 +26,7 @@ pub fn init(environment: &Environment) {
     });
     let lines =
         tracing_subscriber::fmt::layer().json().flatten_event(true).with_current_span(false).with_span_list(false);
-    let ours = Targets::new().with_target("shared", level).with_default(level.min(LevelFilter::WARN));
+    let ours = Targets::new().with_targets(OURS.map(|name| (name, level))).with_default(level.min(LevelFilter::WARN));
     // A second start, in tests, leaves the first one's subscriber.
     let _ = tracing_subscriber::registry().with(lines).with(ours).try_init();
     std::panic::set_hook(Box::new(|panic| {

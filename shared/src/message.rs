@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use crate::json::push_string;
@@ -44,6 +45,29 @@ impl<'a> Message<'a> {
         }
         Self { id: event.id, subject, body: body.into(), properties }
     }
+
+    /// Whether a request of `max_bytes` has room for it, the body escaped and its properties and key beside it.
+    pub fn fits(&self, max_bytes: usize) -> bool {
+        let room = max_bytes.saturating_sub(self.properties.as_json().len() + AROUND_A_MESSAGE);
+        // Most are so small that nothing has to be counted.
+        self.body.len() * LONGEST_ESCAPE <= room || escaped_len(&self.body) <= room
+    }
+}
+
+/// Names and brackets around a message in its request, and the longest partition key: 128 characters, escaped.
+const AROUND_A_MESSAGE: usize = 1024;
+/// `\u001f` for one byte.
+const LONGEST_ESCAPE: usize = 6;
+
+/// The length of `text` as a JSON string without its quotes.
+fn escaped_len(text: &str) -> usize {
+    text.bytes()
+        .map(|byte| match byte {
+            b'"' | b'\\' | 0x08 | b'\t' | b'\n' | 0x0c | b'\r' => 2,
+            0..0x20 => LONGEST_ESCAPE,
+            _ => 1,
+        })
+        .sum()
 }
 
 /// Named values beside the body, on which consumers filter. Kept as the text of a JSON object, which is how they travel.
@@ -85,6 +109,15 @@ impl Properties {
         self.0 = String::from_utf8(text).expect("JSON built from text is UTF-8");
     }
 
+    /// Properties that were written before.
+    pub fn from_object(object: &RawValue) -> Self {
+        Self(object.get().to_owned())
+    }
+
+    pub fn as_object(&self) -> &RawValue {
+        serde_json::from_str(self.as_json()).expect("properties are a JSON object")
+    }
+
     /// The text of a JSON object.
     pub fn as_json(&self) -> &str {
         if self.0.is_empty() { "{}" } else { &self.0 }
@@ -117,6 +150,14 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn escaped_lengths_are_those_that_are_written() {
+        let text: String = (0..=0x2fff).filter_map(char::from_u32).collect();
+        let mut written = Vec::new();
+        push_string(&mut written, &text);
+        assert_eq!(escaped_len(&text), written.len() - 2);
+    }
 
     #[test]
     fn properties_are_json() {

@@ -2,209 +2,253 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse};
-use serde::Deserialize;
+use aws_lambda_events::sqs::SqsBatchResponse;
+use futures_util::future::join_all;
+use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
+use crate::answer::Cause;
 use crate::event::{Reason, Rejection};
-use crate::event_hubs::Outcome;
-use crate::flow::{DEFAULT_FLOW, MAX_MESSAGES_BYTES, Mapping, Notes};
-use crate::json::{Members, Text};
+use crate::event_hubs::{Outcome, Pace};
+use crate::flow::{Flow, MAX_MESSAGES_BYTES, Mapping, Notes};
+use crate::function::Invocation;
 use crate::message::Message;
-use crate::relay::Relay;
-use crate::webhook::refused;
+use crate::rejects::{Reject, Source};
+use crate::relay::{NoFlow, Relay};
+use crate::sqs_event::{ANSWERING, Record, UnreadableRecord, come_again, sending_ends};
 
-/// What is left of the function's time for answering: this, or a tenth of the timeout, whichever is more.
-const RESERVE: Duration = Duration::from_secs(2);
+/// As long one flow that can't be looked up may keep the others waiting.
+const LOOKING_UP: Duration = Duration::from_secs(3);
+/// As long one rejected event that can't be stored may keep the good ones waiting.
+const KEEPING: Duration = Duration::from_secs(5);
 /// As many rejected records get a log line of their own.
 const MOST_LINES: usize = 10;
 
-/// What of a record is used; only its id must be readable for its failure to be told.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Record<'a> {
-    #[serde(borrow)]
-    message_id: Text<'a>,
-    #[serde(borrow)]
-    body: Option<&'a RawValue>,
-    #[serde(borrow)]
-    message_attributes: Option<&'a RawValue>,
-    #[serde(borrow, rename = "eventSourceARN")]
-    event_source_arn: Option<&'a RawValue>,
-    #[serde(borrow)]
-    attributes: Option<&'a RawValue>,
+/// What is counted for the log line.
+#[derive(Default)]
+struct Counts {
+    received: usize,
+    filtered: usize,
+    rejected: usize,
+    delivered: usize,
+    parked: usize,
+    requests: u32,
+    retries: u32,
+    problem: Option<String>,
+    notes: Notes,
+    causes: HashMap<Cause, u32>,
 }
 
-/// The record's id can't be read, so that its failure can't be reported: the whole batch must come again.
-#[derive(Debug, thiserror::Error)]
-#[error("a record of the batch has no readable messageId")]
-pub struct UnreadableRecord;
-
-impl<'a> Record<'a> {
-    fn read(json: &'a RawValue) -> Result<Self, UnreadableRecord> {
-        let record: Self = serde_json::from_str(json.get()).map_err(|_| UnreadableRecord)?;
-        if record.message_id.0.is_empty() { Err(UnreadableRecord) } else { Ok(record) }
-    }
-
-    /// The flow that the record names, `default` when it names none; `None` when that can't be read.
-    fn flow(&self) -> Option<Cow<'a, str>> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Attribute<'a> {
-            #[serde(borrow)]
-            string_value: Text<'a>,
-        }
-        let attributes = match self.message_attributes {
-            None => Members::default(),
-            Some(attributes) => serde_json::from_str::<Members<'a>>(attributes.get()).ok()?,
-        };
-        match member(&attributes, "flow") {
-            None => Some(DEFAULT_FLOW.into()),
-            Some(flow) => serde_json::from_str::<Attribute<'a>>(flow.get()).ok().map(|flow| flow.string_value.0),
-        }
-    }
-
-    fn body(&self) -> Result<Cow<'a, str>, Rejection> {
-        let Some(body) = self.body else { return Ok("".into()) };
-        serde_json::from_str::<Text<'a>>(body.get())
-            .map(|body| body.0)
-            .map_err(|_| Rejection::unreadable("the record's body is not text"))
-    }
-
-    /// The group within which a FIFO queue promises order.
-    fn fifo_group(&self) -> Option<String> {
-        let arn: Text<'_> = serde_json::from_str(self.event_source_arn?.get()).ok()?;
-        let attributes: Members<'_> = serde_json::from_str(self.attributes?.get()).ok()?;
-        let group = member(&attributes, "MessageGroupId")?;
-        arn.0.ends_with(".fifo").then(|| serde_json::from_str(group.get()).unwrap_or_default())
-    }
-}
-
-fn member<'a>(members: &Members<'a>, name: &str) -> Option<&'a RawValue> {
-    members.0.iter().find(|(known, _)| known == name).map(|(_, value)| *value)
-}
-
-/// Handles one batch. `deadline` is when the function's time is up.
-pub async fn handle<O>(
+/// Handles one batch.
+pub async fn handle<O: DeserializeOwned + Default>(
     relay: &Relay<O>,
     records: &[&RawValue],
-    request_id: &str,
-    deadline: Instant,
+    Invocation { request_id, began, time_up }: Invocation<'_>,
 ) -> Result<SqsBatchResponse, UnreadableRecord> {
-    let began = Instant::now();
-    let reserve = RESERVE.max(deadline.saturating_duration_since(began) / 10);
-    let deadline = deadline.checked_sub(reserve).unwrap_or(began);
+    let sending_ends = sending_ends(time_up);
+    let parking_ends = time_up.checked_sub(ANSWERING).unwrap_or(began);
     let records: Vec<Record<'_>> = records.iter().map(|record| Record::read(record)).collect::<Result<_, _>>()?;
     let bodies: Vec<Result<Cow<'_, str>, Rejection>> = records.iter().map(Record::body).collect();
+    // Of each record; `None` where the name can't be read.
+    let names: Vec<Option<Cow<'_, str>>> = records.iter().map(Record::flow).collect();
+    let flows = flows(relay, &names, sending_ends.min(began + LOOKING_UP)).await;
+    let mut counts = Counts::default();
 
-    // Without a place for rejected events, a record with a bad one comes back whole, before any of it is sent.
-    let mut failed: HashSet<usize> = HashSet::new();
-    let mut messages: Vec<Message<'_>> = Vec::new();
-    let mut record_of: Vec<usize> = Vec::new();
-    let (mut received, mut filtered, mut rejected, mut bytes) = (0, 0, 0, 0);
-    let mut notes = Notes::new();
-    let mut held_groups: HashSet<String> = HashSet::new();
+    // Which records come again. On a FIFO queue what stands behind one of them in its group does too, or would overtake.
+    let mut failed = vec![false; records.len()];
+    let groups: Vec<Option<String>> = records.iter().map(Record::fifo_group).collect();
+    let hold_groups = |failed: &mut Vec<bool>| {
+        let mut held = HashSet::new();
+        for (position, group) in groups.iter().enumerate() {
+            let Some(group) = group else { continue };
+            failed[position] |= held.contains(group);
+            if failed[position] {
+                held.insert(group);
+            }
+        }
+    };
+
+    let mut mappings: Vec<Mapping<'_>> = Vec::with_capacity(records.len());
+    let mut bytes = 0;
     for (position, record) in records.iter().enumerate() {
-        let group = record.fifo_group();
-        if group.as_ref().is_some_and(|group| held_groups.contains(group)) {
-            failed.insert(position);
-            continue;
-        }
-        // What does not fit the memory comes again, in another batch.
-        if bytes > MAX_MESSAGES_BYTES {
-            failed.insert(position);
-            continue;
-        }
-        let flow = record.flow().and_then(|flow| relay.flow(&flow));
-        let mapping = match (flow, &bodies[position]) {
-            (Some(flow), Ok(body)) => flow.map(&relay.kind, body.as_bytes(), &[]),
-            (Some(_), Err(rejection)) => Mapping::rejected(rejection.clone()),
-            (None, _) => Mapping::rejected(Rejection { reason: Reason::UnknownFlow, detail: "no such flow".into() }),
+        let as_it_came = bodies[position].as_ref().map_or(record.raw_body(), |body| body.as_bytes());
+        let rejected = |rejection| Mapping::rejected(rejection, as_it_came);
+        let mapping = match (names[position].as_ref().map(|name| &flows[name]), &bodies[position]) {
+            (None | Some(Err(NoFlow::Unknown)), _) => {
+                rejected(Rejection { reason: Reason::UnknownFlow, detail: "no such flow".into() })
+            }
+            // A disabled flow's records wait, as do those whose flow can't be read now, and what does not fit the memory.
+            (Some(Err(NoFlow::Unavailable)), _) => {
+                failed[position] = true;
+                Mapping::default()
+            }
+            (Some(Ok(flow)), _) if !flow.enabled || bytes > MAX_MESSAGES_BYTES => {
+                failed[position] = true;
+                Mapping::default()
+            }
+            (Some(Ok(flow)), Ok(body)) => flow.map(&relay.kind, body.as_bytes(), &[]),
+            (Some(Ok(_)), Err(rejection)) => rejected(rejection.clone()),
         };
         bytes += mapping.bytes;
-        received += mapping.received;
-        filtered += mapping.filtered;
-        if let Some(rejection) = mapping.rejection() {
-            rejected += mapping.rejections.len();
-            if failed.len() < MOST_LINES {
-                tell_rejected(request_id, record, &rejection);
-            }
-            failed.insert(position);
-            held_groups.extend(group);
-            continue;
-        }
-        for (note, count) in mapping.notes {
-            *notes.entry(note).or_default() += count;
-        }
-        record_of.extend(std::iter::repeat_n(position, mapping.messages.len()));
-        messages.extend(mapping.messages);
+        counts.received += mapping.received;
+        counts.filtered += mapping.filtered;
+        mappings.push(mapping);
     }
 
-    let report = relay.default_flow().hub.send(&messages, deadline).await;
-    let mut causes = HashMap::new();
-    for (outcome, position) in report.outcomes.iter().zip(&record_of) {
-        match outcome {
-            Outcome::Delivered => {}
-            Outcome::Unsent(cause) => {
-                failed.insert(*position);
-                *causes.entry(*cause).or_insert(0u32) += 1;
+    // A record is handled only once its rejected events are stored; else it comes back whole, before any of it is sent.
+    hold_groups(&mut failed);
+    let mut rejects = Vec::new();
+    for (position, mapping) in mappings.iter().enumerate().filter(|(position, _)| !failed[*position]) {
+        counts.rejected += mapping.rejections.len();
+        let name = names[position].as_deref().unwrap_or_default();
+        rejects.extend(
+            mapping
+                .rejects()
+                .into_iter()
+                .map(|rejected| (position, relay.reject(name, rejected.rejection, Source::Queue, rejected.body))),
+        );
+    }
+    reject(relay, &records, rejects, request_id, sending_ends.min(began + KEEPING), &mut failed).await;
+    hold_groups(&mut failed);
+
+    let mut loads: HashMap<&str, Load<'_, O>> = HashMap::new();
+    for (position, mapping) in mappings.into_iter().enumerate() {
+        let flow = names[position].as_ref().and_then(|name| flows[name].as_deref().ok());
+        let (false, Some(flow)) = (failed[position], flow) else { continue };
+        for (note, count) in mapping.notes {
+            *counts.notes.entry(note).or_default() += count;
+        }
+        let load = loads.entry(&flow.id).or_insert_with(|| Load { flow, messages: Vec::new(), origins: Vec::new() });
+        load.origins.extend(mapping.events.into_iter().map(|event| Origin { record: position, event }));
+        load.messages.extend(mapping.messages);
+    }
+    let sendings = loads.into_values().map(async |load| {
+        let report = load.flow.hub.send(&load.messages, Pace::Together, sending_ends).await;
+        // Parking would give up the order that a FIFO queue keeps.
+        let to_park: Vec<(usize, Cause)> = report
+            .outcomes
+            .iter()
+            .enumerate()
+            .filter_map(|(position, outcome)| match outcome {
+                Outcome::Unsent(cause) if groups[load.origins[position].record].is_none() => Some((position, *cause)),
+                _ => None,
+            })
+            .collect();
+        let parked = match to_park.first() {
+            None => Vec::new(),
+            Some((_, cause)) => {
+                let messages: Vec<&Message<'_>> =
+                    to_park.iter().map(|(position, _)| &load.messages[*position]).collect();
+                relay.park(load.flow, *cause, &messages, parking_ends).await
             }
-            Outcome::Refused(refusal) => {
-                rejected += 1;
-                tell_rejected(request_id, &records[*position], &refused(*refusal));
-                failed.insert(*position);
+        };
+        let parked: HashSet<usize> =
+            to_park.into_iter().zip(parked).filter(|(_, parked)| *parked).map(|((position, _), _)| position).collect();
+        (load, report, parked)
+    });
+    let mut refused: Vec<(usize, Reject<'_>)> = Vec::new();
+    for (load, report, parked) in join_all(sendings).await {
+        counts.requests += report.requests;
+        counts.retries += report.retries;
+        counts.problem = report.problem.or(counts.problem.take());
+        counts.parked += parked.len();
+        for (position, (outcome, origin)) in report.outcomes.iter().zip(&load.origins).enumerate() {
+            match outcome {
+                Outcome::Delivered => counts.delivered += 1,
+                Outcome::Unsent(cause) => {
+                    *counts.causes.entry(*cause).or_insert(0u32) += 1;
+                    failed[origin.record] |= !parked.contains(&position);
+                }
+                // An event that made several messages is kept once.
+                Outcome::Refused(_)
+                    if refused.last().is_some_and(|(_, last)| last.body.as_ptr() == origin.event.as_ptr()) => {}
+                Outcome::Refused(refusal) => {
+                    let (rejection, body) = (Rejection::refused(*refusal), origin.event.as_bytes());
+                    refused.push((origin.record, relay.reject(&load.flow.id, rejection, Source::Queue, body)));
+                }
             }
         }
     }
-    for cause in causes.keys() {
+    counts.rejected += refused.len();
+    reject(relay, &records, refused, request_id, parking_ends, &mut failed).await;
+    for cause in counts.causes.keys() {
         relay.tell_operator(*cause);
     }
+    hold_groups(&mut failed);
 
-    // On a FIFO queue what stands behind a failure in its group comes again too, or it would overtake.
-    let mut failures = Vec::new();
-    held_groups.clear();
-    for (position, record) in records.iter().enumerate() {
-        let group = record.fifo_group();
-        if failed.contains(&position) || group.as_ref().is_some_and(|group| held_groups.contains(group)) {
-            let mut failure = BatchItemFailure::default();
-            failure.item_identifier = record.message_id.0.clone().into_owned();
-            failures.push(failure);
-            held_groups.extend(group);
-        }
-    }
-    let delivered = report.outcomes.iter().filter(|outcome| **outcome == Outcome::Delivered).count();
+    let failures = || records.iter().zip(&failed).filter(|(_, failed)| **failed);
     tracing::info!(
         request_id,
         kind = relay.kind.name,
         trigger = "queue",
         records.received = records.len(),
-        records.failed = failures.len(),
-        events.received = received,
-        events.filtered = filtered,
-        events.rejected = rejected,
-        messages.delivered = delivered,
-        causes = ?causes.iter().map(|(cause, count)| (cause.word(), count)).collect::<Vec<_>>(),
-        notes = ?notes,
-        hub.requests = report.requests,
-        hub.retries = report.retries,
-        hub.problem = report.problem,
+        records.failed = failures().count(),
+        events.received = counts.received,
+        events.filtered = counts.filtered,
+        events.rejected = counts.rejected,
+        messages.delivered = counts.delivered,
+        messages.parked = counts.parked,
+        causes = ?counts.causes.iter().map(|(cause, count)| (cause.word(), count)).collect::<Vec<_>>(),
+        notes = ?counts.notes,
+        hub.requests = counts.requests,
+        hub.retries = counts.retries,
+        hub.problem = counts.problem,
         duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         "queue batch handled",
     );
-    let mut response = SqsBatchResponse::default();
-    response.batch_item_failures = failures;
-    Ok(response)
+    Ok(come_again(failures().map(|(record, _)| record.message_id.0.as_ref())))
 }
 
-fn tell_rejected(request_id: &str, record: &Record<'_>, rejection: &Rejection) {
-    tracing::warn!(
-        request_id,
-        message_id = record.message_id.0.as_ref(),
-        reason = rejection.reason.word(),
-        detail = rejection.detail.as_ref(),
-        "a record can't be delivered and goes back to its queue",
-    );
+/// Messages of one flow.
+struct Load<'a, O> {
+    flow: &'a Flow<O>,
+    messages: Vec<Message<'a>>,
+    /// Of each message.
+    origins: Vec<Origin<'a>>,
+}
+
+/// Where a message came from.
+struct Origin<'a> {
+    record: usize,
+    event: &'a str,
+}
+
+/// The flows that records name, each looked up once.
+async fn flows<'a, O: DeserializeOwned + Default>(
+    relay: &Relay<O>,
+    names: &[Option<Cow<'a, str>>],
+    deadline: Instant,
+) -> HashMap<Cow<'a, str>, Result<Arc<Flow<O>>, NoFlow>> {
+    let names: HashSet<&Cow<'a, str>> = names.iter().flatten().collect();
+    let lookups = names.into_iter().map(async |name| (name.clone(), relay.flow(name, deadline).await));
+    join_all(lookups).await.into_iter().collect()
+}
+
+/// Keeps copies of rejected events; a record of which one can't be kept has failed.
+async fn reject<O>(
+    relay: &Relay<O>,
+    records: &[Record<'_>],
+    rejects: Vec<(usize, Reject<'_>)>,
+    request_id: &str,
+    deadline: Instant,
+    failed: &mut [bool],
+) {
+    for (record, Reject { rejection, .. }) in rejects.iter().take(MOST_LINES) {
+        tracing::warn!(
+            request_id,
+            message_id = records[*record].message_id.0.as_ref(),
+            reason = rejection.reason.word(),
+            detail = rejection.detail.as_ref(),
+            "an event can't be delivered",
+        );
+    }
+    let (of_records, rejects): (Vec<usize>, Vec<Reject<'_>>) = rejects.into_iter().unzip();
+    let kept = relay.parts.keep(&rejects, deadline).await;
+    for (record, kept) in of_records.into_iter().zip(kept) {
+        failed[record] |= !kept;
+    }
 }

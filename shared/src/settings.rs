@@ -4,9 +4,11 @@
 use std::fmt;
 use std::sync::Arc;
 
+use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::aws::{Aws, AwsError};
+use crate::connection::Wanted;
 use crate::partitioning::Partitioning;
 
 /// Looks variables up; tests put their own in.
@@ -37,11 +39,17 @@ impl Environment {
 pub struct SettingsError {
     pub variable: &'static str,
     pub problem: String,
+    /// It could not be read now; later it may.
+    pub may_heal: bool,
 }
 
 impl SettingsError {
     pub fn new(variable: &'static str, problem: impl fmt::Display) -> Self {
-        Self { variable, problem: problem.to_string() }
+        Self { variable, problem: problem.to_string(), may_heal: false }
+    }
+
+    pub fn unread(variable: &'static str, error: &AwsError) -> Self {
+        Self { variable, problem: error.to_string(), may_heal: error.may_heal() }
     }
 }
 
@@ -54,6 +62,9 @@ pub const FLOW_OPTIONS: &str = "FLOW_OPTIONS";
 const PARTITIONING: &str = "PARTITIONING";
 const MAX_BATCH_BYTES: &str = "EVENT_HUBS_MAX_BATCH_BYTES";
 pub const EXTRA_CA_CERTS: &str = "EXTRA_CA_CERTS";
+pub const FLOWS_TABLE: &str = "FLOWS_TABLE";
+pub const PARKING_QUEUE_URL: &str = "PARKING_QUEUE_URL";
+pub const REJECTED_QUEUE_URL: &str = "REJECTED_QUEUE_URL";
 
 /// A secret text: in the environment, or in Secrets Manager.
 #[derive(Debug, Clone)]
@@ -82,9 +93,22 @@ impl SecretSource {
         }
     }
 
+    /// A secret that a flow's item or an envelope names.
+    pub fn secret(variable: &'static str, id: &str) -> Self {
+        Self { variable, place: Place::SecretsManager(id.to_owned()) }
+    }
+
+    /// Name or ARN of the secret, if it is one.
+    pub fn secret_id(&self) -> Option<&str> {
+        match &self.place {
+            Place::Environment(_) => None,
+            Place::SecretsManager(id) => Some(id),
+        }
+    }
+
     /// Whether reading again can give something else.
     pub fn can_change(&self) -> bool {
-        matches!(self.place, Place::SecretsManager(_))
+        self.secret_id().is_some()
     }
 
     /// The text as it is now.
@@ -99,7 +123,8 @@ impl SecretSource {
 /// Everything a data-plane function is told.
 #[derive(Debug)]
 pub struct Settings {
-    pub connection: SecretSource,
+    /// Of the default flow.
+    pub connection: Option<SecretSource>,
     pub hub_name: Option<String>,
     pub sender_auth: Option<SecretSource>,
     pub flow_options: Option<String>,
@@ -107,6 +132,9 @@ pub struct Settings {
     /// Size budget of one request, in bytes.
     pub max_batch_bytes: usize,
     pub extra_ca_certs: Option<String>,
+    pub flows_table: Option<String>,
+    pub parking_queue_url: Option<String>,
+    pub rejected_queue_url: Option<String>,
 }
 
 /// The service takes 1 MB per request; a little is left for what the gateway counts and does not document.
@@ -115,15 +143,35 @@ const DEFAULT_MAX_BATCH_BYTES: usize = 1_000_000;
 const LARGEST_MAX_BATCH_BYTES: usize = 20 * 1024 * 1024;
 
 impl Settings {
+    /// The connection of the default flow. Only a function with a table of flows may be without one.
+    pub fn default_connection(&self) -> Result<Option<SecretSource>, SettingsError> {
+        if self.connection.is_none() && self.flows_table.is_none() {
+            return Err(SettingsError::new(
+                CONNECTION_STRING,
+                format!("missing; set it, {CONNECTION_SECRET_ID} to the name of its secret, or {FLOWS_TABLE}"),
+            ));
+        }
+        Ok(self.connection.clone())
+    }
+
+    /// The default flow's hub.
+    pub fn wanted_hub(&self) -> Wanted {
+        Wanted { hub: self.hub_name.clone().map(|hub| (HUB_NAME, hub)), host: None }
+    }
+
+    /// Whether AWS is called, and for which setting.
+    pub fn needs_aws(&self) -> Option<&'static str> {
+        let by_secret = |source: &Option<SecretSource>| source.as_ref().filter(|s| s.can_change()).map(|s| s.variable);
+        let set = |value: &Option<String>, variable| value.as_ref().map(|_| variable);
+        by_secret(&self.connection)
+            .or_else(|| by_secret(&self.sender_auth))
+            .or_else(|| set(&self.flows_table, FLOWS_TABLE))
+            .or_else(|| set(&self.parking_queue_url, PARKING_QUEUE_URL))
+            .or_else(|| set(&self.rejected_queue_url, REJECTED_QUEUE_URL))
+    }
+
     /// Reads and checks all that can be checked without a call.
     pub fn read(environment: &Environment) -> Result<Self, SettingsError> {
-        let connection =
-            SecretSource::read(environment, CONNECTION_STRING, CONNECTION_SECRET_ID)?.ok_or_else(|| {
-                SettingsError::new(
-                    CONNECTION_STRING,
-                    format!("missing; set it, or {CONNECTION_SECRET_ID} to the name of its secret"),
-                )
-            })?;
         let partitioning = match environment.get(PARTITIONING) {
             None => Partitioning::default(),
             Some(text) => text.parse().map_err(|problem| SettingsError::new(PARTITIONING, problem))?,
@@ -142,14 +190,28 @@ impl Settings {
             }
         };
         Ok(Self {
-            connection,
+            connection: SecretSource::read(environment, CONNECTION_STRING, CONNECTION_SECRET_ID)?,
             hub_name: environment.get(HUB_NAME),
             sender_auth: SecretSource::read(environment, SENDER_AUTH, SENDER_AUTH_SECRET_ID)?,
             flow_options: environment.get(FLOW_OPTIONS),
             partitioning,
             max_batch_bytes,
             extra_ca_certs: environment.get(EXTRA_CA_CERTS),
+            flows_table: environment.get(FLOWS_TABLE),
+            parking_queue_url: queue_url(environment, PARKING_QUEUE_URL)?,
+            rejected_queue_url: queue_url(environment, REJECTED_QUEUE_URL)?,
         })
+    }
+}
+
+fn queue_url(environment: &Environment, variable: &'static str) -> Result<Option<String>, SettingsError> {
+    let Some(text) = environment.get(variable) else { return Ok(None) };
+    match Url::parse(&text) {
+        Ok(_) if text.ends_with(".fifo") => {
+            Err(SettingsError::new(variable, "expected a standard queue, not a FIFO one"))
+        }
+        Ok(url) if ["http", "https"].contains(&url.scheme()) => Ok(Some(text)),
+        _ => Err(SettingsError::new(variable, "expected the URL of an SQS queue (https://sqs.…), not its name or ARN")),
     }
 }
 
@@ -188,8 +250,10 @@ mod tests {
 
     #[test]
     fn errors_name_the_variable_and_no_secret() {
+        assert_eq!(read(&[]).unwrap().default_connection().unwrap_err().variable, CONNECTION_STRING);
+        assert!(read(&[(FLOWS_TABLE, "flows")]).unwrap().default_connection().unwrap().is_none());
         let variable = |variables| read(variables).unwrap_err().variable;
-        assert_eq!(variable(&[]), CONNECTION_STRING);
+        assert_eq!(variable(&[(PARKING_QUEUE_URL, "parking")]), PARKING_QUEUE_URL);
         assert_eq!(variable(&[(CONNECTION_STRING, "a"), (CONNECTION_SECRET_ID, "b")]), CONNECTION_SECRET_ID);
         assert_eq!(variable(&[(CONNECTION_STRING, "a"), (PARTITIONING, "keys")]), PARTITIONING);
         assert_eq!(variable(&[(CONNECTION_STRING, "a"), (MAX_BATCH_BYTES, "1e6")]), MAX_BATCH_BYTES);

@@ -12,21 +12,27 @@ use http::HeaderValue;
 use http::header::{ALLOW, CONTENT_TYPE};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::answer::{Cause, Refusal};
+use crate::answer::Refusal;
 use crate::event::{Header, Reason, Rejection};
-use crate::event_hubs::{Outcome, Report};
-use crate::flow::{DEFAULT_FLOW, Mapping};
+use crate::event_hubs::{Outcome, Pace, Report};
+use crate::flow::{DEFAULT_FLOW, Flow, Mapping, Notes};
+use crate::function::Invocation;
 use crate::json::{Members, Text};
-use crate::relay::Relay;
+use crate::rejects::{Reject, Source};
+use crate::relay::{NoFlow, Relay};
 use crate::sender_auth::Presented;
+use crate::senders::Sender;
 
 /// Sending ends this long after the invocation began: some senders hang up after 2 s, cold start included.
 const SENDING: Duration = Duration::from_millis(1200);
+/// So does parking.
+const PARKING: Duration = Duration::from_millis(1700);
 /// What is left of the function's time for answering.
-const RESERVE: Duration = Duration::from_millis(500);
+const RESERVE: Duration = Duration::from_millis(200);
 
 /// What of an event is used. Everything beyond the path may be absent.
 #[derive(Deserialize)]
@@ -62,13 +68,21 @@ struct HttpMethod<'a> {
 
 /// What the caller is told.
 enum Answer {
-    Handled { status: &'static str, messages: usize },
+    Handled { status: &'static str, messages: usize, rejected: usize },
     Problem { status: u16, detail: String },
 }
 
 impl Answer {
     fn problem(status: u16, detail: impl Into<String>) -> Self {
         Self::Problem { status, detail: detail.into() }
+    }
+
+    fn status(&self) -> u16 {
+        match self {
+            Self::Handled { status: "parked", .. } => 202,
+            Self::Handled { .. } => 200,
+            Self::Problem { status, .. } => *status,
+        }
     }
 
     fn rejected(rejection: &Rejection) -> Self {
@@ -83,26 +97,22 @@ struct Line {
     filtered: usize,
     rejected: usize,
     reason: &'static str,
-    notes: crate::flow::Notes,
+    notes: Notes,
     report: Report,
+    parked: usize,
 }
 
-/// Handles one request. Every ending is an answer; none is an error of the function. `time_up` is when the function would
-/// be stopped.
-pub async fn handle<O>(
+/// Handles one request. Every ending is an answer; none is an error of the function.
+pub async fn handle<O: DeserializeOwned + Default>(
     relay: &Relay<O>,
     request: &HttpRequest<'_>,
-    request_id: &str,
-    time_up: Instant,
+    Invocation { request_id, began, time_up }: Invocation<'_>,
 ) -> ApiGatewayV2httpResponse {
-    let began = Instant::now();
-    let deadline = (began + SENDING).min(time_up.checked_sub(RESERVE).unwrap_or(began));
+    let parking_ends = (began + PARKING).min(time_up.checked_sub(RESERVE).unwrap_or(began));
+    let times = Times { sending_ends: parking_ends.checked_sub(PARKING - SENDING).unwrap_or(began), parking_ends };
     let mut line = Line::default();
-    let answer = answer(relay, request, deadline, &mut line).await;
-    let status = match &answer {
-        Answer::Handled { .. } => 200,
-        Answer::Problem { status, .. } => *status,
-    };
+    let answer = answer(relay, request, times, &mut line).await;
+    let status = answer.status();
     tracing::info!(
         request_id,
         kind = relay.kind.name,
@@ -113,6 +123,7 @@ pub async fn handle<O>(
         events.filtered = line.filtered,
         events.rejected = line.rejected,
         messages.delivered = line.report.outcomes.iter().filter(|outcome| **outcome == Outcome::Delivered).count(),
+        messages.parked = line.parked,
         notes = ?line.notes,
         hub.requests = line.report.requests,
         hub.retries = line.report.retries,
@@ -123,17 +134,33 @@ pub async fn handle<O>(
     respond(&answer, request_id)
 }
 
-async fn answer<O>(relay: &Relay<O>, request: &HttpRequest<'_>, deadline: Instant, line: &mut Line) -> Answer {
+/// Until when to do what.
+#[derive(Clone, Copy)]
+struct Times {
+    sending_ends: Instant,
+    parking_ends: Instant,
+}
+
+async fn answer<O: DeserializeOwned + Default>(
+    relay: &Relay<O>,
+    request: &HttpRequest<'_>,
+    times: Times,
+    line: &mut Line,
+) -> Answer {
     let stage = request.request_context.stage.as_ref().map_or("$default", |stage| stage.0.as_ref());
     let Some(flow_id) = flow_of(&request.raw_path.0, stage, relay.kind.name) else {
         return Answer::problem(404, format!("no such path; expected /{0} or /{0}/{{flow}}", relay.kind.name));
     };
-    let Some(flow) = relay.flow(&flow_id) else {
-        return Answer::problem(404, "no such flow");
-    };
     if !matches!(request.request_context.http.method.0.as_ref(), "POST" | "PUT") {
         return Answer::problem(405, "expected POST or PUT");
     }
+    let flow = match relay.flow(&flow_id, times.sending_ends).await {
+        Ok(flow) => flow,
+        Err(NoFlow::Unknown) => return Answer::problem(404, "no such flow"),
+        Err(NoFlow::Unavailable) => {
+            return Answer::problem(503, "the flow's configuration can't be read now; send it again");
+        }
+    };
     let body = body_of(request);
     let headers: Vec<Header<'_>> = request
         .headers
@@ -145,61 +172,106 @@ async fn answer<O>(relay: &Relay<O>, request: &HttpRequest<'_>, deadline: Instan
         headers: &headers,
         raw_query: request.raw_query_string.as_ref().map_or("", |query| query.0.as_ref()),
         body: body.as_deref(),
-        now: relay.clock.unix_seconds(),
+        now: relay.parts.clock.unix_seconds(),
     };
-    if !flow.sender_auth.accepts(&presented) {
-        return Answer::problem(401, "the request carries no accepted credential");
+    match flow.senders.identify(&presented, times.sending_ends).await {
+        Sender::Known => {}
+        Sender::Unknown => return Answer::problem(401, "the request carries no accepted credential"),
+        Sender::CannotTell => {
+            return Answer::problem(503, "the senders' credentials can't be read now; send it again");
+        }
+    }
+    if !flow.enabled {
+        return Answer::problem(409, "the flow is disabled");
     }
     let mapping = match &body {
         Some(body) => flow.map(&relay.kind, body, &headers),
-        None => Mapping::rejected(Rejection::unreadable("the body is marked as base64, and is not")),
+        None => {
+            let as_it_came = request.body.as_ref().map_or("", |body| body.0.as_ref()).as_bytes();
+            Mapping::rejected(Rejection::unreadable("the body is marked as base64, and is not"), as_it_came)
+        }
     };
     line.received = mapping.received;
     line.filtered = mapping.filtered;
     line.rejected = mapping.rejections.len();
-    // Without a place for rejected events, one bad element holds the whole array back, before anything is sent.
     if let Some(rejection) = mapping.rejection() {
         line.reason = rejection.reason.word();
-        return Answer::rejected(&rejection);
+        let rejects: Vec<Reject<'_>> = mapping
+            .rejects()
+            .into_iter()
+            .map(|rejected| relay.reject(&flow.id, rejected.rejection, Source::Webhook, rejected.body))
+            .collect();
+        let kept = relay.parts.keep(&rejects, times.sending_ends).await;
+        // All bad; or some, and nowhere to keep them: then nothing is sent.
+        if mapping.rejections.len() == mapping.received || relay.parts.rejects.is_none() {
+            return Answer::rejected(&rejection);
+        }
+        if kept.contains(&false) {
+            return Answer::problem(
+                503,
+                "rejected elements can't be kept now, so that nothing was sent; send it again",
+            );
+        }
     }
-    line.notes = mapping.notes;
+    line.notes = mapping.notes.clone();
     if mapping.messages.is_empty() {
-        return Answer::Handled { status: "filtered", messages: 0 };
+        return Answer::Handled { status: "filtered", messages: 0, rejected: line.rejected };
     }
-    line.report = flow.hub.send(&mapping.messages, deadline).await;
-    match worst(&line.report) {
-        Outcome::Delivered => Answer::Handled { status: "delivered", messages: mapping.messages.len() },
-        Outcome::Unsent(cause) => {
-            line.reason = cause.word();
-            relay.tell_operator(cause);
-            Answer::problem(
+    send(relay, &flow, &mapping, times, line).await
+}
+
+/// Sends the messages, parks what could not be sent, keeps what the hub refused.
+async fn send<O>(relay: &Relay<O>, flow: &Flow<O>, mapping: &Mapping<'_>, times: Times, line: &mut Line) -> Answer {
+    let messages = &mapping.messages;
+    line.report = flow.hub.send(messages, Pace::Together, times.sending_ends).await;
+
+    let mut unsent = Vec::new();
+    let mut refused_events: Vec<(&str, Refusal)> = Vec::new();
+    let mut first_cause = None;
+    for ((outcome, message), event) in line.report.outcomes.iter().zip(messages).zip(&mapping.events) {
+        match outcome {
+            Outcome::Delivered => {}
+            Outcome::Unsent(cause) => {
+                first_cause.get_or_insert(*cause);
+                unsent.push(message);
+            }
+            // An event that made several messages is kept once.
+            Outcome::Refused(_) if refused_events.last().is_some_and(|(last, _)| std::ptr::eq(*last, *event)) => {}
+            Outcome::Refused(refusal) => refused_events.push((event, *refusal)),
+        }
+    }
+    if let Some(cause) = first_cause {
+        line.reason = cause.word();
+        relay.tell_operator(cause);
+        line.parked =
+            relay.park(flow, cause, &unsent, times.parking_ends).await.into_iter().filter(|parked| *parked).count();
+        // What is unsent must come again, whatever else became of the rest.
+        if line.parked < unsent.len() {
+            return Answer::problem(
                 503,
                 format!("the event hub did not take the events now ({}); send them again", cause.word()),
-            )
-        }
-        Outcome::Refused(refusal) => {
-            let rejection = refused(refusal);
-            line.reason = rejection.reason.word();
-            Answer::rejected(&rejection)
+            );
         }
     }
-}
-
-/// The outcome that decides the answer: what is unsent must come again, whatever else became of the rest.
-fn worst(report: &Report) -> Outcome {
-    let unsent = report.outcomes.iter().find(|outcome| matches!(outcome, Outcome::Unsent(_)));
-    let refused = || report.outcomes.iter().find(|outcome| matches!(outcome, Outcome::Refused(_)));
-    *unsent.or_else(refused).unwrap_or(&Outcome::Delivered)
-}
-
-/// What a hub's refusal of a single message says about its event.
-pub fn refused(refusal: Refusal) -> Rejection {
-    match refusal {
-        Refusal::TooLarge => {
-            Rejection { reason: Reason::TooLarge, detail: "the event is larger than the hub takes".into() }
+    if let Some((_, refusal)) = refused_events.first() {
+        let first = Rejection::refused(*refusal);
+        line.reason = first.reason.word();
+        line.rejected += refused_events.len();
+        let rejects: Vec<Reject<'_>> = refused_events
+            .iter()
+            .map(|(event, refusal)| {
+                relay.reject(&flow.id, Rejection::refused(*refusal), Source::Webhook, event.as_bytes())
+            })
+            .collect();
+        let kept = relay.parts.keep(&rejects, times.parking_ends).await;
+        let all = messages.len() == line.report.outcomes.iter().filter(|o| matches!(o, Outcome::Refused(_))).count();
+        if all || kept.contains(&false) {
+            return Answer::rejected(&first);
         }
-        Refusal::Malformed => Rejection { reason: Reason::Refused, detail: "the event hub refuses the event".into() },
     }
+    let status = if line.parked > 0 { "parked" } else { "delivered" };
+    let refused = line.report.outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Refused(_))).count();
+    Answer::Handled { status, messages: messages.len() - refused, rejected: line.rejected }
 }
 
 /// The flow that a path names: the stage and the kind's own name are stripped, one segment may be left.
@@ -227,13 +299,15 @@ fn body_of<'r>(request: &'r HttpRequest<'_>) -> Option<Cow<'r, [u8]>> {
 }
 
 fn respond(answer: &Answer, request_id: &str) -> ApiGatewayV2httpResponse {
-    let (status, content_type, body) = match answer {
-        Answer::Handled { status, messages } => {
-            (200, "application/json", format!(r#"{{"status":"{status}","messages":{messages}}}"#))
+    let status = answer.status();
+    let (content_type, body) = match answer {
+        Answer::Handled { status, messages, rejected: 0 } => {
+            ("application/json", format!(r#"{{"status":"{status}","messages":{messages}}}"#))
         }
-        Answer::Problem { status, detail } => {
-            (*status, "application/problem+json", problem(*status, detail, request_id))
+        Answer::Handled { status, messages, rejected } => {
+            ("application/json", format!(r#"{{"status":"{status}","messages":{messages},"rejected":{rejected}}}"#))
         }
+        Answer::Problem { status, detail } => ("application/problem+json", problem(*status, detail, request_id)),
     };
     let mut response = ApiGatewayV2httpResponse::default();
     response.status_code = status.into();
@@ -243,15 +317,6 @@ fn respond(answer: &Answer, request_id: &str) -> ApiGatewayV2httpResponse {
     }
     response.body = Some(Body::Text(body));
     response
-}
-
-impl<O> Relay<O> {
-    /// One ERROR line for what only an operator can mend.
-    pub fn tell_operator(&self, cause: Cause) {
-        if let Some(hint) = cause.hint() {
-            tracing::error!(kind = self.kind.name, reason = cause.word(), hint, "the event hub can't be sent to");
-        }
-    }
 }
 
 /// A problem document (RFC 9457).

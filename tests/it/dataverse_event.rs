@@ -24,7 +24,7 @@ fn xml_options() -> Options {
 }
 
 fn map<'a>(json: &'a str, options: &'a Options) -> Result<Mapped<'a>, Rejection> {
-    (KIND.map)(Event { json, flow: "default", headers: &[] }, options)
+    (KIND.map)(Event { json, flow: "default", headers: &[], max_bytes: 1_000_000 }, options)
 }
 
 /// The one message's body.
@@ -275,7 +275,7 @@ fn a_context_that_came_trimmed_says_so() {
     let said = |event: &str, header: bool| {
         let headers = [(Cow::from("X-MS-Dynamics-Msg-Size-Exceeded"), Cow::from(""))];
         let (options, headers) = (Options::default(), if header { &headers[..] } else { &[] });
-        let mapped = (KIND.map)(Event { json: event, flow: "default", headers }, &options).unwrap();
+        let mapped = (KIND.map)(Event { json: event, flow: "default", headers, max_bytes: 1_000_000 }, &options).unwrap();
         properties(&mapped).get(&claim).cloned()
     };
     assert_eq!(said(UPDATE, false), None);

@@ -1,6 +1,8 @@
 //! A function's built binary under the local Lambda runner, with the Event Hubs emulator behind it.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use local::emulator::{Action, Config, Emulator, Fault};
@@ -211,7 +213,13 @@ pub fn virtual_environment() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.venv"))
 }
 
-/// A port that nobody listens on.
+/// A port that nobody listens on, and no other test was given.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        if GIVEN.lock().unwrap().insert(port) {
+            return port;
+        }
+    }
 }

@@ -3,14 +3,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test whose own steps fail has failed")]
 
+mod aws;
+mod cloud;
 mod connection_strings;
 mod dataverse_event;
 mod harness;
 mod hub_answers;
 mod input;
 mod mapping;
+mod parking;
 mod profile_export;
 mod queue;
+mod replay;
 mod rie;
 mod schemas;
 mod secrets;

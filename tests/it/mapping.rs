@@ -11,7 +11,7 @@ fn options(json: &Value) -> Options {
 }
 
 fn map<'a>(json: &'a str, options: &'a Options) -> Result<Mapped<'a>, Rejection> {
-    (KIND.map)(Event { json, flow: "default", headers: &[] }, options)
+    (KIND.map)(Event { json, flow: "default", headers: &[], max_bytes: 1_000_000 }, options)
 }
 
 /// The documented sample with `changes` made to it; a `null` change removes the field.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::Value;
+use shared::parking::{pack, unpack};
 
 use crate::harness::*;
 
@@ -75,6 +76,12 @@ fn variables_of_the_template_are_documented() {
     }
     let environment: Value = serde_json::from_str(&read("events/env.json")).unwrap();
     let blocks: BTreeSet<&str> = functions(&template).iter().map(|(name, _)| *name).collect();
+    for block in &blocks {
+        // `sam local` would put in the names of the template's resources, which are no URLs.
+        for variable in ["PARKING_QUEUE_URL", "REJECTED_QUEUE_URL"] {
+            assert!(environment[block][variable].is_string(), "{variable} of {block} in events/env.json");
+        }
+    }
     for (function, own) in environment.as_object().unwrap() {
         assert!(blocks.contains(function.as_str()), "{function}");
         for variable in own.as_object().unwrap().keys() {
@@ -125,6 +132,28 @@ fn the_translated_template_passes_cfn_lint() {
     assert!(linted.status.success(), "{}", String::from_utf8_lossy(&linted.stdout));
 }
 
+#[test]
+fn what_cannot_be_delivered_has_its_queues() {
+    let template = template();
+    let resources = &template["Resources"];
+    let variables = &template["Globals"]["Function"]["Environment"]["Variables"];
+    assert_eq!(variables["PARKING_QUEUE_URL"]["Ref"], "ParkingQueue");
+    assert_eq!(variables["REJECTED_QUEUE_URL"]["Ref"], "RejectedQueue");
+    assert_eq!(resources["ParkingQueue"]["Properties"]["RedrivePolicy"]["maxReceiveCount"], 100);
+    let queues = resources.as_object().unwrap().iter().filter(|(_, resource)| resource["Type"] == "AWS::SQS::Queue");
+    for (name, queue) in queues {
+        assert_eq!(queue["Properties"]["MessageRetentionPeriod"], 14 * 24 * 3600, "{name}");
+        assert_eq!(queue["Properties"]["SqsManagedSseEnabled"], true, "{name}");
+    }
+    let records = &resources["Redelivery"]["Properties"]["Events"]["Records"]["Properties"];
+    assert_eq!(records["ScalingConfig"]["MaximumConcurrency"], 2);
+    let rights = |policy: &Value| policy["PolicyDocument"]["Statement"].to_string();
+    let kinds = rights(&resources["FunctionBasics"]["Properties"]);
+    assert!(kinds.contains("sqs:SendMessage") && kinds.contains("ParkingQueue") && kinds.contains("RejectedQueue"));
+    let redelivery = rights(&resources["RedeliveryRole"]["Properties"]["Policies"][0]);
+    assert!(redelivery.contains("sqs:ChangeMessageVisibility") && !redelivery.contains("SenderAuth"));
+}
+
 #[tokio::test]
 async fn sample_events_are_delivered() {
     let environment: Value = serde_json::from_str(&read("events/env.json")).unwrap();
@@ -135,6 +164,11 @@ async fn sample_events_are_delivered() {
         let file = path.file_stem().unwrap().to_str().unwrap();
         let kind = file.split('-').take(2).collect::<Vec<_>>().join("-");
         if file == "env" {
+            continue;
+        }
+        if kind == "redelivery-queue" {
+            assert_eq!(redelivered(&event, &environment["Redelivery"]).await, 1);
+            samples += 1;
             continue;
         }
         let block: String = kind.split('-').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
@@ -150,5 +184,22 @@ async fn sample_events_are_delivered() {
         samples += 1;
         assert!(system.stored() > 0, "{}", path.display());
     }
-    assert_eq!(samples, 5);
+    assert_eq!(samples, 6);
+}
+
+/// How many messages reach the hub, once the parked envelope is for the hub of this test.
+async fn redelivered(event: &Value, environment: &Value) -> usize {
+    let record = &event["Records"][0];
+    let mut envelope: Value = serde_json::from_str(&unpack(record["body"].as_str().unwrap()).unwrap()).unwrap();
+    let connection = environment["EVENT_HUBS_CONNECTION_STRING"].as_str().unwrap();
+    assert!(connection.contains(&format!("sb://{};", envelope["host"].as_str().unwrap())), "sam local delivers it");
+    assert!(!connection.contains("EntityPath"), "redelivery sends to the hubs of all kinds");
+    let url = environment["PARKING_QUEUE_URL"].as_str().unwrap();
+    let system = start_kind("redelivery", hub_config(), &[("PARKING_QUEUE_URL", url)]).await;
+    envelope["host"] = system.hub.url().replace("http://", "").into();
+    envelope["hub"] = HUB.into();
+    let mut record = record.clone();
+    record["body"] = pack(envelope.to_string().as_bytes()).into();
+    assert!(system.failures(&[record]).await.is_empty());
+    system.stored()
 }

@@ -1,0 +1,6 @@
+#![doc = include_str!("../README.md")]
+
+mod destinations;
+mod redelivery;
+
+pub use redelivery::Redelivery;

@@ -1,0 +1,7 @@
+use std::process::ExitCode;
+
+use redelivery::Redelivery;
+
+fn main() -> ExitCode {
+    shared::run_function(Redelivery::open)
+}

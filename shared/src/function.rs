@@ -1,0 +1,104 @@
+//! A Lambda function's life: what it needs once, then one invocation after another.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use lambda_runtime::{Context, Diagnostic, LambdaEvent, service_fn};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tokio::time::{Instant, sleep};
+
+use crate::clock::Clock;
+use crate::logging;
+use crate::settings::{Environment, SettingsError};
+
+/// What is read at the start may take this long; Lambda gives the init 10 s.
+const INIT_TIMEOUT: Duration = Duration::from_secs(8);
+/// Before what could not be read is read again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// One invocation, beside its event.
+#[derive(Debug, Clone, Copy)]
+pub struct Invocation<'a> {
+    pub request_id: &'a str,
+    pub began: Instant,
+    /// When the function would be stopped.
+    pub time_up: Instant,
+}
+
+/// What handles invocations.
+pub trait Function: Sized + Send + Sync + 'static {
+    type Answer: Serialize + Send;
+
+    /// Handles one event. An error means that nobody is there to be answered: the event is no trigger's, or all of its
+    /// records must come again.
+    fn invoke(
+        &self,
+        event: &RawValue,
+        invocation: Invocation<'_>,
+    ) -> impl Future<Output = Result<Self::Answer, Diagnostic>>;
+}
+
+/// Runs a function until the runtime ends it. A setting that can't be used ends the process before its first invocation,
+/// with one ERROR line. `open` reads settings and secrets, by its deadline.
+pub fn run_function<F: Function>(
+    open: impl AsyncFn(Environment, Clock, Instant) -> Result<F, SettingsError>,
+) -> ExitCode {
+    let environment = Environment::process();
+    logging::init(&environment);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "the function can't start");
+            return ExitCode::FAILURE;
+        }
+    };
+    runtime.block_on(async {
+        let clock = Clock::system();
+        let deadline = Instant::now() + INIT_TIMEOUT;
+        let function = loop {
+            let error = match open(environment.clone(), clock.clone(), deadline).await {
+                Ok(function) => break Arc::new(function),
+                Err(error) => error,
+            };
+            if !error.may_heal || Instant::now() + PAUSE >= deadline {
+                tracing::error!(
+                    variable = error.variable,
+                    problem = error.problem,
+                    "the function can't start: {error}"
+                );
+                return ExitCode::FAILURE;
+            }
+            sleep(PAUSE).await;
+        };
+        let handler = service_fn(move |event: LambdaEvent<Box<RawValue>>| {
+            let function = function.clone();
+            let began = Instant::now();
+            let time_up = began + remaining(&clock, &event.context);
+            async move {
+                let invocation = Invocation { request_id: &event.context.request_id, began, time_up };
+                function.invoke(&event.payload, invocation).await
+            }
+        });
+        match lambda_runtime::run(handler).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                // As when a local container is stopped; Lambda itself never takes it away.
+                tracing::warn!(%error, "the Lambda runtime API is gone");
+                ExitCode::FAILURE
+            }
+        }
+    })
+}
+
+fn remaining(clock: &Clock, context: &Context) -> Duration {
+    let now = clock.now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Duration::from_millis(context.deadline).saturating_sub(now)
+}
+
+/// An error of the function, logged.
+pub fn diagnostic(error_type: &str, error_message: &str) -> Diagnostic {
+    tracing::error!(reason = error_type, "{error_message}");
+    Diagnostic { error_type: error_type.to_owned(), error_message: error_message.to_owned() }
+}

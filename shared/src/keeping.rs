@@ -1,0 +1,29 @@
+//! Where events stay that can't be delivered: parked for later, or rejected with their reason. Both triggers end here.
+
+use crate::answer::Cause;
+use crate::event::Rejection;
+use crate::flow::Flow;
+use crate::message::Message;
+use crate::rejects::{Reject, Source};
+use crate::relay::Relay;
+use tokio::time::Instant;
+
+impl<O> Relay<O> {
+    /// Parks messages of a flow; tells of each whether it is stored. Without a parking queue none is.
+    pub async fn park(&self, flow: &Flow<O>, cause: Cause, messages: &[&Message<'_>], deadline: Instant) -> Vec<bool> {
+        let Some(parking) = &self.parts.parking else { return vec![false; messages.len()] };
+        let destination = flow.hub.destination().await;
+        parking.park(self.kind.name, &flow.id, &destination, cause, messages, deadline).await
+    }
+
+    pub fn reject<'r>(&'r self, flow: &'r str, rejection: Rejection, source: Source, body: &'r [u8]) -> Reject<'r> {
+        Reject { kind: self.kind.name, flow, rejection, source, body, received_at: None }
+    }
+
+    /// One ERROR line for what only an operator can mend.
+    pub fn tell_operator(&self, cause: Cause) {
+        if let Some(hint) = cause.hint() {
+            tracing::error!(kind = self.kind.name, reason = cause.word(), hint, "the event hub can't be sent to");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! SQS events: their records, and the answer that has some of them come again.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+use crate::event::Rejection;
+use crate::flow::DEFAULT_FLOW;
+use crate::json::{Members, Object, Text};
+
+/// What is left of the function's time for answering: this, or a tenth of the timeout, whichever is more.
+const RESERVE: Duration = Duration::from_secs(2);
+/// Of that, as much for the answer alone.
+pub const ANSWERING: Duration = Duration::from_millis(500);
+
+/// What of a record is used; only its id must be readable for its failure to be told.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record<'a> {
+    #[serde(borrow)]
+    pub message_id: Text<'a>,
+    #[serde(borrow)]
+    receipt_handle: Option<&'a RawValue>,
+    #[serde(borrow)]
+    body: Option<&'a RawValue>,
+    #[serde(borrow)]
+    message_attributes: Option<&'a RawValue>,
+    #[serde(borrow, rename = "eventSourceARN")]
+    event_source_arn: Option<&'a RawValue>,
+    #[serde(borrow)]
+    attributes: Option<&'a RawValue>,
+}
+
+/// The record's id can't be read, so that its failure can't be reported: the whole batch must come again.
+#[derive(Debug, thiserror::Error)]
+#[error("a record of the batch has no readable messageId")]
+pub struct UnreadableRecord;
+
+impl<'a> Record<'a> {
+    pub fn read(json: &'a RawValue) -> Result<Self, UnreadableRecord> {
+        let record: Self = serde_json::from_str(json.get()).map_err(|_| UnreadableRecord)?;
+        if record.message_id.0.is_empty() { Err(UnreadableRecord) } else { Ok(record) }
+    }
+
+    /// The flow that the record names, `default` when it names none; `None` when that can't be read.
+    pub fn flow(&self) -> Option<Cow<'a, str>> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Attribute<'a> {
+            #[serde(borrow)]
+            string_value: Text<'a>,
+        }
+        let attributes = match self.message_attributes {
+            None => Members::default(),
+            Some(attributes) => serde_json::from_str::<Members<'a>>(attributes.get()).ok()?,
+        };
+        match member(&attributes, "flow") {
+            None => Some(DEFAULT_FLOW.into()),
+            Some(flow) => serde_json::from_str::<Attribute<'a>>(flow.get()).ok().map(|flow| flow.string_value.0),
+        }
+    }
+
+    /// The body as it came, for what can't be read as text: still JSON.
+    pub fn raw_body(&self) -> &'a [u8] {
+        self.body.map_or(&[], |body| body.get().as_bytes())
+    }
+
+    pub fn body(&self) -> Result<Cow<'a, str>, Rejection> {
+        let Some(body) = self.body else { return Ok("".into()) };
+        serde_json::from_str::<Text<'a>>(body.get())
+            .map(|body| body.0)
+            .map_err(|_| Rejection::unreadable("the record's body is not text"))
+    }
+
+    /// By which it can be hidden for longer; empty when it has none.
+    pub fn receipt_handle(&self) -> Cow<'a, str> {
+        self.receipt_handle
+            .and_then(|handle| serde_json::from_str::<Text<'a>>(handle.get()).ok())
+            .map(|handle| handle.0)
+            .unwrap_or_default()
+    }
+
+    /// How often it was received, this time included.
+    pub fn receive_count(&self) -> u32 {
+        let count = || {
+            let attributes: Members<'_> = serde_json::from_str(self.attributes?.get()).ok()?;
+            let count: Text<'_> = serde_json::from_str(member(&attributes, "ApproximateReceiveCount")?.get()).ok()?;
+            count.0.parse().ok()
+        };
+        count().unwrap_or(1)
+    }
+
+    /// The group within which a FIFO queue promises order.
+    pub fn fifo_group(&self) -> Option<String> {
+        let arn: Text<'_> = serde_json::from_str(self.event_source_arn?.get()).ok()?;
+        let attributes: Members<'_> = serde_json::from_str(self.attributes?.get()).ok()?;
+        let group = member(&attributes, "MessageGroupId")?;
+        arn.0.ends_with(".fifo").then(|| serde_json::from_str(group.get()).unwrap_or_default())
+    }
+}
+
+fn member<'a>(members: &Members<'a>, name: &str) -> Option<&'a RawValue> {
+    members.0.iter().find(|(known, _)| known == name).map(|(_, value)| *value)
+}
+
+/// The records of an event, if it is a batch of them.
+pub fn records(event: &RawValue) -> Option<Vec<&RawValue>> {
+    #[derive(Deserialize)]
+    struct QueueEvent<'a> {
+        #[serde(borrow, rename = "Records")]
+        records: Vec<&'a RawValue>,
+    }
+    serde_json::from_str::<Object<QueueEvent<'_>>>(event.get()).ok().map(|Object(event)| event.records)
+}
+
+/// The answer that has exactly these records come again.
+pub fn come_again<'r>(ids: impl Iterator<Item = &'r str>) -> SqsBatchResponse {
+    let mut response = SqsBatchResponse::default();
+    response.batch_item_failures = ids
+        .map(|id| {
+            let mut failure = BatchItemFailure::default();
+            failure.item_identifier = id.to_owned();
+            failure
+        })
+        .collect();
+    response
+}
+
+/// When the sending of a batch ends: what is left of the function's time is for parking and answering.
+pub fn sending_ends(time_up: Instant) -> Instant {
+    let now = Instant::now();
+    let reserve = RESERVE.max(time_up.saturating_duration_since(now) / 10);
+    time_up.checked_sub(reserve).unwrap_or(now)
+}

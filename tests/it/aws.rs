@@ -1,0 +1,199 @@
+//! AWS calls: signed so that a service which checks says yes, read back by AWS's own SDK, and hardened against answers
+//! that are only half good.
+
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use shared::aws::Aws;
+use shared::clock::Clock;
+use shared::settings::Environment;
+use shared::sqs::Queue;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+use crate::cloud::*;
+use crate::harness::*;
+
+/// Runs a script with boto3; gives the JSON that it prints.
+fn boto3(endpoint: &str, script: &str) -> Value {
+    let output = Command::new(virtual_environment().join("bin/python"))
+        .args(["-c", script])
+        .env("AWS_ENDPOINT_URL", endpoint)
+        .env("AWS_DEFAULT_REGION", REGION)
+        .env("AWS_ACCESS_KEY_ID", "local")
+        .env("AWS_SECRET_ACCESS_KEY", "local")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn calls_are_signed_as_aws_checks_them_and_boto3_reads_what_they_wrote() {
+    const USERS: &str = r#"
+import boto3, json
+iam, keys = boto3.client("iam"), {}
+for name, actions in [("relay", ["sqs:*", "secretsmanager:GetSecretValue", "dynamodb:GetItem"]), ("stranger", ["s3:*"])]:
+    iam.create_user(UserName=name)
+    policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": actions, "Resource": "*"}]}
+    iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=json.dumps(policy))
+    key = iam.create_access_key(UserName=name)["AccessKey"]
+    keys[name] = [key["AccessKeyId"], key["SecretAccessKey"]]
+print(json.dumps(keys))
+"#;
+    let cloud = Cloud::start().await;
+    let hub = emulator(&[HUB]).await;
+    cloud.flow("flow-a", "audience-change", &hub, HUB, json!({})).await;
+    let endpoint = cloud.endpoint().to_owned();
+    let keys = boto3(&endpoint, USERS);
+    let http = shared::build_http_client(None).unwrap();
+    let switched = http.post(format!("{endpoint}/moto-api/reset-auth")).body("0").send().await.unwrap();
+    assert!(switched.status().is_success());
+
+    let key = |user: &str, part: usize| keys[user][part].as_str().unwrap().to_owned();
+    let function = |id: &str, secret: &str| {
+        cloud.function("audience-change", &hub, &[("AWS_ACCESS_KEY_ID", id), ("AWS_SECRET_ACCESS_KEY", secret)])
+    };
+    let mut to_flow = request(DOCUMENTED);
+    to_flow["rawPath"] = "/flow-a".into();
+    let relay = function(&key("relay", 0), &key("relay", 1));
+    assert_eq!(answer(&relay, &to_flow).await, delivered(1), "the table and two secrets were read");
+    hub.script([lasting(status(404, None, "40400"))]);
+    assert_eq!(answer(&relay, &to_flow).await.status, 202);
+    answer(&relay, &request("{")).await.problem(400);
+    for (id, secret) in [(key("relay", 0), key("stranger", 1)), (key("stranger", 0), key("stranger", 1))] {
+        answer(&function(&id, &secret), &request(DOCUMENTED)).await.problem(503);
+        answer(&function(&id, &secret), &to_flow).await.problem(503);
+    }
+
+    let read = format!(
+        r#"
+import base64, boto3, gzip, json
+sqs = boto3.client("sqs", aws_access_key_id="{id}", aws_secret_access_key="{secret}")
+body = lambda url: [m["Body"] for m in sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages", [])]
+unpack = lambda text: gzip.decompress(base64.b64decode(text)).decode()
+[parked], [rejected] = body("{parking}"), [json.loads(text) for text in body("{rejected}")]
+print(json.dumps([json.loads(unpack(parked)), rejected["reason"], unpack(rejected["body"])]))
+"#,
+        id = key("relay", 0),
+        secret = key("relay", 1),
+        parking = cloud.parking,
+        rejected = cloud.rejected,
+    );
+    let written = boto3(&endpoint, &read);
+    assert_eq!((&written[0]["flow"], &written[0]["secretId"]), (&json!("flow-a"), &json!("connection-flow-a")));
+    assert_eq!((&written[1], &written[2]), (&json!("unreadable"), &json!("{")));
+}
+
+/// A queue service that gives these raw answers, one per connection, and what it was asked.
+async fn service(answers: Vec<String>) -> (Queue, Arc<Mutex<Vec<Value>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let heard = asked.clone();
+    tokio::spawn(async move {
+        for answer in answers {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            let body = loop {
+                stream.read_buf(&mut request).await.unwrap();
+                let text = String::from_utf8_lossy(&request).into_owned();
+                let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+                if body.len() >= length.parse().unwrap() {
+                    break body.to_owned();
+                }
+            };
+            heard.lock().unwrap().push(serde_json::from_str(&body).unwrap());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let environment = Environment::from_fn(move |name| match name {
+        "AWS_ENDPOINT_URL_SQS" => Some(endpoint.clone()),
+        "AWS_REGION" => Some(REGION.to_owned()),
+        "AWS_ACCESS_KEY_ID" | "AWS_SECRET_ACCESS_KEY" => Some("local".to_owned()),
+        _ => None,
+    });
+    let aws = Aws::new(shared::build_http_client(None).unwrap(), environment, Clock::system());
+    (Queue::new(aws, "http://queue".to_owned()), asked)
+}
+
+fn answer_with(status: &str, body: &str) -> String {
+    format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+}
+
+fn ids_of(request: &Value) -> Vec<&str> {
+    request["Entries"].as_array().unwrap().iter().map(|entry| entry["Id"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn failed_entries_of_a_batch_are_sent_again() {
+    let some = json!({
+        "Successful": [{ "Id": "0" }],
+        "Failed": [{ "Id": "1", "SenderFault": false }, { "Id": "2", "SenderFault": true, "Code": "InvalidMessageContents" }],
+    });
+    let rest = json!({ "Successful": [{ "Id": "1" }, { "Id": "3" }] });
+    let (queue, asked) =
+        service(vec![answer_with("200 OK", &some.to_string()), answer_with("200 OK", &rest.to_string())]).await;
+    let bodies: Vec<String> = (0..4).map(|n| n.to_string()).collect();
+    let stored = queue.send(&bodies, Instant::now() + Duration::from_secs(10)).await;
+    assert_eq!(stored, [true, true, false, true]);
+    let asked = asked.lock().unwrap();
+    assert_eq!(asked.iter().map(ids_of).collect::<Vec<_>>(), [vec!["0", "1", "2", "3"], vec!["1", "3"]]);
+}
+
+#[tokio::test]
+async fn half_an_answer_is_none() {
+    let whole = answer_with("200 OK", r#"{"Successful":[{"Id":"0"}]}"#);
+    let broken = whole[..whole.len() - 5].to_owned();
+    let send = async |answers: Vec<String>| {
+        let (queue, asked) = service(answers).await;
+        let stored = queue.send(&["a".to_owned()], Instant::now() + Duration::from_secs(10)).await;
+        let attempts = asked.lock().unwrap().len();
+        (stored, attempts)
+    };
+    assert_eq!(send(vec![broken.clone(), whole.clone()]).await, (vec![true], 2));
+    assert_eq!(send(vec![broken.clone(), broken.clone(), broken]).await, (vec![false], 3));
+    assert_eq!(send(vec![answer_with("503 Service Unavailable", ""), whole.clone()]).await, (vec![true], 2));
+    let refused = answer_with("400 Bad Request", r#"{"__type":"com.amazonaws.sqs#QueueDoesNotExist"}"#);
+    assert_eq!(send(vec![refused, whole]).await, (vec![false], 1), "what a repeat can't heal is not repeated");
+    for odd in ["{}", "", "[]"] {
+        let odd = answer_with("200 OK", odd);
+        assert_eq!(send(vec![odd.clone(), odd.clone(), odd]).await.0, [false], "stored is what the answer names");
+    }
+}
+
+#[tokio::test]
+async fn a_flow_in_hand_survives_its_table() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let cloud = Cloud::start().await;
+    let seconds = Arc::new(AtomicU64::new(1_700_000_000));
+    let now = seconds.clone();
+    let clock = Clock::from_fn(move || std::time::UNIX_EPOCH + Duration::from_secs(now.load(Ordering::Relaxed)));
+    let table = shared::flow_table::FlowTable::new(cloud.aws.clone(), TABLE.to_owned(), clock);
+    let item = async |id: &str| table.item(id, Instant::now() + Duration::from_secs(2)).await;
+    let later = |more: u64| seconds.fetch_add(more, Ordering::Relaxed);
+
+    assert!(item("crm").await.unwrap().is_none());
+    cloud.put_flow("crm", "audience-change", "a", json!({})).await;
+    assert!(item("crm").await.unwrap().is_none(), "an absence is cached too");
+    later(10);
+    let first = item("crm").await.unwrap().unwrap();
+    cloud.put_flow("crm", "audience-change", "b", json!({})).await;
+    later(59);
+    assert_eq!(item("crm").await.unwrap().unwrap().hub, "a");
+    later(1);
+    assert_eq!(item("crm").await.unwrap().unwrap().hub, "b");
+    assert_eq!(first.hub, "a");
+    cloud.put_flow("odd", "audience-change", "b", json!({ "partitioning": "keys" })).await;
+    let error = item("odd").await.unwrap_err().to_string();
+    assert!(error.contains("odd") && error.contains("`partitioning`"), "{error}");
+
+    drop(cloud);
+    later(3_600);
+    assert_eq!(item("crm").await.unwrap().unwrap().hub, "b", "stale, while the table does not answer");
+    assert!(item("new").await.unwrap_err().to_string().contains("GetItem"));
+}

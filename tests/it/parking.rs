@@ -1,0 +1,479 @@
+//! What a hub does not take now is parked and delivered later; what nobody can deliver is kept with its reason.
+
+use std::collections::BTreeSet;
+
+use local::emulator::Action;
+use serde_json::{Value, json};
+
+use crate::cloud::*;
+use crate::harness::*;
+
+fn flow_attribute(name: &str) -> Value {
+    json!({ "flow": { "stringValue": name, "dataType": "String", "stringListValues": [] } })
+}
+
+fn ids(events: &[local::emulator::StoredEvent]) -> BTreeSet<String> {
+    events.iter().map(|event| event.properties["cloudEvents:id"].as_str().unwrap().to_owned()).collect()
+}
+
+fn parked(messages: &[Value]) -> Vec<Value> {
+    let body = |message: &Value| unpacked(message["Body"].as_str().unwrap());
+    messages.iter().map(|message| serde_json::from_slice(&body(message)).unwrap()).collect()
+}
+
+fn rejected(messages: &[Value]) -> Vec<Value> {
+    messages.iter().map(|message| serde_json::from_str(message["Body"].as_str().unwrap()).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn what_the_hub_does_not_take_is_parked_and_delivered_later() {
+    let cloud = Cloud::start().await;
+    let hub = emulator(&[HUB]).await;
+    let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
+    for problem in [
+        fault(Action::Hang),
+        fault(Action::Reset),
+        status(401, None, "40103"),
+        status(403, None, "quota"),
+        status(404, None, "40400"),
+        status(503, None, "50004"),
+    ] {
+        system.hub.script([lasting(problem.clone())]);
+        let answer = system.post(DOCUMENTED).await;
+        assert_eq!((answer.status, &answer.body), (202, &json!({ "status": "parked", "messages": 1 })), "{problem:?}");
+        system.hub.clear_faults();
+    }
+    assert_eq!(system.stored(), 0);
+    assert!(system.failures(&[record("a", DOCUMENTED)]).await.is_empty());
+    let direct = system.hub.events(HUB);
+
+    let envelopes = parked(&cloud.take(&cloud.parking).await);
+    assert_eq!(envelopes.len(), 6);
+    let host = system.hub.url().replace("http://", "");
+    for (envelope, reason) in
+        envelopes.iter().zip(["timeout", "connection_lost", "unauthorized", "forbidden", "not_found", "throttled"])
+    {
+        let message = &envelope["messages"][0];
+        assert_eq!(message["body"], direct[0].body);
+        assert_eq!(message["id"], direct[0].properties["cloudEvents:id"]);
+        assert_eq!(message["subject"], direct[0].properties["cloudEvents:subject"]);
+        assert_eq!(message["properties"], Value::Object(direct[0].properties.clone()));
+        let mut rest = envelope.clone();
+        rest.as_object_mut().unwrap().remove("messages");
+        let first_seen = rest.as_object_mut().unwrap().remove("firstSeen").unwrap();
+        assert!(first_seen.as_str().unwrap().ends_with('Z'), "{first_seen}");
+        assert_eq!(
+            rest,
+            json!({ "v": 1, "kind": "audience-change", "flow": "default", "hub": HUB, "host": host, "reason": reason })
+        );
+    }
+}
+
+#[tokio::test]
+async fn queue_records_are_parked_too_and_redelivery_brings_all_of_them() {
+    let cloud = Cloud::start().await;
+    let hub = emulator(&[HUB]).await;
+    let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
+    let records: Vec<Value> = (0..200).map(|n| record(&format!("m{n}"), &event_of(&format!("profile-{n}")))).collect();
+    assert!(system.failures(&records).await.is_empty());
+    let expected = ids(&system.hub.events(HUB));
+    assert_eq!(expected.len(), 200);
+    system.hub.clear();
+
+    system.hub.script([lasting(status(503, None, "50004"))]);
+    assert!(system.failures(&records).await.is_empty(), "parked records are handled");
+    let at_first = system.requests();
+    let redelivery = cloud.redeliver(&system.hub);
+    until("a redelivery that failed", async || {
+        redelivery.function.logs().iter().any(|line| line.contains("throttled"))
+    })
+    .await;
+    assert_eq!(system.stored(), 0);
+    let batches = redelivery.function.logs().iter().filter(|line| line.contains("parked batch handled")).count();
+    let at_the_hub = system.requests();
+    assert!(at_the_hub - at_first <= batches + 1, "one request tells that the hub is still down");
+    system.hub.clear_faults();
+    until("redelivery", async || system.stored() >= 200).await;
+    assert_eq!(ids(&system.hub.events(HUB)), expected);
+    let requests = system.requests() - at_the_hub;
+    assert!(requests <= 16, "packed as in the direct way: {requests} requests");
+    until("an empty queue", async || {
+        let asked = json!({ "QueueUrl": cloud.parking, "AttributeNames": ["All"] });
+        let told = cloud.call(shared::aws::Service::Sqs, "GetQueueAttributes", asked).await;
+        ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+            .iter()
+            .all(|count| told["Attributes"][count] == "0")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn messages_larger_than_a_queue_takes_are_split() {
+    let cloud = Cloud::start().await;
+    let hub = emulator(&[HUB]).await;
+    let system = System { function: cloud.function("profile-export", &hub, &[]), hub };
+    // Text that hardly packs: two of them fit the aim of an envelope, and packed not the queue's limit.
+    let noise = || {
+        std::iter::repeat_with(|| fastrand::char('!'..'z'))
+            .filter(|c| !"\\\"".contains(*c))
+            .take(480_000)
+            .collect::<String>()
+    };
+    let profiles: Vec<Value> = (0..5)
+        .map(
+            |n| json!({ "identityMap": { "ecid": [{ "id": format!("{n}") }] }, "segmentMembership": {}, "x": noise() }),
+        )
+        .collect();
+    system.hub.script([lasting(status(404, None, "40400"))]);
+    // By queue: packing this much takes a debug build longer than a webhook has.
+    assert!(system.failures(&[record("a", &Value::from(profiles).to_string())]).await.is_empty());
+    system.hub.clear_faults();
+    let _redelivery = cloud.redeliver(&system.hub);
+    until("redelivery", async || system.stored() == 5).await;
+}
+
+#[tokio::test]
+async fn without_a_parking_queue_that_takes_it_the_sender_is_told() {
+    let hub = emulator(&[HUB]).await;
+    let cloud = Cloud::start().await;
+    let gone = format!("{}-gone", cloud.parking);
+    for url in ["", &gone] {
+        hub.clear_faults();
+        hub.script([lasting(status(503, None, "50004"))]);
+        let function = cloud.function("audience-change", &hub, &[("PARKING_QUEUE_URL", url)]);
+        answer(&function, &request(DOCUMENTED)).await.problem(503);
+        let batch = json!({ "Records": [record("a", DOCUMENTED)] }).to_string();
+        let answer = function.invoke(batch.into_bytes()).await.unwrap();
+        assert_eq!(answer, br#"{"batchItemFailures":[{"itemIdentifier":"a"}]}"#);
+    }
+}
+
+#[tokio::test]
+async fn flows_of_the_table_go_each_to_its_own_hub() {
+    let cloud = Cloud::start().await;
+    let (here, there) = (emulator(&[HUB, "a"]).await, emulator(&["b", "c"]).await);
+    cloud.flow("flow-a", "audience-change", &here, "a", json!({})).await;
+    cloud.flow("flow-b", "audience-change", &there, "b", json!({ "options": r#"{"partnerNumber":44}"# })).await;
+    cloud.flow("flow-c", "audience-change", &there, "c", json!({ "state": "disabled" })).await;
+    cloud.flow("flow-d", "profile-export", &there, "c", json!({})).await;
+    let function = cloud.function("audience-change", &here, &[]);
+    let post = async |flow: &str| {
+        let mut event = request(DOCUMENTED);
+        event["rawPath"] = format!("/audience-change/{flow}").into();
+        answer(&function, &event).await
+    };
+    assert_eq!(post("flow-a").await, delivered(1));
+    assert_eq!(post("flow-b").await, handled("filtered", 0), "the flow's own options");
+    assert!(post("flow-c").await.problem(409).contains("disabled"));
+    for unknown in ["flow-d", "flow-x", "a%20b", "default%00"] {
+        assert_eq!(post(unknown).await.problem(404), "no such flow", "{unknown}");
+    }
+    let mut stranger = request(DOCUMENTED);
+    stranger["rawPath"] = "/audience-change/flow-c".into();
+    stranger["headers"] = json!({});
+    answer(&function, &stranger).await.problem(401);
+    assert_eq!((here.events("a").len(), there.events("b").len(), there.events("c").len()), (1, 0, 0));
+
+    // One batch with records of all of them.
+    let mut records: Vec<Value> = ["default", "flow-a", "flow-b", "flow-c", "flow-x"]
+        .into_iter()
+        .map(|flow| {
+            let mut record = record(flow, DOCUMENTED);
+            record["messageAttributes"] = flow_attribute(flow);
+            record
+        })
+        .collect();
+    records[2]["body"] = DOCUMENTED.replace("\"partnerNumber\": 33", "\"partnerNumber\": 44").into();
+    let batch = json!({ "Records": records }).to_string();
+    let failures = function.invoke(batch.clone().into_bytes()).await.unwrap();
+    assert_eq!(failures, br#"{"batchItemFailures":[{"itemIdentifier":"flow-c"}]}"#, "a disabled flow's records wait");
+    assert_eq!((here.events(HUB).len(), here.events("a").len(), there.events("b").len()), (1, 2, 1));
+    let kept = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!(kept.len(), 1);
+    assert_eq!((&kept[0]["flow"], &kept[0]["reason"]), (&json!("flow-x"), &json!("unknown_flow")));
+
+    // The same while no hub answers: parked by flow, and brought to its own hub.
+    for hub in [&here, &there] {
+        hub.clear();
+        hub.script([lasting(status(500, None, ""))]);
+    }
+    let failures = function.invoke(batch.into_bytes()).await.unwrap();
+    assert_eq!(failures, br#"{"batchItemFailures":[{"itemIdentifier":"flow-c"}]}"#);
+    here.clear_faults();
+    there.clear_faults();
+    let _redelivery = cloud.redeliver(&here);
+    until("redelivery", async || {
+        !here.events(HUB).is_empty() && !here.events("a").is_empty() && !there.events("b").is_empty()
+    })
+    .await;
+    assert_eq!((here.events(HUB).len(), here.events("a").len(), there.events("b").len()), (1, 1, 1));
+    assert!(there.events("c").is_empty());
+}
+
+#[tokio::test]
+async fn parked_messages_follow_their_flow() {
+    let cloud = Cloud::start().await;
+    let (here, there) = (emulator(&[HUB]).await, emulator(&["old", "new"]).await);
+    let there_connection = json!({ "host": there.url().replace("http://", "") });
+    for flow in ["moved", "disabled", "deleted"] {
+        cloud.flow(flow, "audience-change", &there, "old", there_connection.clone()).await;
+    }
+    there.script([lasting(status(404, None, "40400"))]);
+    let function = cloud.function("audience-change", &here, &[]);
+    for flow in ["moved", "disabled", "deleted"] {
+        let mut event = request(DOCUMENTED);
+        event["rawPath"] = format!("/{flow}").into();
+        assert_eq!(answer(&function, &event).await.status, 202);
+    }
+    there.clear_faults();
+    cloud.put_flow("moved", "audience-change", "new", json!({})).await;
+    cloud.put_flow("disabled", "audience-change", "old", json!({ "state": "disabled" })).await;
+    cloud.delete_flow("deleted").await;
+    let redelivery = cloud.redeliver(&here);
+    until("redelivery", async || there.events("new").len() == 1).await;
+    until("a copy of what was for the deleted flow", async || {
+        let asked = json!({ "QueueUrl": cloud.rejected, "AttributeNames": ["All"] });
+        let told = cloud.call(shared::aws::Service::Sqs, "GetQueueAttributes", asked).await;
+        told["Attributes"]["ApproximateNumberOfMessages"] == "1"
+    })
+    .await;
+    let kept = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!((&kept[0]["source"], &kept[0]["reason"]), (&json!("parking"), &json!("unknown_flow")));
+    let envelope: Value = serde_json::from_slice(&unpacked(kept[0]["body"].as_str().unwrap())).unwrap();
+    assert_eq!(envelope["flow"], "deleted");
+    until("a look at the disabled flow", async || {
+        redelivery.function.logs().iter().any(|line| line.contains("the flow is disabled"))
+    })
+    .await;
+    assert!(there.events("old").is_empty() && here.events(HUB).is_empty());
+}
+
+#[tokio::test]
+async fn a_default_flow_is_redelivered_only_to_the_very_same_hub() {
+    let cloud = Cloud::start().await;
+    let (here, elsewhere) = (emulator(&[HUB, "other"]).await, emulator(&[HUB]).await);
+    here.script([lasting(status(404, None, "40400"))]);
+    let function = cloud.function("audience-change", &here, &[]);
+    assert_eq!(answer(&function, &request(DOCUMENTED)).await.status, 202);
+    here.clear_faults();
+    let said = async |redelivery: &Redelivery, text: &str| {
+        until(text, async || redelivery.function.logs().iter().any(|line| line.contains(text))).await;
+    };
+    said(&cloud.redeliver(&elsewhere), "another host").await;
+    assert!(elsewhere.events(HUB).is_empty());
+    let _redelivery = cloud.redeliver(&here);
+    until("redelivery", async || here.events(HUB).len() == 1).await;
+}
+
+#[tokio::test]
+async fn of_a_thousand_records_three_bad_ones_are_rejected_each_with_its_reason() {
+    let cloud = Cloud::start().await;
+    let hub = emulator(&[HUB]).await;
+    let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
+    let mut records: Vec<Value> =
+        (0..1000).map(|n| record(&format!("m{n}"), &event_of(&format!("profile-{n}")))).collect();
+    records[10]["body"] = "{\"profileId\": \u{1F4A9}".into();
+    let oversize = event_of("p").replace("value1", &"x".repeat(1_040_000));
+    records[500]["body"] = oversize.as_str().into();
+    records[999]["messageAttributes"] = flow_attribute("nowhere");
+    assert!(system.failures(&records).await.is_empty(), "all are handled");
+    assert_eq!(system.stored(), 997);
+    let mut kept = rejected(&cloud.take(&cloud.rejected).await);
+    kept.sort_by_key(|kept| kept["reason"].to_string());
+    let reasons: Vec<&Value> = kept.iter().map(|kept| &kept["reason"]).collect();
+    assert_eq!(reasons, ["too_large", "unknown_flow", "unreadable"]);
+    assert_eq!(unpacked(kept[0]["body"].as_str().unwrap()), oversize.as_bytes());
+    assert_eq!(unpacked(kept[2]["body"].as_str().unwrap()), "{\"profileId\": \u{1F4A9}".as_bytes());
+    assert_eq!(
+        (&kept[1]["flow"], &kept[1]["kind"], &kept[1]["source"]),
+        (&json!("nowhere"), &json!("audience-change"), &json!("queue"))
+    );
+    assert!(kept.iter().all(|kept| kept["v"] == 1 && kept["receivedAt"].is_string() && kept["detail"].is_string()));
+
+    // While the rejected queue takes nothing, those three come again and the rest goes on.
+    let gone = format!("{}-gone", cloud.rejected);
+    let function = cloud.function("audience-change", &system.hub, &[("REJECTED_QUEUE_URL", &gone)]);
+    let again = System { function, hub: system.hub };
+    assert_eq!(again.failures(&records).await, ["m10", "m500", "m999"]);
+    assert_eq!(again.stored(), 2 * 997);
+}
+
+#[tokio::test]
+async fn good_elements_of_an_array_are_delivered_when_the_bad_ones_can_be_kept() {
+    const GOOD: &str = r#"{"identityMap":{"ecid":[{"id":"1"}]},"segmentMembership":{}}"#;
+    let cloud = Cloud::start().await;
+    let hub = emulator(&[HUB]).await;
+    let system = System { function: cloud.function("profile-export", &hub, &[]), hub };
+    let mixed = format!(r#"[{GOOD},{{"neither":"\u00e9"}},{GOOD}]"#);
+    let answer = system.post(&mixed).await;
+    assert_eq!((answer.status, answer.body), (200, json!({ "status": "delivered", "messages": 2, "rejected": 1 })));
+    let kept = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!((&kept[0]["source"], &kept[0]["reason"]), (&json!("webhook"), &json!("unmappable")));
+    assert_eq!(
+        unpacked(kept[0]["body"].as_str().unwrap()),
+        r#"{"neither":"\u00e9"}"#.as_bytes(),
+        "the element as it came"
+    );
+
+    system.hub.script([lasting(status(404, None, "40400"))]);
+    let answer = system.post(&mixed).await;
+    assert_eq!((answer.status, answer.body), (202, json!({ "status": "parked", "messages": 2, "rejected": 1 })));
+    system.hub.clear_faults();
+    system.post("[{},{}]").await.problem(400);
+    assert_eq!(cloud.take(&cloud.rejected).await.len(), 2, "one of the parked array, the whole of the bad one");
+    let mut stranger = request("[{}]");
+    stranger["headers"] = json!({});
+    system.answer(&stranger).await.problem(401);
+    assert!(cloud.take(&cloud.rejected).await.is_empty(), "of an unknown sender nothing is kept");
+
+    let before = system.stored();
+    let nowhere = cloud.function("profile-export", &system.hub, &[("REJECTED_QUEUE_URL", "")]);
+    crate::harness::answer(&nowhere, &request(&mixed)).await.problem(400);
+    let gone = format!("{}-gone", cloud.rejected);
+    let not_now = cloud.function("profile-export", &system.hub, &[("REJECTED_QUEUE_URL", &gone)]);
+    crate::harness::answer(&not_now, &request(&mixed)).await.problem(503);
+    crate::harness::answer(&not_now, &request("{}")).await.problem(400);
+    assert_eq!(system.stored(), before, "nothing was sent");
+}
+
+#[tokio::test]
+async fn a_large_rejected_body_is_kept_in_part() {
+    let cloud = Cloud::start().await;
+    let hub = emulator(&[HUB]).await;
+    let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
+    let body: String = std::iter::repeat_with(|| fastrand::char('!'..'~')).take(3_000_000).collect();
+    assert!(system.failures(&[record("a", &body)]).await.is_empty());
+    let kept = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!(kept[0]["truncated"], true);
+    let part = unpacked(kept[0]["body"].as_str().unwrap());
+    assert!(part.len() > 700_000 && body.as_bytes().starts_with(&part), "{} bytes", part.len());
+}
+
+#[tokio::test]
+async fn senders_change_their_secret_without_a_deployment() {
+    let cloud = Cloud::start().await;
+    let hub = emulator(&[HUB]).await;
+    cloud.flow("flow-a", "audience-change", &hub, HUB, json!({})).await;
+    cloud.secret("senders", SENDER_AUTH).await;
+    let function =
+        cloud.function("audience-change", &hub, &[("SENDER_AUTH", ""), ("SENDER_AUTH_SECRET_ID", "senders")]);
+    let post = async |path: &str, token: &str| {
+        let mut event = request(DOCUMENTED);
+        event["rawPath"] = path.into();
+        event["headers"]["authorization"] = format!("Bearer {token}").into();
+        answer(&function, &event).await.status
+    };
+    for (path, secret) in [("/", "senders"), ("/flow-a", "senders-flow-a")] {
+        assert_eq!(post(path, SENDER_TOKEN).await, 200);
+        assert_eq!(post(path, "sender-token-2").await, 401);
+        cloud.change_secret(secret, r#"[{"type":"bearer","secret":"sender-token-2"}]"#).await;
+        assert_eq!(post(path, "sender-token-2").await, 200);
+        assert_eq!(post(path, SENDER_TOKEN).await, 401);
+        cloud.change_secret(secret, "not a list").await;
+        assert_eq!(post(path, "sender-token-3").await, 503, "whether it is a new one can't be told");
+        assert_eq!(post(path, "sender-token-2").await, 200, "an unusable list leaves the one in hand");
+    }
+    assert_eq!(function.instances(), 1);
+}
+
+#[tokio::test]
+async fn a_missing_credential_of_aws_fails_the_init() {
+    for variable in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"] {
+        let line = init_failure(&[
+            (
+                "EVENT_HUBS_CONNECTION_STRING",
+                "Endpoint=sb://a.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey=k;EntityPath=h",
+            ),
+            ("PARKING_QUEUE_URL", "https://sqs.eu-central-1.amazonaws.com/123456789012/parking"),
+            (variable, ""),
+        ])
+        .await;
+        assert_eq!(line["variable"], "PARKING_QUEUE_URL");
+        assert!(line["problem"].as_str().unwrap().contains(variable), "{line}");
+    }
+    let line = init_failure_of("redelivery", &[]).await;
+    assert_eq!(line["variable"], "PARKING_QUEUE_URL");
+}
+
+#[tokio::test]
+async fn on_a_fifo_queue_order_is_kept_instead_of_parking() {
+    let cloud = Cloud::start().await;
+    let hub = emulator(&[HUB]).await;
+    let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
+    system.hub.script([lasting(status(404, None, "40400"))]);
+    let mut records: Vec<Value> = (0..3).map(|n| record(&format!("m{n}"), &event_of("p"))).collect();
+    for record in &mut records {
+        record["eventSourceARN"] = "arn:aws:sqs:eu-central-1:123456789012:audience-change.fifo".into();
+        record["attributes"]["MessageGroupId"] = "group".into();
+    }
+    assert_eq!(system.failures(&records).await, ["m0", "m1", "m2"]);
+    assert!(cloud.take(&cloud.parking).await.is_empty());
+}
+
+#[tokio::test]
+async fn an_array_of_nothing_but_bad_elements_is_kept_once_and_answered() {
+    let cloud = Cloud::start().await;
+    let hub = emulator(&[HUB]).await;
+    let system = System { function: cloud.function("profile-export", &hub, &[]), hub };
+    let body = format!("[{}1]", "1,".repeat(49_999));
+    assert!(system.post(&body).await.problem(400).contains("and 49990 more"));
+    let kept = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!(kept.len(), 1);
+    assert_eq!(unpacked(kept[0]["body"].as_str().unwrap()), body.as_bytes());
+}
+
+/// An address that takes connections and never answers.
+async fn silence() -> (String, tokio::net::TcpListener) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    (format!("http://{}", listener.local_addr().unwrap()), listener)
+}
+
+#[tokio::test]
+async fn a_service_that_hangs_never_keeps_a_sender_waiting_for_good() {
+    let cloud = Cloud::start().await;
+    let hub = emulator(&[HUB]).await;
+    cloud.flow("flow-a", "audience-change", &hub, HUB, json!({})).await;
+    cloud.secret("senders", SENDER_AUTH).await;
+    let (silent, _listener) = silence().await;
+    let mut to_flow = request(DOCUMENTED);
+    to_flow["rawPath"] = "/flow-a".into();
+    let mut stranger = request(DOCUMENTED);
+    stranger["headers"] = json!({});
+    hub.script([lasting(fault(Action::Hang))]);
+    let sqs = cloud.function("audience-change", &hub, &[("AWS_ENDPOINT_URL_SQS", &silent)]);
+    answer(&sqs, &request(DOCUMENTED)).await.problem(503);
+    answer(&sqs, &request("{")).await.problem(400);
+    answer(&sqs, &stranger).await.problem(401);
+    let table = cloud.function("audience-change", &hub, &[("AWS_ENDPOINT_URL_DYNAMODB", &silent)]);
+    answer(&table, &to_flow).await.problem(503);
+    assert_eq!(answer(&table, &request(DOCUMENTED)).await.status, 202);
+    let secrets = cloud.function("audience-change", &hub, &[("AWS_ENDPOINT_URL_SECRETS_MANAGER", &silent)]);
+    answer(&secrets, &to_flow).await.problem(503);
+
+    // Nor do the records of one flow wait for another's.
+    hub.clear_faults();
+    let mut records: Vec<Value> =
+        (0..2).map(|n| record(&format!("m{n}"), &event_of(&format!("profile-{n}")))).collect();
+    records[0]["messageAttributes"] = flow_attribute("flow-a");
+    let batch = json!({ "Records": records }).to_string();
+    let failures = table.invoke(batch.into_bytes()).await.unwrap();
+    assert_eq!(failures, br#"{"batchItemFailures":[{"itemIdentifier":"m0"}]}"#);
+    assert_eq!(hub.events(HUB).len(), 1);
+    for function in [&sqs, &table, &secrets] {
+        assert_eq!(function.instances(), 1, "no invocation ran into the function's timeout");
+    }
+}
+
+#[tokio::test]
+async fn a_flow_that_leads_to_another_host_is_not_used() {
+    let cloud = Cloud::start().await;
+    let (here, there) = (emulator(&[HUB]).await, emulator(&[HUB]).await);
+    let elsewhere = json!({ "host": here.url().replace("http://", "") });
+    cloud.flow("flow-a", "audience-change", &there, HUB, elsewhere).await;
+    let function = cloud.function("audience-change", &here, &[]);
+    let mut event = request(DOCUMENTED);
+    event["rawPath"] = "/flow-a".into();
+    answer(&function, &event).await.problem(503);
+    assert!(here.events(HUB).is_empty() && there.events(HUB).is_empty());
+    assert!(function.logs().iter().any(|line| line.contains("another host")));
+}
