@@ -275,12 +275,13 @@ fn a_context_that_came_trimmed_says_so() {
     let said = |event: &str, header: bool| {
         let headers = [(Cow::from("X-MS-Dynamics-Msg-Size-Exceeded"), Cow::from(""))];
         let (options, headers) = (Options::default(), if header { &headers[..] } else { &[] });
-        let mapped = (KIND.map)(Event { json: event, flow: "default", headers, max_bytes: 1_000_000 }, &options).unwrap();
+        let mapped =
+            (KIND.map)(Event { json: event, flow: "default", headers, max_bytes: 1_000_000 }, &options).unwrap();
         properties(&mapped).get(&claim).cloned()
     };
     assert_eq!(said(UPDATE, false), None);
     assert_eq!(said(DELETE, false), None);
-    assert_eq!(said(UPDATE, true), Some(json!(true)));
+    assert_eq!(said(UPDATE, true), None, "the body has all members, and is believed");
     let update = |members: &str| format!(r#"{{"MessageName":"Update","PrimaryEntityName":"t"{members}}}"#);
     for empty in
         ["", r#","InputParameters":null"#, r#","InputParameters":[ ],"PreEntityImages":[],"ParentContext":null"#]
@@ -312,6 +313,7 @@ fn ids_subjects_and_times_follow_the_contract() {
     assert_eq!(envelope(&format!(r#""Mode":1,"OperationId":"{zero}""#)).0, hash([zero, "", "", "new_Custom", ""]));
     assert_eq!(envelope(r#""PrimaryEntityId":"r","CorrelationId":"c""#).1, "r");
     assert_eq!(envelope(&format!(r#""PrimaryEntityId":"{zero}","CorrelationId":"c""#)).1, "c");
+    assert_eq!(envelope(&format!(r#""PrimaryEntityId":"{zero}","CorrelationId":"{zero}""#)).1, "");
     assert_eq!(envelope("").1, "");
     let target = |columns: &str| {
         format!(
@@ -510,4 +512,38 @@ async fn contexts_arrive_by_webhook_with_a_code_and_wrong_ones_are_named() {
     }
     let small = start_kind("dataverse-event", hub_config(), &[("EVENT_HUBS_MAX_BATCH_BYTES", "20000")]).await;
     assert_eq!(small.post(create).await, delivered(1), "defaults run with any budget");
+}
+
+#[tokio::test]
+async fn what_a_request_has_no_room_for_is_trimmed_before_it_is_rejected() {
+    let create = include_str!("../fixtures/dataverse-event/create_lead_sync.json");
+    // Quotes take two bytes each in a request.
+    let with_topic = |topic: String| {
+        let mut context: Value = serde_json::from_str(create).unwrap();
+        context["InputParameters"][0]["value"]["Attributes"][0] = json!({ "key": "subject", "value": topic });
+        context.to_string()
+    };
+    for (settings, topic) in [
+        ([("FLOW_OPTIONS", r#"{"maxBytes":900000}"#), ("EVENT_HUBS_MAX_BATCH_BYTES", "1000000")], "\"".repeat(440_000)),
+        (
+            [
+                ("FLOW_OPTIONS", r#"{"messageFormat":"xml","maxBytes":900000}"#),
+                ("EVENT_HUBS_MAX_BATCH_BYTES", "1000000"),
+            ],
+            "\t".repeat(600_000),
+        ),
+        ([("FLOW_OPTIONS", "{}"), ("EVENT_HUBS_MAX_BATCH_BYTES", "200000")], "\"".repeat(40_000) + &"x".repeat(70_000)),
+    ] {
+        let system = start_kind("dataverse-event", hub_config(), &settings).await;
+        assert_eq!(system.post(&with_topic(topic)).await, delivered(1), "{settings:?}");
+        let event = &system.hub.events(HUB)[0];
+        assert_eq!(event.properties[&format!("{CLAIMS}MessageMaxSizeExceeded")], true);
+        assert!(!event.body.contains("InputParameters\":["), "{settings:?}");
+        let small = system.post(&with_topic("x".repeat(100_000))).await;
+        assert_eq!(small, delivered(1));
+        assert!(system.hub.events(HUB).iter().any(|event| event.body.len() > 100_000), "what fits is whole");
+    }
+    let system = start_kind("dataverse-event", hub_config(), &[("EVENT_HUBS_MAX_BATCH_BYTES", "1500")]).await;
+    let detail = system.post(create).await.problem(413).to_owned();
+    assert!(detail.contains("EVENT_HUBS_MAX_BATCH_BYTES"), "{detail}");
 }

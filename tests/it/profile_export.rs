@@ -77,7 +77,19 @@ async fn profiles_arrive_byte_for_byte_alone_and_in_arrays() {
 fn named_audiences_pass_in_any_namespace() {
     let profile = r#"{"a": 1.0, "segmentMembership": {"ups":{"x":{"status":"realized" },"y":{"status":"exited"}},"AAM":{"x":{"status":"existing"}},"z":{}},"identityMap":{}}"#;
     let passing = |audiences: &[&str]| bodies(profile, json!({ "audiences": audiences })).unwrap();
-    assert_eq!(passing(&["x", "y"]), [profile], "nothing is removed");
+    let no_empty_namespace = profile.replace(r#","z":{}"#, "");
+    assert_eq!(passing(&["x", "y"]), [no_empty_namespace.as_str()]);
+    assert_eq!(bodies(&no_empty_namespace, json!({ "audiences": ["x", "y"] })).unwrap(), [no_empty_namespace]);
+    assert_eq!(bodies(profile, json!({})).unwrap(), [profile]);
+    let spelled =
+        r#"{"segmentMembership": { "u\/p\u0073" : { "\u0078" : {"status":"exited"} , "y":{} } },"identityMap":{}}"#;
+    for options in [json!({ "audiences": ["x"] }), json!({ "audiences": ["x"], "split": "membership" })] {
+        assert_eq!(
+            bodies(spelled, options).unwrap(),
+            [r#"{"segmentMembership": { "u\/p\u0073" : { "\u0078" : {"status":"exited"} }},"identityMap":{}}"#],
+            "names keep their spelling"
+        );
+    }
     assert_eq!(
         passing(&["x"]),
         [

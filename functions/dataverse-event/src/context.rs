@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use shared::Rejection;
 use shared::json::{Members, explain};
 
-use crate::trim::is_trimmed;
+use crate::trim::{always_has_parameters, lacks_trimmable};
 use crate::value::{Date, Offset, ZERO_GUID, elements, pair, text};
 
 /// Texts are empty where the context has none.
@@ -70,14 +70,15 @@ impl<'a> Context<'a> {
         Ok(context)
     }
 
-    /// Whether Dataverse has removed members. `header` is whether the request said so.
+    /// Whether Dataverse has removed members. `header` is whether the request said so; where the body has them all the
+    /// same, it is believed.
     pub fn came_trimmed(&self, header: bool) -> bool {
-        header || is_trimmed(&self.message, &self.members)
+        lacks_trimmable(&self.members) && (header || always_has_parameters(&self.message))
     }
 
     /// The row; where there is none, the chain of events.
     pub fn subject(&self) -> Cow<'a, str> {
-        if is_id(&self.row) { self.row.clone() } else { self.correlation.clone() }
+        [&self.row, &self.correlation].into_iter().find(|id| is_id(id)).cloned().unwrap_or_default()
     }
 
     /// When it happened. OperationCreatedOn with an offset may be a local clock (or one labelled so), and is not trusted.

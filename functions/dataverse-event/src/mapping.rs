@@ -24,14 +24,31 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
     if !options.passes(&context) {
         return Ok(Mapped::filtered("no_step"));
     }
-    let (body, trimmed) = body(event.json, &context, options)?;
-    let size_exceeded = trimmed || context.came_trimmed(event.header(TRIMMED_HEADER).is_some());
+    let came_trimmed = context.came_trimmed(event.header(TRIMMED_HEADER).is_some());
+    let limit = options.max_bytes.unwrap_or(DEFAULT_MAX_BYTES);
+    if let Some(body) = body(event.json, &context, options, limit, Members::All)? {
+        let message = message(&context, options, body, came_trimmed);
+        if message.fits(event.max_bytes) {
+            return Ok(Mapped { messages: vec![message], notes: Vec::new() });
+        }
+    }
+    let too_large = |limit: usize, by: &str| {
+        Rejection::too_large(format!("the message would be larger than {limit} bytes ({by}) even when trimmed"))
+    };
+    let body = body(event.json, &context, options, limit, Members::WithoutTrimmable)?;
+    let message = message(&context, options, body.ok_or_else(|| too_large(limit, "`maxBytes`"))?, true);
+    if !message.fits(event.max_bytes) {
+        return Err(too_large(event.max_bytes, "EVENT_HUBS_MAX_BATCH_BYTES, escaped"));
+    }
+    Ok(Mapped { messages: vec![message], notes: vec!["trimmed"] })
+}
 
+fn message<'a>(context: &Context<'a>, options: &Options, body: Cow<'a, str>, size_exceeded: bool) -> Message<'a> {
     let event_type = format!("com.microsoft.dataverse.{}", context.message.to_lowercase());
     let source = format!("/dataverse-event/{}", utf8_percent_encode(&context.organization, ENCODED));
     let time = context.time().map(|date| date.rfc3339());
     let cloud_event = CloudEvent {
-        id: id(&context),
+        id: id(context),
         event_type: &event_type,
         source: source.trim_end_matches('/'),
         time: time.as_deref(),
@@ -60,33 +77,27 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
     if size_exceeded {
         message.properties.insert("http://schemas.microsoft.com/xrm/2011/Claims/MessageMaxSizeExceeded", true);
     }
-    Ok(Mapped { messages: vec![message], notes: if trimmed { vec!["trimmed"] } else { Vec::new() } })
+    message
 }
 
-/// The outgoing body, and whether members had to be removed for it.
-fn body<'a>(json: &'a str, context: &Context<'a>, options: &Options) -> Result<(Cow<'a, str>, bool), Rejection> {
-    let limit = options.max_bytes.unwrap_or(DEFAULT_MAX_BYTES);
-    let too_large = || {
-        Rejection::too_large(format!("the message would be larger than {limit} bytes (`maxBytes`) even when trimmed"))
+/// The outgoing body, unless it is larger than `limit`.
+fn body<'a>(
+    json: &'a str,
+    context: &Context<'a>,
+    options: &Options,
+    limit: usize,
+    members: Members,
+) -> Result<Option<Cow<'a, str>>, Rejection> {
+    let body = match (options.message_format, members) {
+        (MessageFormat::Json, Members::All) => json.into(),
+        (MessageFormat::Json, Members::WithoutTrimmable) => trimmed(json, &context.members).into(),
+        (MessageFormat::Xml, members) => match xml::write(json, members, limit) {
+            Ok(body) => body.into(),
+            Err(Stop::TooLarge) => return Ok(None),
+            Err(Stop::Unusable(detail)) => return Err(Rejection::unmappable(detail)),
+        },
     };
-    match options.message_format {
-        MessageFormat::Json if json.len() <= limit => Ok((json.into(), false)),
-        MessageFormat::Json => {
-            let body = trimmed(json, &context.members);
-            if body.len() > limit { Err(too_large()) } else { Ok((body.into(), true)) }
-        }
-        MessageFormat::Xml => {
-            let (body, trimmed) = match xml::write(json, Members::All, limit) {
-                Err(Stop::TooLarge) => (xml::write(json, Members::WithoutTrimmable, limit), true),
-                whole => (whole, false),
-            };
-            match body {
-                Ok(body) => Ok((body.into(), trimmed)),
-                Err(Stop::TooLarge) => Err(too_large()),
-                Err(Stop::Unusable(detail)) => Err(Rejection::unmappable(detail)),
-            }
-        }
-    }
+    Ok(Some(body).filter(|body: &Cow<'_, str>| body.len() <= limit))
 }
 
 /// Asynchronous: the system job, which is this event's alone. Synchronous: the request, which many events share.

@@ -4,13 +4,12 @@ use std::borrow::Cow;
 
 use percent_encoding::utf8_percent_encode;
 use serde_json::value::RawValue;
-use shared::json::push_string;
 use shared::sas::ENCODED;
 use shared::{CloudEvent, Event, Kind, Mapped, Message, Rejection, deterministic_id, digest};
 
 use crate::canonical::push_canonical;
 use crate::options::{Options, Split};
-use crate::profile::{Membership, Profile, Status};
+use crate::profile::{Membership, Namespace, Profile, Status};
 
 pub const KIND: Kind<Options> = Kind { name: "profile-export", arrays: true, check: |_, _| Ok(()), map };
 
@@ -25,13 +24,16 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
         options.audiences.as_ref().is_none_or(|ids| ids.iter().any(|id| *id == membership.audience))
     };
     let all: usize = profile.namespaces.iter().map(|namespace| namespace.memberships.len()).sum();
-    let passed: Vec<(&str, Vec<&Membership<'a>>)> = profile
+    let passed: Vec<Passed<'_>> = profile
         .namespaces
         .iter()
-        .map(|namespace| (namespace.name.as_ref(), namespace.memberships.iter().filter(|one| passes(one)).collect()))
-        .filter(|(_, memberships): &(_, Vec<_>)| !memberships.is_empty())
+        .map(|namespace| Passed {
+            namespace,
+            memberships: namespace.memberships.iter().filter(|one| passes(one)).collect(),
+        })
+        .filter(|passed| !passed.memberships.is_empty())
         .collect();
-    let left: usize = passed.iter().map(|(_, memberships)| memberships.len()).sum();
+    let left: usize = passed.iter().map(|passed| passed.memberships.len()).sum();
     if all > 0 && left == 0 {
         return Ok(Mapped::filtered("no_named_audience"));
     }
@@ -46,63 +48,62 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
     push_canonical(&mut canonical, event.json);
     let profile_id = digest(&canonical);
 
+    // Audiences that were named leave no empty namespace either.
+    let untouched =
+        options.audiences.is_none() || all == 0 || (left == all && passed.len() == profile.namespaces.len());
+    let memberships = || passed.iter().flat_map(|passed| &passed.memberships);
     let messages = match options.split {
         Split::Membership if left > 0 => {
-            let sizes = passed.iter().flat_map(|(_, memberships)| memberships).map(|one| one.value.get().len());
             let repeats = profile.membership_values.len();
-            let bytes =
-                bytes_beside_memberships(event.json, &profile).saturating_mul(left) + sizes.sum::<usize>() * repeats;
+            let bytes = bytes_beside_memberships(event.json, &profile).saturating_mul(left)
+                + memberships().map(|one| one.text.len()).sum::<usize>() * repeats;
             if bytes > MAX_BYTES_OF_ALL_MEMBERSHIPS {
                 return Err(Rejection::too_large(
                     "segmentMembership: one message per membership would make more than 8 MB",
                 ));
             }
-            let each =
-                passed.iter().flat_map(|(namespace, memberships)| memberships.iter().map(|one| (*namespace, *one)));
+            let each = passed.iter().flat_map(|passed| passed.memberships.iter().map(|one| (passed.namespace, *one)));
             each.map(|(namespace, membership)| {
-                let id = deterministic_id([profile_id.as_str(), namespace, &membership.audience]);
-                message(id, with_memberships(event.json, &profile, &[(namespace, vec![membership])]).into())
+                let id = deterministic_id([profile_id.as_str(), &namespace.name, &membership.audience]);
+                let alone = Passed { namespace, memberships: vec![membership] };
+                message(id, with_memberships(event.json, &profile, &[alone]).into())
             })
             .collect()
         }
-        _ if left == all => vec![message(profile_id, event.json.into())],
+        _ if untouched => vec![message(profile_id, event.json.into())],
         _ => vec![message(profile_id, with_memberships(event.json, &profile, &passed).into())],
     };
-    let statuses = passed.iter().flat_map(|(_, memberships)| memberships).map(|membership| membership.status);
-    let notes = statuses.filter(|status| *status == Status::Unknown).map(|_| "unknown_status").collect();
+    let unknown = memberships().filter(|membership| membership.status == Status::Unknown);
+    let notes = unknown.map(|_| "unknown_status").collect();
     Ok(Mapped { messages, notes })
 }
 
-/// The profile with `memberships` alone. Everything else keeps its bytes.
-fn with_memberships(json: &str, profile: &Profile<'_>, memberships: &[(&str, Vec<&Membership<'_>>)]) -> String {
-    let mut reduced = vec![b'{'];
-    for (position, (namespace, memberships)) in memberships.iter().enumerate() {
-        if position > 0 {
-            reduced.push(b',');
-        }
-        push_string(&mut reduced, namespace);
-        reduced.extend_from_slice(b":{");
-        for (position, membership) in memberships.iter().enumerate() {
-            if position > 0 {
-                reduced.push(b',');
-            }
-            push_string(&mut reduced, &membership.audience);
-            reduced.push(b':');
-            reduced.extend_from_slice(membership.value.get().as_bytes());
-        }
-        reduced.push(b'}');
-    }
-    reduced.push(b'}');
-    let mut out = Vec::with_capacity(bytes_beside_memberships(json, profile) + reduced.len());
+/// Memberships of one namespace that go into a message.
+struct Passed<'p> {
+    namespace: &'p Namespace<'p>,
+    memberships: Vec<&'p Membership<'p>>,
+}
+
+/// The profile with some of its memberships alone. What is kept keeps its bytes.
+fn with_memberships(json: &str, profile: &Profile<'_>, passed: &[Passed<'_>]) -> String {
+    let namespaces: Vec<String> = passed
+        .iter()
+        .map(|Passed { namespace, memberships }| {
+            let texts: Vec<&str> = memberships.iter().map(|membership| membership.text).collect();
+            format!("{}{{{}}}", namespace.opening, texts.join(","))
+        })
+        .collect();
+    let reduced = format!("{{{}}}", namespaces.join(","));
+    let mut out = String::with_capacity(bytes_beside_memberships(json, profile) + reduced.len());
     let mut copied = 0;
     for value in &profile.membership_values {
         let start = place_of(value, json);
-        out.extend_from_slice(&json.as_bytes()[copied..start]);
-        out.extend_from_slice(&reduced);
+        out.push_str(&json[copied..start]);
+        out.push_str(&reduced);
         copied = start + value.get().len();
     }
-    out.extend_from_slice(&json.as_bytes()[copied..]);
-    String::from_utf8(out).expect("whole JSON values in the place of others leave UTF-8")
+    out.push_str(&json[copied..]);
+    out
 }
 
 /// What a message has beside its memberships.

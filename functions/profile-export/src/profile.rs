@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use serde_json::value::RawValue;
 use shared::Rejection;
-use shared::json::{Members, Text, explain};
+use shared::json::{Members, Text, explain, member_texts};
 
 /// A profile as far as it is looked at.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub struct Profile<'a> {
 #[derive(Debug)]
 pub struct Namespace<'a> {
     pub name: Cow<'a, str>,
+    /// Its name and colon as they stand in the body.
+    pub opening: &'a str,
     pub memberships: Vec<Membership<'a>>,
 }
 
@@ -39,7 +41,8 @@ impl Identity<'_> {
 #[derive(Debug)]
 pub struct Membership<'a> {
     pub audience: Cow<'a, str>,
-    pub value: &'a RawValue,
+    /// The whole member as it stands in the body.
+    pub text: &'a str,
     pub status: Status,
 }
 
@@ -99,14 +102,14 @@ fn memberships<'a>(namespaces: &'a RawValue) -> Result<Vec<Namespace<'a>>, Rejec
     let namespaces = object(namespaces, &|| MEMBERSHIP.to_owned())?;
     namespaces
         .into_iter()
-        .map(|(namespace, audiences)| {
-            let place = || format!("{MEMBERSHIP}.{}", shown(&namespace));
-            let read = object(audiences, &place)?.into_iter().map(|(audience, value)| {
-                let place = || format!("{}.{}", place(), shown(&audience));
-                let members = object(value, &place)?;
-                let status = match members.iter().rev().find(|(name, _)| name == "status") {
+        .map(|namespace| {
+            let place = || format!("{MEMBERSHIP}.{}", shown(&namespace.name));
+            let read = object(namespace.value, &place)?.into_iter().map(|audience| {
+                let place = || format!("{}.{}", place(), shown(&audience.name));
+                let members = object(audience.value, &place)?;
+                let status = match members.iter().find(|member| member.name == "status") {
                     None => Status::Unknown,
-                    Some((_, status)) => match text(status).as_deref() {
+                    Some(status) => match text(status.value).as_deref() {
                         Some("realized") => Status::Realized,
                         Some("existing") => Status::Existing,
                         Some("exited") => Status::Exited,
@@ -114,23 +117,23 @@ fn memberships<'a>(namespaces: &'a RawValue) -> Result<Vec<Namespace<'a>>, Rejec
                         None => return Err(Rejection::unmappable(format!("{}.status: expected text", place()))),
                     },
                 };
-                Ok(Membership { audience, value, status })
+                Ok(Membership { audience: audience.name, text: audience.text, status })
             });
             let memberships = read.collect::<Result<Vec<_>, Rejection>>()?;
-            Ok(Namespace { name: namespace, memberships })
+            Ok(Namespace { opening: namespace.opening(), name: namespace.name, memberships })
         })
         .collect()
 }
 
 fn identities<'a>(namespaces: &'a RawValue) -> Result<Vec<Identity<'a>>, Rejection> {
     let mut identities = Vec::new();
-    for (namespace, items) in object(namespaces, &|| IDENTITY.to_owned())? {
+    for Member { name: namespace, value: items, .. } in object(namespaces, &|| IDENTITY.to_owned())? {
         let place = || format!("{IDENTITY}.{}", shown(&namespace));
         let items: Vec<&'a RawValue> = serde_json::from_str(items.get())
             .map_err(|_| Rejection::unmappable(format!("{}: expected an array of identities", place())))?;
         for (position, item) in items.into_iter().enumerate() {
             let members = object(item, &|| format!("{}[{position}]", place()))?;
-            let id = members.iter().rev().find(|(name, _)| name == "id").and_then(|(_, id)| text(id));
+            let id = members.iter().find(|member| member.name == "id").and_then(|id| text(id.value));
             let id = id.ok_or_else(|| Rejection::unmappable(format!("{}[{position}].id: expected text", place())))?;
             identities.push(Identity { namespace: namespace.clone(), id });
         }
@@ -138,19 +141,36 @@ fn identities<'a>(namespaces: &'a RawValue) -> Result<Vec<Identity<'a>>, Rejecti
     Ok(identities)
 }
 
-fn object<'a>(json: &'a RawValue, place: &dyn Fn() -> String) -> Result<Vec<(Cow<'a, str>, &'a RawValue)>, Rejection> {
-    serde_json::from_str::<Members<'a>>(json.get())
-        .map(|members| last_of_each_name(members.0))
-        .map_err(|_| Rejection::unmappable(format!("{}: expected an object", place())))
+/// A member and how it stands in the body.
+struct Member<'a> {
+    name: Cow<'a, str>,
+    value: &'a RawValue,
+    text: &'a str,
 }
 
-/// A repeated name keeps its last value, as in the id.
-fn last_of_each_name<'a>(mut members: Vec<(Cow<'a, str>, &'a RawValue)>) -> Vec<(Cow<'a, str>, &'a RawValue)> {
-    let mut seen = HashSet::with_capacity(members.len());
-    members.reverse();
-    members.retain(|(name, _)| seen.insert(name.clone()));
-    members.reverse();
-    members
+impl<'a> Member<'a> {
+    /// What stands before the value.
+    fn opening(&self) -> &'a str {
+        &self.text[..self.value.get().as_ptr() as usize - self.text.as_ptr() as usize]
+    }
+}
+
+/// The members of an object. A repeated name keeps its last value, as in the id.
+fn object<'a>(json: &'a RawValue, place: &dyn Fn() -> String) -> Result<Vec<Member<'a>>, Rejection> {
+    let members = serde_json::from_str::<Members<'a>>(json.get())
+        .map_err(|_| Rejection::unmappable(format!("{}: expected an object", place())))?;
+    let texts = member_texts(json.get(), &members);
+    let mut seen = HashSet::with_capacity(texts.len());
+    let mut last: Vec<Member<'a>> = members
+        .0
+        .into_iter()
+        .zip(texts)
+        .rev()
+        .filter(|((name, _), _)| seen.insert(name.clone()))
+        .map(|((name, value), text)| Member { name, value, text })
+        .collect();
+    last.reverse();
+    Ok(last)
 }
 
 fn text(json: &RawValue) -> Option<Cow<'_, str>> {
