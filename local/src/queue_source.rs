@@ -21,6 +21,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 const RETENTION_SECONDS: &str = "1209600";
 /// The most messages of one receive or delete call.
 const MAX_PER_CALL: usize = 10;
+/// A batch that has as many is not made larger: an event has 6 MB at most.
+const ENOUGH_BYTES: usize = 3_000_000;
 
 /// A message as `ReceiveMessage` gives it.
 #[derive(Debug, Deserialize)]
@@ -65,7 +67,22 @@ async fn poll_once(
     function: &Function,
     batch_size: usize,
 ) -> Result<(), String> {
-    let messages = receive(aws, queue_url, batch_size, None).await.map_err(|error| error.to_string())?;
+    let mut messages = Vec::new();
+    loop {
+        let received = receive(aws, queue_url, batch_size - messages.len(), None).await;
+        let received = match received {
+            Ok(received) => received,
+            // What is in hand is handled first.
+            Err(_) if !messages.is_empty() => break,
+            Err(error) => return Err(error.to_string()),
+        };
+        let more = received.len() == MAX_PER_CALL;
+        messages.extend(received);
+        let bytes: usize = messages.iter().map(|message: &Message| message.body.len()).sum();
+        if !more || messages.len() >= batch_size || bytes > ENOUGH_BYTES {
+            break;
+        }
+    }
     if messages.is_empty() {
         return Ok(());
     }

@@ -67,8 +67,8 @@ const REGION: &str = "eu-central-1";
 const FUNCTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Six times the function's timeout, as AWS advises.
 const VISIBILITY_TIMEOUT: Duration = Duration::from_secs(60);
-const MAX_RECEIVE_COUNT: u32 = 5;
-const BATCH_SIZE: usize = 10;
+const MAX_RECEIVE_COUNT: u32 = 100;
+const BATCH_SIZE: usize = 50;
 const REDELIVERY: &str = "redelivery";
 /// Of the parking queue, as in the template.
 const MAX_REDELIVERIES: u32 = 100;

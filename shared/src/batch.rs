@@ -178,6 +178,15 @@ mod tests {
 
     proptest::proptest! {
         #[test]
+        fn what_fits_is_packed(subject in "\\PC{0,200}", body in "\\PC{0,200}", budget in 60usize..900) {
+            let messages = [message(&subject, &body)];
+            for partitioning in [Partitioning::Keys(60_000), Partitioning::Subject, Partitioning::None] {
+                let (_, too_large) = pack(&messages, partitioning, budget);
+                proptest::prop_assert!(!messages[0].fits(budget) || too_large.is_empty());
+            }
+        }
+
+        #[test]
         fn no_request_exceeds_the_budget_and_no_message_is_lost(
             bodies in proptest::collection::vec("\\PC{0,60}", 0..40), budget in 30usize..400,
         ) {

@@ -48,14 +48,17 @@ impl<'a> Message<'a> {
 
     /// Whether a request of `max_bytes` has room for it, the body escaped and its properties and key beside it.
     pub fn fits(&self, max_bytes: usize) -> bool {
-        let room = max_bytes.saturating_sub(self.properties.as_json().len() + AROUND_A_MESSAGE);
+        let key = escaped_len(&self.subject).max(LONGEST_HASHED_KEY);
+        let room = max_bytes.saturating_sub(self.properties.as_json().len() + key + AROUND_A_MESSAGE);
         // Most are so small that nothing has to be counted.
         self.body.len() * LONGEST_ESCAPE <= room || escaped_len(&self.body) <= room
     }
 }
 
-/// Names and brackets around a message in its request, and the longest partition key: 128 characters, escaped.
-const AROUND_A_MESSAGE: usize = 1024;
+/// Names, quotes and brackets around a message that is alone in its request.
+const AROUND_A_MESSAGE: usize = 72;
+/// A key that is not the subject itself is a number or a SHA-256 in hex.
+const LONGEST_HASHED_KEY: usize = 64;
 /// `\u001f` for one byte.
 const LONGEST_ESCAPE: usize = 6;
 

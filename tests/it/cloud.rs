@@ -167,7 +167,7 @@ impl Cloud {
     pub fn redeliver(&self, hub: &Emulator) -> Redelivery {
         let function = self.function("redelivery", hub, &[("REDELIVERY_DELAY", "1")]);
         let poll =
-            local::queue_source::poll(self.aws.clone(), self.parking.clone(), REGION.to_owned(), function.clone(), 10);
+            local::queue_source::poll(self.aws.clone(), self.parking.clone(), REGION.to_owned(), function.clone(), 50);
         Redelivery { function, poll: tokio::spawn(poll) }
     }
 }

@@ -83,10 +83,14 @@ fn named_audiences_pass_in_any_namespace() {
     assert_eq!(bodies(profile, json!({})).unwrap(), [profile]);
     let spelled =
         r#"{"segmentMembership": { "u\/p\u0073" : { "\u0078" : {"status":"exited"} , "y":{} } },"identityMap":{}}"#;
+    let repeated = r#"{"segmentMembership":{"ups":{"y":{}},"ups":{"x":{}}}}"#;
+    let named = json!({ "audiences": ["x"] });
+    assert_eq!(bodies(repeated, named).unwrap(), [r#"{"segmentMembership":{"ups":{"x":{}}}}"#]);
+    assert_eq!(bodies(spelled, json!({ "audiences": ["x", "y"] })).unwrap(), [spelled]);
     for options in [json!({ "audiences": ["x"] }), json!({ "audiences": ["x"], "split": "membership" })] {
         assert_eq!(
             bodies(spelled, options).unwrap(),
-            [r#"{"segmentMembership": { "u\/p\u0073" : { "\u0078" : {"status":"exited"} }},"identityMap":{}}"#],
+            [r#"{"segmentMembership": { "u\/p\u0073" : { "\u0078" : {"status":"exited"} } },"identityMap":{}}"#],
             "names keep their spelling"
         );
     }

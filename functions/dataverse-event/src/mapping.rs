@@ -32,14 +32,10 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
             return Ok(Mapped { messages: vec![message], notes: Vec::new() });
         }
     }
-    let too_large = |limit: usize, by: &str| {
-        Rejection::too_large(format!("the message would be larger than {limit} bytes ({by}) even when trimmed"))
-    };
-    let body = body(event.json, &context, options, limit, Members::WithoutTrimmable)?;
-    let message = message(&context, options, body.ok_or_else(|| too_large(limit, "`maxBytes`"))?, true);
-    if !message.fits(event.max_bytes) {
-        return Err(too_large(event.max_bytes, "EVENT_HUBS_MAX_BATCH_BYTES, escaped"));
-    }
+    let body = body(event.json, &context, options, limit, Members::WithoutTrimmable)?.ok_or_else(|| {
+        Rejection::too_large(format!("the message would be larger than {limit} bytes (`maxBytes`) even when trimmed"))
+    })?;
+    let message = message(&context, options, body, true);
     Ok(Mapped { messages: vec![message], notes: vec!["trimmed"] })
 }
 

@@ -16,7 +16,8 @@ pub struct Options {
     #[serde(deserialize_with = "steps")]
     #[schemars(with = "Option<Vec<Step>>", length(min = 1))]
     pub steps: Option<Vec<Object<Step>>>,
-    /// Of the outgoing body, by default 196,608 as at Dataverse's own endpoint; a larger one loses the four members that Dataverse removes.
+    /// Of the outgoing body, by default 196,608 as at Dataverse's own endpoint; a larger one, or one that a request to the hub
+    /// has no room for, loses the four members that Dataverse removes.
     #[schemars(range(min = 1))]
     pub max_bytes: Option<usize>,
     /// Whether the ids of the users become properties, as `userclaim` of a service endpoint.

@@ -48,9 +48,6 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
     push_canonical(&mut canonical, event.json);
     let profile_id = digest(&canonical);
 
-    // Audiences that were named leave no empty namespace either.
-    let untouched =
-        options.audiences.is_none() || all == 0 || (left == all && passed.len() == profile.namespaces.len());
     let memberships = || passed.iter().flat_map(|passed| &passed.memberships);
     let messages = match options.split {
         Split::Membership if left > 0 => {
@@ -70,7 +67,7 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
             })
             .collect()
         }
-        _ if untouched => vec![message(profile_id, event.json.into())],
+        _ if options.audiences.is_none() || all == 0 => vec![message(profile_id, event.json.into())],
         _ => vec![message(profile_id, with_memberships(event.json, &profile, &passed).into())],
     };
     let unknown = memberships().filter(|membership| membership.status == Status::Unknown);
@@ -90,7 +87,7 @@ fn with_memberships(json: &str, profile: &Profile<'_>, passed: &[Passed<'_>]) ->
         .iter()
         .map(|Passed { namespace, memberships }| {
             let texts: Vec<&str> = memberships.iter().map(|membership| membership.text).collect();
-            format!("{}{{{}}}", namespace.opening, texts.join(","))
+            format!("{}{{{}}}{}", namespace.opening, texts.join(","), namespace.closing)
         })
         .collect();
     let reduced = format!("{{{}}}", namespaces.join(","));

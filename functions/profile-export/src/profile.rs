@@ -20,8 +20,9 @@ pub struct Profile<'a> {
 #[derive(Debug)]
 pub struct Namespace<'a> {
     pub name: Cow<'a, str>,
-    /// Its name and colon as they stand in the body.
+    /// What stands in the body before its audiences, and behind them.
     pub opening: &'a str,
+    pub closing: &'a str,
     pub memberships: Vec<Membership<'a>>,
 }
 
@@ -120,7 +121,8 @@ fn memberships<'a>(namespaces: &'a RawValue) -> Result<Vec<Namespace<'a>>, Rejec
                 Ok(Membership { audience: audience.name, text: audience.text, status })
             });
             let memberships = read.collect::<Result<Vec<_>, Rejection>>()?;
-            Ok(Namespace { opening: namespace.opening(), name: namespace.name, memberships })
+            let (opening, closing) = namespace.around_value();
+            Ok(Namespace { opening, closing, name: namespace.name, memberships })
         })
         .collect()
 }
@@ -149,9 +151,10 @@ struct Member<'a> {
 }
 
 impl<'a> Member<'a> {
-    /// What stands before the value.
-    fn opening(&self) -> &'a str {
-        &self.text[..self.value.get().as_ptr() as usize - self.text.as_ptr() as usize]
+    /// What stands before the value and behind it.
+    fn around_value(&self) -> (&'a str, &'a str) {
+        let (opening, rest) = self.text.split_at(self.value.get().as_ptr() as usize - self.text.as_ptr() as usize);
+        (opening, &rest[self.value.get().len()..])
     }
 }
 
