@@ -1,5 +1,5 @@
 //! Runs a built function binary as Lambda does: one process per instance, one invocation at a time each, spoken to over
-//! the Runtime API. Instances are not frozen between invocations, and memory is not limited.
+//! the Runtime API. Instances are frozen between invocations only when told to, and memory is not limited.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::ListenerExt;
 use http::StatusCode;
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use shared::clock::Clock;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
@@ -93,6 +94,8 @@ struct Inner {
     config: FunctionConfig,
     clock: Clock,
     idle: Mutex<Vec<Instance>>,
+    /// Of every process that was started and is not known to be gone.
+    processes: Mutex<Vec<Process>>,
     permits: Semaphore,
     running: Arc<AtomicUsize>,
     logs: Arc<Logs>,
@@ -106,6 +109,7 @@ impl Function {
         Self(Arc::new(Inner {
             clock: Clock::system(),
             idle: Mutex::default(),
+            processes: Mutex::default(),
             permits: Semaphore::new(config.max_instances.max(1)),
             running: Arc::default(),
             logs: Arc::new(logs),
@@ -133,7 +137,12 @@ impl Function {
         let _permit = self.0.permits.acquire().await.map_err(|_| InvokeError::Exited)?;
         loop {
             let (instance, reused) = match self.0.take_idle() {
-                Some(instance) => (instance, true),
+                Some(instance) => {
+                    if instance.frozen {
+                        instance.process.signal(Signal::CONT).await;
+                    }
+                    (Instance { frozen: false, ..instance }, true)
+                }
                 None => (Instance::start(&self.0).await?, false),
             };
             let ended = instance.invoke(&self.0, payload.clone()).await;
@@ -151,6 +160,32 @@ impl Function {
                 Ended::Exited { .. } => return Err(InvokeError::Exited),
             }
         }
+    }
+
+    /// Sends SIGKILL to every process: idle, busy or starting. Invocations under way end with [`InvokeError::Exited`] or
+    /// [`InvokeError::Init`], later ones get new instances. Gives the number of processes.
+    pub async fn kill(&self) -> usize {
+        // An idle one must not be handed an invocation before its end is noticed.
+        let idle = std::mem::take(&mut *self.0.idle());
+        let killed = self.0.signal(Signal::KILL).await;
+        drop(idle);
+        killed
+    }
+
+    /// Freezes the idle instances with SIGSTOP, as Lambda does between invocations. An invocation thaws the one it is
+    /// given. Gives the number of frozen instances.
+    pub async fn freeze(&self) -> usize {
+        // Nobody may be handed one meanwhile.
+        let mut idle = std::mem::take(&mut *self.0.idle());
+        for instance in &mut idle {
+            instance.process.signal(Signal::STOP).await;
+            instance.frozen = true;
+        }
+        let frozen = idle.len();
+        if !*self.0.stopped.borrow() {
+            self.0.idle().extend(idle);
+        }
+        frozen
     }
 
     /// Kills the instances; invocations end with [`InvokeError::Exited`], later ones too.
@@ -189,6 +224,19 @@ impl Inner {
         idle.pop()
     }
 
+    async fn signal(&self, signal: Signal) -> usize {
+        let processes = {
+            let mut processes = lock(&self.processes);
+            processes.retain(|process| !process.0.is_closed());
+            processes.clone()
+        };
+        let mut signalled = 0;
+        for process in &processes {
+            signalled += usize::from(process.signal(signal).await);
+        }
+        signalled
+    }
+
     fn arn(&self) -> String {
         let region = self.variable("AWS_REGION").unwrap_or(DEFAULT_REGION);
         format!("arn:aws:lambda:{region}:{ACCOUNT}:function:{}", self.config.name)
@@ -222,17 +270,34 @@ impl Logs {
     }
 }
 
+/// The way to a process's signals: only the task that reaps it knows that its pid is still its own.
+#[derive(Clone)]
+struct Process(mpsc::UnboundedSender<(Signal, oneshot::Sender<()>)>);
+
+impl Process {
+    /// False: it is gone already.
+    async fn signal(&self, signal: Signal) -> bool {
+        let (sent, done) = oneshot::channel();
+        self.0.send((signal, sent)).is_ok() && done.await.is_ok()
+    }
+}
+
 /// One process. Dropping it kills the process.
 struct Instance {
+    process: Process,
+    frozen: bool,
     invocations: mpsc::UnboundedSender<Invocation>,
     exited: watch::Receiver<Option<String>>,
-    server: JoinHandle<()>,
+    _server: Server,
     _kill: oneshot::Sender<()>,
 }
 
-impl Drop for Instance {
+/// Ends with its instance.
+struct Server(JoinHandle<()>);
+
+impl Drop for Server {
     fn drop(&mut self) {
-        self.server.abort();
+        self.0.abort();
     }
 }
 
@@ -280,13 +345,16 @@ impl Instance {
         function.running.fetch_add(1, Ordering::Relaxed);
         let (kill, killed) = oneshot::channel();
         let (exit, exited) = watch::channel(None);
-        tokio::spawn(watch_process(child, killed, exit, function.logs.clone(), function.running.clone()));
+        let (signals, to_send) = mpsc::unbounded_channel();
+        let process = Process(signals);
+        lock(&function.processes).push(process.clone());
+        tokio::spawn(watch_process(child, killed, to_send, exit, function.logs.clone(), function.running.clone()));
         let router = runtime_api(api.clone());
         let server = tokio::spawn(async move {
             // It ends with its task only.
             let _ = axum::serve(listener.tap_io(|stream| drop(stream.set_nodelay(true))), router).await;
         });
-        let instance = Self { invocations, exited, server, _kill: kill };
+        let instance = Self { process, frozen: false, invocations, exited, _server: Server(server), _kill: kill };
         let last_line = tokio::select! {
             biased;
             true = async { ready.wait_for(|ready| *ready).await.is_ok() } => return Ok(instance),
@@ -356,10 +424,12 @@ fn spawn(config: &FunctionConfig, api: SocketAddr) -> std::io::Result<Child> {
         .spawn()
 }
 
-/// Reads what the process writes until it ends or is to be killed, and tells the last line once it is gone.
+/// Reads what the process writes and passes on signals until it ends or is to be killed, and tells the last line once it
+/// is gone.
 async fn watch_process(
     mut child: Child,
-    killed: oneshot::Receiver<()>,
+    mut killed: oneshot::Receiver<()>,
+    mut signals: mpsc::UnboundedReceiver<(Signal, oneshot::Sender<()>)>,
     exit: watch::Sender<Option<String>>,
     logs: Arc<Logs>,
     running: Arc<AtomicUsize>,
@@ -367,13 +437,23 @@ async fn watch_process(
     let last_line = Arc::new(Mutex::new(None));
     let out = child.stdout.take().map(|pipe| tokio::spawn(read_lines(pipe, logs.clone(), last_line.clone())));
     let err = child.stderr.take().map(|pipe| tokio::spawn(read_lines(pipe, logs, last_line.clone())));
-    let status: Option<ExitStatus> = tokio::select! {
-        status = child.wait() => status.ok(),
-        _ = killed => {
-            let _ = child.kill().await;
-            None
+    let status: Option<ExitStatus> = loop {
+        tokio::select! {
+            status = child.wait() => break status.ok(),
+            _ = &mut killed => {
+                let _ = child.kill().await;
+                break None;
+            }
+            Some((signal, sent)) = signals.recv() => {
+                // The pid is its own until `wait` has told its end.
+                if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+                    let _ = kill_process(pid, signal);
+                }
+                let _ = sent.send(());
+            }
         }
     };
+    drop(signals);
     running.fetch_sub(1, Ordering::Relaxed);
     for reader in [out, err].into_iter().flatten() {
         let _ = timeout(LAST_LINES, reader).await;
@@ -548,6 +628,47 @@ done
         assert_eq!(no_init.invoke(Vec::new()).await, Err(InvokeError::Init("last".into())));
         let missing = Function::new(FunctionConfig::new("missing", "/nowhere/missing"));
         assert!(matches!(missing.invoke(Vec::new()).await, Err(InvokeError::Init(_))));
+    }
+
+    #[tokio::test]
+    async fn killed_instances_are_replaced() {
+        let function = function("killed", r#"[ "$event" = slow ] && sleep 60; answer response "$$""#, 2);
+        let first = function.invoke(Vec::new()).await.unwrap();
+        let busy = tokio::spawn({
+            let function = function.clone();
+            async move { function.invoke(b"slow".to_vec()).await }
+        });
+        while !function.0.idle().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let second = function.invoke(Vec::new()).await.unwrap();
+        assert_ne!(first, second);
+        assert_eq!(function.kill().await, 2, "the busy one and the idle one");
+        assert_eq!(busy.await.unwrap(), Err(InvokeError::Exited));
+        let third = function.invoke(Vec::new()).await.unwrap();
+        assert!(third != first && third != second);
+        function.stop();
+        function.stopped().await;
+        assert_eq!(function.kill().await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_frozen_instance_goes_on_with_its_next_invocation() {
+        let function = function("frozen", r#"answer response "$$""#, 1);
+        let first = function.invoke(Vec::new()).await.unwrap();
+        assert_eq!(function.freeze().await, 1);
+        let pid = String::from_utf8(first.clone()).unwrap();
+        let state = || {
+            let status = Command::new("ps").args(["-o", "state=", "-p", &pid]).output();
+            async { String::from_utf8(status.await.unwrap().stdout).unwrap().trim().to_owned() }
+        };
+        assert!(state().await.starts_with('T'), "stopped");
+        assert_eq!(function.invoke(Vec::new()).await.unwrap(), first);
+        assert!(!state().await.starts_with('T'));
+
+        assert_eq!(function.freeze().await, 1);
+        assert_eq!(function.kill().await, 1, "frozen ones can be killed too");
+        assert_ne!(function.invoke(Vec::new()).await.unwrap(), first);
     }
 
     #[tokio::test]
