@@ -34,6 +34,11 @@ test: setup ## Run all tests
 	cargo build --workspace --bins
 	cargo test --workspace $(ARGS)
 
+.PHONY: faults
+faults: setup ## Send 100,000 events while everything fails in turns, account for every one (ARGS=--help: other forms)
+	cargo build --workspace --bins
+	cargo run --quiet --package tests --bin faults -- $(ARGS)
+
 .PHONY: check
 check: setup ## Formatting, lints, template
 	cargo fmt --check

@@ -102,6 +102,8 @@ pub struct RequestRecord {
     pub status: u16,
     /// Events in the request, stored or not; 0 when it can't be read.
     pub events: usize,
+    /// When it had arrived, in seconds since 1970-01-01.
+    pub second: u64,
 }
 
 /// Misbehaviour for the send requests that it fits. It strikes before anything is checked.
@@ -303,11 +305,12 @@ impl NamespaceState {
         self.hubs.iter_mut().find(|hub| hub.name.eq_ignore_ascii_case(name))
     }
 
-    fn begin(&mut self, hub: &str, path: &str, events: usize) -> u64 {
+    fn begin(&mut self, hub: &str, path: &str, events: usize, second: u64) -> u64 {
         if self.requests.len() == MAX_RECORDS {
             self.requests.pop_front();
         }
-        self.requests.push_back(RequestRecord { hub: hub.to_owned(), path: path.to_owned(), status: 0, events });
+        let (hub, path) = (hub.to_owned(), path.to_owned());
+        self.requests.push_back(RequestRecord { hub, path, status: 0, events, second });
         self.requests_begun += 1;
         self.requests_begun
     }
@@ -465,7 +468,8 @@ async fn send(State(namespace): State<Arc<Namespace>>, request: Request<Body>) -
     let events = body.and_then(|body| incoming::read(&parts.headers, &body));
     let (record, fault) = {
         let mut state = namespace.state();
-        let record = state.begin(request.hub, &path, events.as_ref().map_or(0, Vec::len));
+        let events_in_it = events.as_ref().map_or(0, Vec::len);
+        let record = state.begin(request.hub, &path, events_in_it, namespace.clock.unix_seconds());
         (record, state.take_fault(request.hub))
     };
     let reset_after = fault == Some(Action::ResetAfterStore);

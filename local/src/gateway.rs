@@ -28,7 +28,7 @@ use tokio::time::timeout;
 
 use crate::body::{self, Unread};
 use crate::random;
-use crate::runner::{Function, InvokeError, MAX_PAYLOAD};
+use crate::runner::{Function, MAX_PAYLOAD};
 
 /// The largest body that an HTTP API takes.
 const MAX_BODY: usize = 10 * 1024 * 1024;
@@ -257,22 +257,21 @@ async fn handle(
         return too_large();
     }
     // A function goes on when its caller hangs up.
+    let print_failures = function.config().print_failures;
     let function = function.clone();
     let invocation = tokio::spawn(async move { function.invoke(payload).await });
     match timeout(INTEGRATION_TIMEOUT, invocation).await {
         Err(_) => message(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable"),
         Ok(Ok(Ok(answer))) => response(&answer),
         Ok(Ok(Err(error))) => {
-            tell(kind, &error);
+            // The caller is not told why; whoever runs the system is.
+            if print_failures {
+                eprintln!("{kind}: {error}");
+            }
             message(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error")
         }
         Ok(Err(_)) => message(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error"),
     }
-}
-
-/// The caller is not told why; whoever runs the system is.
-fn tell(kind: &str, error: &InvokeError) {
-    eprintln!("{kind}: {error}");
 }
 
 #[cfg(test)]

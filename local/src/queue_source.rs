@@ -52,7 +52,9 @@ pub async fn poll(aws: Aws, queue_url: String, region: String, function: Functio
     let arn = arn(&queue_url, &region);
     loop {
         if let Err(problem) = poll_once(&aws, &queue_url, &arn, &region, &function, batch_size).await {
-            eprintln!("{}: queue: {problem}", function.config().name);
+            if function.config().print_failures {
+                eprintln!("{}: queue: {problem}", function.config().name);
+            }
             sleep(PAUSE).await;
         }
     }

@@ -42,6 +42,8 @@ pub struct FunctionConfig {
     pub max_instances: usize,
     /// Whether what the instances write is also printed.
     pub print_logs: bool,
+    /// Whether whoever passes invocations on prints those that fail.
+    pub print_failures: bool,
 }
 
 impl FunctionConfig {
@@ -54,6 +56,7 @@ impl FunctionConfig {
             memory_mb: 128,
             max_instances: 10,
             print_logs: false,
+            print_failures: true,
         }
     }
 }

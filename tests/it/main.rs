@@ -7,6 +7,7 @@ mod aws;
 mod cloud;
 mod connection_strings;
 mod dataverse_event;
+mod faults;
 mod harness;
 mod hub_answers;
 mod input;

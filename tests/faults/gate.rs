@@ -1,0 +1,158 @@
+//! A door before a server: closed, it refuses connections as a host that is down, and it can break those that pass. It
+//! knows nothing of HTTP.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Mutex, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+/// A door at an address that stays its own.
+pub struct Gate {
+    address: SocketAddr,
+    upstream: SocketAddr,
+    door: Mutex<Door>,
+    cut: Arc<AtomicBool>,
+    broken: watch::Sender<End>,
+}
+
+/// How connections end that are open.
+#[derive(Clone, Copy)]
+enum End {
+    Closed,
+    Forgotten,
+}
+
+enum Door {
+    Open(JoinHandle<()>),
+    /// Bound and not listening: connections are refused, and nobody else gets the port.
+    Closed(TcpSocket),
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        if let Door::Open(accepting) = self.door.get_mut() {
+            accepting.abort();
+        }
+    }
+}
+
+impl Gate {
+    /// An open one.
+    pub async fn start(upstream: SocketAddr) -> Self {
+        let socket = bound(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = socket.local_addr().unwrap();
+        let gate = Self {
+            address,
+            upstream,
+            door: Mutex::new(Door::Closed(socket)),
+            cut: Arc::default(),
+            broken: watch::Sender::new(End::Closed),
+        };
+        gate.open().await;
+        gate
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Refuses connections from now on and ends those that are open.
+    pub async fn close(&self) {
+        let mut door = self.door.lock().await;
+        let Door::Open(accepting) = &mut *door else { return };
+        accepting.abort();
+        // It has been aborted.
+        let _ = accepting.await;
+        let socket = loop {
+            match bound(self.address) {
+                Ok(socket) => break socket,
+                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        };
+        *door = Door::Closed(socket);
+    }
+
+    pub async fn open(&self) {
+        let mut door = self.door.lock().await;
+        if let Door::Open(_) = &*door {
+            return;
+        }
+        // Something has to stand there while the socket is turned into a listener.
+        let Door::Closed(socket) = std::mem::replace(&mut *door, Door::Open(tokio::spawn(async {}))) else { return };
+        let listener = socket.listen(1024).unwrap();
+        let accepting = accept(listener, self.upstream, self.cut.clone(), self.broken.subscribe());
+        *door = Door::Open(tokio::spawn(accepting));
+    }
+
+    /// Ends the connections that are open; new ones pass.
+    pub fn break_connections(&self) {
+        self.broken.send_replace(End::Closed);
+    }
+
+    /// The connections that are open are reset, but not before they are used again: so a load balancer drops idle ones.
+    pub fn forget_connections(&self) {
+        self.broken.send_replace(End::Forgotten);
+    }
+
+    /// Whether a connection ends, unannounced, as soon as it has brought an answer.
+    pub fn cut_after_answers(&self, cut: bool) {
+        self.cut.store(cut, Ordering::Relaxed);
+    }
+}
+
+fn bound(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+/// All connections end with it.
+async fn accept(listener: TcpListener, upstream: SocketAddr, cut: Arc<AtomicBool>, broken: watch::Receiver<End>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => drop(connections.spawn(connection(stream, upstream, cut.clone(), broken.clone()))),
+                // Out of file descriptors, for one: they come back as connections end.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn connection(
+    mut client: TcpStream,
+    upstream: SocketAddr,
+    cut: Arc<AtomicBool>,
+    mut broken: watch::Receiver<End>,
+) {
+    broken.mark_unchanged();
+    let Ok(mut server) = TcpStream::connect(upstream).await else { return };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) = (client.split(), server.split());
+    let answers = async {
+        let mut buffer = vec![0; 16 * 1024];
+        while let Ok(length @ 1..) = from_server.read(&mut buffer).await {
+            if to_client.write_all(&buffer[..length]).await.is_err() || cut.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        _ = copy(&mut from_client, &mut to_server) => return,
+        () = answers => return,
+        _ = broken.changed() => {}
+    }
+    let end = *broken.borrow();
+    if let End::Forgotten = end {
+        let _ = client.readable().await;
+        let _ = client.set_zero_linger();
+    }
+}

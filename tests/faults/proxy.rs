@@ -1,0 +1,202 @@
+//! Passes AWS calls on to moto, or fails them as AWS and the network before it may: chosen by operation, switched at run
+//! time.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::{Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::task::{JoinHandle, JoinSet};
+
+/// How calls fail while it is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AwsFault {
+    /// Not done, and the connection ends.
+    Reset,
+    /// Done, and the connection ends without an answer.
+    ResetAfter,
+    /// Not done, and not answered.
+    Hang,
+    /// Not done: 503.
+    Unavailable,
+    /// Not done: 400 with a throttling code, as DynamoDB and SQS do it.
+    Throttled,
+    /// Done, and the answer ends in its middle.
+    BreakOff,
+    /// Every second entry of a `SendMessageBatch` is not done, in an answer of 200.
+    FailEntries,
+}
+
+impl AwsFault {
+    pub const ALL: [Self; 7] = [
+        Self::Reset,
+        Self::ResetAfter,
+        Self::Hang,
+        Self::Unavailable,
+        Self::Throttled,
+        Self::BreakOff,
+        Self::FailEntries,
+    ];
+}
+
+/// A running proxy.
+pub struct Proxy {
+    address: SocketAddr,
+    faults: Arc<Mutex<Vec<(String, AwsFault)>>>,
+    server: JoinHandle<()>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl Proxy {
+    /// Before the server at `upstream`, without a trailing slash.
+    pub async fn start(upstream: &str, http: reqwest::Client) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let faults: Arc<Mutex<Vec<(String, AwsFault)>>> = Arc::default();
+        let upstream = Upstream { url: format!("{upstream}/"), http, faults: faults.clone() };
+        Self { address, faults, server: tokio::spawn(accept(listener, upstream)) }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// From now on calls whose `x-amz-target` begins with `target` fail.
+    pub fn fail(&self, target: &str, fault: AwsFault) {
+        let mut faults = self.faults.lock().unwrap();
+        faults.retain(|(known, _)| known != target);
+        faults.push((target.to_owned(), fault));
+    }
+
+    /// Ends the faults of [`Proxy::fail`] for the same `target`.
+    pub fn heal(&self, target: &str) {
+        self.faults.lock().unwrap().retain(|(known, _)| known != target);
+    }
+}
+
+#[derive(Clone)]
+struct Upstream {
+    url: String,
+    http: reqwest::Client,
+    faults: Arc<Mutex<Vec<(String, AwsFault)>>>,
+}
+
+async fn accept(listener: TcpListener, upstream: Upstream) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            Ok((stream, _)) = listener.accept() => {
+                let _ = stream.set_nodelay(true);
+                let upstream = upstream.clone();
+                let service = service_fn(move |request| answer(upstream.clone(), request));
+                // Ends with an error when the connection is to.
+                connections.spawn(async move {
+                    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+/// The connection ends without an answer.
+type Ended = std::io::Error;
+type Answer = Response<UnsyncBoxBody<Bytes, Ended>>;
+
+async fn answer(upstream: Upstream, request: Request<Incoming>) -> Result<Answer, Ended> {
+    let ended = || Ended::other("ended on purpose");
+    let (parts, body) = request.into_parts();
+    let mut body = body.collect().await.map_err(|_| ended())?.to_bytes();
+    let target = parts.headers.get("x-amz-target").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let fault = {
+        let faults = upstream.faults.lock().unwrap();
+        faults.iter().find(|(prefix, _)| target.starts_with(prefix)).map(|(_, fault)| *fault)
+    };
+    let mut failed = Vec::new();
+    match fault {
+        Some(AwsFault::Reset) => return Err(ended()),
+        Some(AwsFault::Hang) => std::future::pending().await,
+        Some(AwsFault::Unavailable) => return Ok(problem(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable")),
+        Some(AwsFault::Throttled) => return Ok(problem(StatusCode::BAD_REQUEST, "ThrottlingException")),
+        Some(AwsFault::FailEntries) if target.ends_with(".SendMessageBatch") => {
+            (body, failed) = without_every_second_entry(&body);
+            // SQS refuses a batch of none.
+            if failed.len() == 1 && serde_json::from_slice::<Value>(&body).unwrap()["Entries"] == json!([]) {
+                return Ok(Response::new(whole(with_failed(b"{}", failed))));
+            }
+        }
+        Some(AwsFault::FailEntries | AwsFault::ResetAfter | AwsFault::BreakOff) | None => {}
+    }
+    let mut headers = parts.headers.clone();
+    for name in [HOST, CONTENT_LENGTH, TRANSFER_ENCODING] {
+        headers.remove(name);
+    }
+    let sending = upstream.http.request(parts.method, &upstream.url).headers(headers).body(body);
+    let answer = sending.send().await.map_err(|_| ended())?;
+    let (status, content_type) = (answer.status(), answer.headers().get(http::header::CONTENT_TYPE).cloned());
+    let mut body = answer.bytes().await.map_err(|_| ended())?;
+    if !failed.is_empty() {
+        body = with_failed(&body, failed);
+    }
+    let (body, length) = match fault {
+        Some(AwsFault::ResetAfter) => return Err(ended()),
+        Some(AwsFault::BreakOff) => {
+            let half = Ok(Frame::data(body.slice(..body.len() / 2)));
+            (StreamBody::new(stream::iter([half, Err(ended())])).boxed_unsync(), body.len())
+        }
+        _ => (whole(body.clone()), body.len()),
+    };
+    let mut answer = Response::new(body);
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_LENGTH, length.into());
+    if let Some(content_type) = content_type {
+        answer.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
+    }
+    Ok(answer)
+}
+
+fn whole(body: Bytes) -> UnsyncBoxBody<Bytes, Ended> {
+    Full::new(body).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn problem(status: StatusCode, code: &str) -> Answer {
+    let mut answer = Response::new(whole(json!({ "__type": code, "message": "on purpose" }).to_string().into()));
+    *answer.status_mut() = status;
+    answer
+}
+
+/// The call with every second entry, and the ids of the others.
+fn without_every_second_entry(body: &[u8]) -> (Bytes, Vec<Value>) {
+    let mut call: Value = serde_json::from_slice(body).unwrap();
+    let entries = call["Entries"].as_array().unwrap();
+    let failed = entries.iter().step_by(2).map(|entry| entry["Id"].clone()).collect();
+    let kept: Value = entries.iter().skip(1).step_by(2).cloned().collect();
+    call["Entries"] = kept;
+    (call.to_string().into(), failed)
+}
+
+fn with_failed(body: &[u8], failed: Vec<Value>) -> Bytes {
+    let mut answer: Value = serde_json::from_slice(body).unwrap_or_default();
+    if !answer["Successful"].is_array() {
+        answer = json!({ "Successful": [] });
+    }
+    let entry =
+        |id: &Value| json!({ "Id": id, "SenderFault": false, "Code": "InternalError", "Message": "on purpose" });
+    answer["Failed"] = failed.iter().map(entry).collect();
+    answer.to_string().into()
+}

@@ -1,0 +1,209 @@
+//! The runs: each starts its own system, and ends with what the ledger found.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use local::emulator::{Action, Fault};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use super::chaos::Chaos;
+use super::ledger::{Ledger, Report, parked_messages};
+use super::load::{Load, Plan};
+use super::system::{Options, System, VISIBILITY_TIMEOUT};
+
+const PROGRESS: Duration = Duration::from_secs(5);
+
+/// How long what is on its way may take after the faults. Redelivery's own delays have grown to about as long as the
+/// faults lasted.
+pub const DRAIN: Duration = Duration::from_secs(600);
+
+/// Prints where the run is, every few seconds, until it is dropped.
+struct Progress(JoinHandle<()>);
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Progress {
+    fn start(system: &Arc<System>, ledger: &Arc<Ledger>) -> Self {
+        let (system, ledger) = (system.clone(), ledger.clone());
+        Self(tokio::spawn(async move {
+            let began = Instant::now();
+            loop {
+                sleep(PROGRESS).await;
+                let (sent, accepted) = ledger.progress();
+                let (visible, invisible) = system.witness.depth(&system.parking).await;
+                println!(
+                    "{:>5} s  {sent} sent, {accepted} accepted, {} envelopes parked",
+                    began.elapsed().as_secs(),
+                    visible + invisible,
+                );
+            }
+        }))
+    }
+}
+
+/// Waits until nothing is parked. False: the time is over.
+async fn drained(system: &System, within: Duration) -> bool {
+    let deadline = Instant::now() + within;
+    let mut empty = 0;
+    // The counts of a queue are no snapshot.
+    while empty < 3 {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        sleep(Duration::from_millis(200)).await;
+        empty = if system.witness.depth(&system.parking).await == (0, 0) { empty + 1 } else { 0 };
+    }
+    true
+}
+
+async fn stop(system: Arc<System>) {
+    if let Some(system) = Arc::into_inner(system) {
+        system.stop().await;
+    }
+}
+
+/// What a run found.
+pub struct Outcome {
+    pub report: Report,
+    /// By name.
+    pub faults: BTreeMap<String, usize>,
+    pub notes: Vec<String>,
+}
+
+impl Outcome {
+    fn of(report: Report) -> Self {
+        Self { report, faults: BTreeMap::new(), notes: Vec::new() }
+    }
+
+    /// Whether every promise was kept.
+    pub fn kept(&self) -> bool {
+        self.report.violations() == 0 && self.report.parked == 0
+    }
+
+    pub fn print(&self) {
+        if !self.faults.is_empty() {
+            println!("faults:");
+            for (name, count) in &self.faults {
+                println!("  {name:44}{count:>6}");
+            }
+        }
+        print!("{}", self.report);
+        for note in &self.notes {
+            println!("{note}");
+        }
+    }
+}
+
+/// Which faults a ledger run is exposed to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Faults {
+    None,
+    Random,
+    KillEverySecond,
+}
+
+/// A load under faults, then time to drain, then the comparison.
+pub async fn ledger(plan: Plan, faults: Faults, options: Options) -> Outcome {
+    let system = Arc::new(System::start(options).await);
+    let ledger = Arc::new(Ledger::new(options.without_parking));
+    let progress = Progress::start(&system, &ledger);
+    let pollers = (!options.without_parking).then(|| system.redeliver());
+    let chaos = match faults {
+        Faults::None => None,
+        Faults::Random => Some(Chaos::start(&system, plan.seed)),
+        Faults::KillEverySecond => Some(Chaos::kill_every_second(&system)),
+    };
+    let began = Instant::now();
+    let load = Load::start(&system, &ledger, plan);
+    load.sent().await;
+    let sent_in = began.elapsed();
+    let faults = match chaos {
+        Some(chaos) => chaos.end().await,
+        None => BTreeMap::new(),
+    };
+    println!("everything is sent, the faults are over");
+    let began = Instant::now();
+    let answered = load.finish(DRAIN).await;
+    let drained = drained(&system, DRAIN).await;
+    let drained_in = began.elapsed();
+    drop((progress, pollers));
+    let parked = if drained { HashMap::new() } else { parked_messages(&system).await };
+    let mut outcome = Outcome { faults, ..Outcome::of(ledger.compare(&system, &parked).await) };
+    outcome.notes.push(format!("sent within {} s, drained within {} s", sent_in.as_secs(), drained_in.as_secs()));
+    if !(answered && drained) {
+        outcome.notes.push(format!("still on its way after {} s", DRAIN.as_secs()));
+    }
+    drop(ledger);
+    stop(system).await;
+    outcome
+}
+
+/// Webhooks while the hubs take requests and never answer.
+pub async fn hanging_hub(seed: u64, webhooks: u64) -> Outcome {
+    let system = Arc::new(System::start(Options::default()).await);
+    let ledger = Arc::new(Ledger::default());
+    let progress = Progress::start(&system, &ledger);
+    for hub in &system.hubs {
+        hub.script([Fault { hub: None, times: 0, action: Action::Hang }]);
+    }
+    let load = Load::start(&system, &ledger, Plan::webhooks(seed, webhooks));
+    load.finish(DRAIN).await;
+    system.hubs.iter().for_each(|hub| hub.clear_faults());
+    let pollers = system.redeliver();
+    drained(&system, DRAIN).await;
+    drop((progress, pollers));
+    let outcome = Outcome::of(ledger.compare(&system, &HashMap::new()).await);
+    stop(system).await;
+    outcome
+}
+
+/// Webhooks while one namespace is down: its events are parked and the other's are delivered; after an outage longer than
+/// the parking queue's visibility timeout all arrive. The first report is from during the outage.
+pub async fn outage(seed: u64, webhooks: u64) -> (Report, Outcome) {
+    let system = Arc::new(System::start(Options::default()).await);
+    let ledger = Arc::new(Ledger::default());
+    let progress = Progress::start(&system, &ledger);
+    system.gates[DOWN].close().await;
+    let load = Load::start(&system, &ledger, Plan::webhooks(seed, webhooks));
+    load.finish(DRAIN).await;
+    let parked = parked_messages(&system).await;
+    let during = ledger.compare(&system, &parked).await;
+    println!("{} messages are parked; redelivery starts, the hub stays down", parked.len());
+
+    let pollers = system.redeliver();
+    sleep(2 * VISIBILITY_TIMEOUT).await;
+    let before = system.hubs[DOWN].requests().len();
+    assert_eq!(before, 0, "a closed door lets nothing through");
+    system.gates[DOWN].open().await;
+    println!("the hub is back");
+    let began = Instant::now();
+    drained(&system, DRAIN).await;
+    let took = began.elapsed();
+    drop((progress, pollers));
+    let mut per_second: BTreeMap<u64, (usize, usize)> = BTreeMap::new();
+    for request in system.hubs[DOWN].requests() {
+        let (requests, events) = per_second.entry(request.second).or_default();
+        *requests += 1;
+        *events += request.events;
+    }
+    let peak_requests = per_second.values().map(|(requests, _)| *requests).max().unwrap_or_default();
+    let peak_events = per_second.values().map(|(_, events)| *events).max().unwrap_or_default();
+    let mut outcome = Outcome::of(ledger.compare(&system, &HashMap::new()).await);
+    outcome.notes.push(format!(
+        "{} parked messages arrived within {:.1} s of the recovery, at most {peak_requests} requests and {peak_events} \
+         events per second at the hub",
+        parked.len(),
+        took.as_secs_f64(),
+    ));
+    stop(system).await;
+    (during, outcome)
+}
+
+/// The namespace of an outage.
+const DOWN: usize = 1;

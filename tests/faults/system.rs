@@ -1,0 +1,331 @@
+//! Everything that runs: two namespaces, moto, the functions as processes, the gateway, and the doors at which faults
+//! come in.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use local::emulator::{Config, Emulator, Key, MAX_BYTES, Rights};
+use local::moto::Moto;
+use local::runner::{Function, FunctionConfig};
+use local::{gateway, queue_source, run};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use super::aws::{DYNAMODB, SECRETS, SQS, Witness};
+use super::gate::Gate;
+use super::proxy::Proxy;
+
+pub const REGION: &str = "eu-central-1";
+pub const KINDS: [&str; 3] = ["audience-change", "profile-export", "dataverse-event"];
+const DEFAULT_FLOW: &str = "default";
+const TABLE: &str = "flows";
+const PARTITIONS: u32 = 4;
+const FUNCTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Short, so that faults outlast the visibility timeout.
+const REDELIVERY_TIMEOUT: Duration = Duration::from_secs(5);
+pub const VISIBILITY_TIMEOUT: Duration = Duration::from_secs(6);
+const MAX_RECEIVE_COUNT: u32 = 100;
+/// As the template sets it.
+const REDELIVERIES: usize = 2;
+
+/// A flow, and where its events have to arrive.
+#[derive(Debug)]
+pub struct Flow {
+    pub kind: &'static str,
+    pub id: &'static str,
+    pub namespace: usize,
+    pub hub: &'static str,
+    partitioning: Option<&'static str>,
+}
+
+const fn flow(kind: &'static str, id: &'static str, namespace: usize, hub: &'static str) -> Flow {
+    Flow { kind, id, namespace, hub, partitioning: None }
+}
+
+/// Hubs have the same name in both namespaces, so that a message can go wrong by its host alone.
+pub const FLOWS: [Flow; 7] = [
+    flow("audience-change", DEFAULT_FLOW, 0, "changes"),
+    flow("profile-export", DEFAULT_FLOW, 0, "exports"),
+    flow("dataverse-event", DEFAULT_FLOW, 1, "rows"),
+    Flow {
+        partitioning: Some("partitions:4"),
+        ..flow("audience-change", "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0001", 1, "changes")
+    },
+    flow("audience-change", "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0002", 0, "rows"),
+    Flow {
+        partitioning: Some("subject"),
+        ..flow("profile-export", "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0003", 1, "exports")
+    },
+    flow("dataverse-event", "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0004", 1, "leads"),
+];
+
+impl Flow {
+    /// Of the hub's policy, and of both secrets.
+    fn name(&self) -> String {
+        format!("{}-{}", self.kind, self.id)
+    }
+
+    pub fn connection_secret(&self) -> String {
+        format!("connection/{}", self.name())
+    }
+
+    fn sender_secret(&self) -> String {
+        format!("sender/{}", self.name())
+    }
+
+    /// Each flow's sender has another.
+    pub fn token(&self) -> String {
+        format!("token-of-{}", self.name())
+    }
+}
+
+/// What a system is started without.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    pub without_parking: bool,
+    pub print_logs: bool,
+}
+
+pub struct System {
+    pub hubs: Vec<Emulator>,
+    pub gates: Vec<Gate>,
+    pub moto: Moto,
+    pub proxy: Proxy,
+    /// Before the proxy, by the service behind it.
+    pub aws_gates: BTreeMap<&'static str, Gate>,
+    pub witness: Witness,
+    pub functions: BTreeMap<String, Function>,
+    pub redelivery: Function,
+    pub gateway_url: String,
+    pub parking: String,
+    pub dead_letters: String,
+    pub rejected: String,
+    pub http: reqwest::Client,
+    aws: shared::aws::Aws,
+    tasks: JoinSet<()>,
+}
+
+/// Where cargo put the functions: beside this program, or one above a test.
+fn folder() -> PathBuf {
+    let program = std::env::current_exe().unwrap();
+    let folder = program.parent().unwrap();
+    if folder.ends_with("deps") { folder.parent().unwrap().to_owned() } else { folder.to_owned() }
+}
+
+fn function(
+    name: &str,
+    environment: Vec<(String, String)>,
+    timeout: Duration,
+    instances: usize,
+    logs: bool,
+) -> Function {
+    let binary = folder().join(name);
+    assert!(binary.exists(), "{} is not built: run `cargo build --workspace --bins` first", binary.display());
+    Function::new(FunctionConfig {
+        environment,
+        timeout,
+        max_instances: instances,
+        print_logs: logs,
+        // Wanted here, and many.
+        print_failures: logs,
+        ..FunctionConfig::new(name, binary)
+    })
+}
+
+impl System {
+    /// Starts all but redelivery, whose pollers are [`System::redeliver`]'s.
+    pub async fn start(options: Options) -> Self {
+        let http = shared::build_http_client(None).unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let moto_server = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.venv/bin/moto_server"));
+        let moto = Moto::start(moto_server, SocketAddr::from(([127, 0, 0, 1], port)), &http).await.unwrap();
+        let witness = Witness::new(http.clone(), moto.url());
+
+        let (mut hubs, mut gates) = (Vec::new(), Vec::new());
+        for namespace in 0..2 {
+            let hub =
+                Emulator::start(namespace_config(namespace), TcpListener::bind("127.0.0.1:0").await.unwrap()).await;
+            gates.push(Gate::start(hub.address()).await);
+            hubs.push(hub);
+        }
+        let proxy = Proxy::start(moto.url(), http.clone()).await;
+        let mut aws_gates = BTreeMap::new();
+        for service in [SQS, DYNAMODB, SECRETS] {
+            aws_gates.insert(service, Gate::start(proxy.address()).await);
+        }
+
+        let aws = run::local_aws(http.clone(), moto.url().to_owned(), REGION.to_owned());
+        let (parking, dead_letters) =
+            queue_source::create_queue(&aws, "parking", VISIBILITY_TIMEOUT, MAX_RECEIVE_COUNT).await.unwrap();
+        let (rejected, _) =
+            queue_source::create_queue(&aws, "rejected", VISIBILITY_TIMEOUT, MAX_RECEIVE_COUNT).await.unwrap();
+        store_flows(&witness, &gates).await;
+
+        let mut common: Vec<(String, String)> = aws_gates
+            .iter()
+            .map(|(service, gate)| {
+                let suffix = match *service {
+                    SQS => "SQS",
+                    DYNAMODB => "DYNAMODB",
+                    _ => "SECRETS_MANAGER",
+                };
+                (format!("AWS_ENDPOINT_URL_{suffix}"), format!("http://{}", gate.address()))
+            })
+            .collect();
+        common.extend([("AWS_REGION", REGION), ("FLOWS_TABLE", TABLE)].map(owned));
+        common.push(owned(("REJECTED_QUEUE_URL", &rejected)));
+        if !options.without_parking {
+            common.push(owned(("PARKING_QUEUE_URL", &parking)));
+        }
+        let mut functions = BTreeMap::new();
+        for flow in FLOWS.iter().filter(|flow| flow.id == DEFAULT_FLOW) {
+            let mut environment = common.clone();
+            environment.extend(
+                [
+                    ("EVENT_HUBS_SECRET_ID", flow.connection_secret().as_str()),
+                    ("EVENT_HUB_NAME", flow.hub),
+                    ("SENDER_AUTH_SECRET_ID", &flow.sender_secret()),
+                ]
+                .map(owned),
+            );
+            let function = function(flow.kind, environment, FUNCTION_TIMEOUT, 10, options.print_logs);
+            functions.insert(flow.kind.to_owned(), function);
+        }
+        common.push(owned(("REDELIVERY_DELAY", "1")));
+        let redelivery = function("redelivery", common, REDELIVERY_TIMEOUT, REDELIVERIES, options.print_logs);
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gateway_url = format!("http://{}", listener.local_addr().unwrap());
+        let router = gateway::router(functions.clone());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { gateway::serve(listener, router).await.unwrap() });
+        Self {
+            hubs,
+            gates,
+            moto,
+            proxy,
+            aws_gates,
+            witness,
+            functions,
+            redelivery,
+            gateway_url,
+            parking,
+            dead_letters,
+            rejected,
+            http,
+            aws,
+            tasks,
+        }
+    }
+
+    /// The parking queue's pollers. They end with what is returned.
+    pub fn redeliver(&self) -> JoinSet<()> {
+        let poller = || {
+            let (aws, queue_url) = (self.aws.clone(), self.parking.clone());
+            queue_source::poll(aws, queue_url, REGION.to_owned(), self.redelivery.clone(), 10)
+        };
+        (0..REDELIVERIES).map(|_| poller()).collect()
+    }
+
+    /// The functions, redelivery too.
+    pub fn all_functions(&self) -> impl Iterator<Item = &Function> {
+        self.functions.values().chain([&self.redelivery])
+    }
+
+    /// Changes a flow's key at its hub, and `later` in its secret.
+    pub async fn rotate(&self, flow: &Flow, key: &str, later: Duration) {
+        assert!(self.hubs[flow.namespace].set_key(&flow.name(), key));
+        tokio::time::sleep(later).await;
+        let gate = &self.gates[flow.namespace];
+        self.witness.put_secret(&flow.connection_secret(), &connection_secret(flow, gate, key)).await;
+    }
+
+    /// Ends every process.
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
+        for function in self.all_functions() {
+            function.stop();
+        }
+        for function in self.all_functions() {
+            function.stopped().await;
+        }
+        self.moto.stop().await;
+    }
+}
+
+fn owned((name, value): (&str, &str)) -> (String, String) {
+    (name.to_owned(), value.to_owned())
+}
+
+/// A namespace with the hubs and policies of its flows.
+fn namespace_config(namespace: usize) -> Config {
+    let flows = || FLOWS.iter().filter(move |flow| flow.namespace == namespace);
+    let key = |flow: &Flow| Key {
+        name: flow.name(),
+        key: first_key(flow),
+        rights: Rights { send: true, ..Rights::default() },
+        hub: Some(flow.hub.to_owned()),
+    };
+    Config {
+        hubs: flows().map(|flow| (flow.hub.to_owned(), PARTITIONS)).collect(),
+        keys: flows().map(key).collect(),
+        max_bytes: MAX_BYTES,
+        throughput_units: None,
+    }
+}
+
+fn first_key(flow: &Flow) -> String {
+    format!("first-key-of-{}", flow.name())
+}
+
+fn connection_secret(flow: &Flow, gate: &Gate, key: &str) -> String {
+    let connection_string = format!(
+        "Endpoint=sb://{};SharedAccessKeyName={};SharedAccessKey={key};UseDevelopmentEmulator=true",
+        gate.address(),
+        flow.name(),
+    );
+    json!({ "username": "$ConnectionString", "password": connection_string }).to_string()
+}
+
+/// Secrets of all flows, and the items of those that the table holds.
+async fn store_flows(witness: &Witness, gates: &[Gate]) {
+    let table = json!({
+        "TableName": TABLE,
+        "KeySchema": [{ "AttributeName": "pk", "KeyType": "HASH" }],
+        "AttributeDefinitions": [{ "AttributeName": "pk", "AttributeType": "S" }],
+        "BillingMode": "PAY_PER_REQUEST",
+    });
+    witness.call(DYNAMODB, "CreateTable", table).await;
+    for flow in &FLOWS {
+        let gate = &gates[flow.namespace];
+        let senders = json!([{ "type": "bearer", "secret": flow.token() }]).to_string();
+        for (id, text) in [
+            (flow.connection_secret(), connection_secret(flow, gate, &first_key(flow))),
+            (flow.sender_secret(), senders),
+        ] {
+            witness.call(SECRETS, "CreateSecret", json!({ "Name": id, "SecretString": text })).await;
+        }
+        if flow.id == DEFAULT_FLOW {
+            continue;
+        }
+        let mut item = json!({
+            "pk": { "S": format!("FLOW#{}", flow.id) },
+            "kind": { "S": flow.kind },
+            "state": { "S": "enabled" },
+            "options": { "S": "{}" },
+            "authSecretId": { "S": flow.sender_secret() },
+            "connectionSecretId": { "S": flow.connection_secret() },
+            "host": { "S": gate.address().to_string() },
+            "hub": { "S": flow.hub },
+            "version": { "N": "1" },
+            "tenant": { "S": "org/sandbox" },
+        });
+        if let Some(partitioning) = flow.partitioning {
+            item["partitioning"] = json!({ "S": partitioning });
+        }
+        witness.call(DYNAMODB, "PutItem", json!({ "TableName": TABLE, "Item": item })).await;
+    }
+}
