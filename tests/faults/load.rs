@@ -44,10 +44,12 @@ struct Numbers {
     began: Instant,
     at_least: Duration,
     rate: Option<f64>,
+    /// Not to be left behind.
+    other: Option<Arc<Numbers>>,
 }
 
 impl Numbers {
-    fn new(first: u64, count: u64, plan: &Plan) -> Self {
+    fn new(first: u64, count: u64, plan: &Plan, other: Option<Arc<Numbers>>) -> Self {
         let share = count as f64 / (plan.webhooks + plan.queue_records).max(1) as f64;
         Self {
             next: AtomicU64::new(0),
@@ -56,7 +58,16 @@ impl Numbers {
             began: Instant::now(),
             at_least: if count == 0 { Duration::ZERO } else { plan.at_least },
             rate: plan.rate.map(|rate| rate * share),
+            other,
         }
+    }
+
+    /// The part that was handed out.
+    fn progress(&self) -> f64 {
+        if self.exhausted() {
+            return f64::INFINITY;
+        }
+        self.next.load(Ordering::Relaxed) as f64 / self.count as f64
     }
 
     fn exhausted(&self) -> bool {
@@ -68,6 +79,11 @@ impl Numbers {
             return None;
         }
         let n = self.next.fetch_add(1, Ordering::Relaxed);
+        if let Some(other) = &self.other {
+            while n as f64 / self.count as f64 > other.progress() + MOST_LEAD {
+                sleep(Duration::from_millis(10)).await;
+            }
+        }
         if let Some(rate) = self.rate {
             sleep_until(self.began + Duration::from_secs_f64(n as f64 / rate)).await;
         }
@@ -82,6 +98,8 @@ pub struct Load {
     give_up: watch::Sender<bool>,
 }
 
+/// The part by which queue records may be ahead of webhooks, which take longer: both are to meet the same faults.
+const MOST_LEAD: f64 = 0.01;
 /// Queue records are numbered apart.
 const FIRST_OF_QUEUE: u64 = 1 << 40;
 /// Batches in flight per kind.
@@ -90,8 +108,9 @@ const POLLERS: usize = 2;
 impl Load {
     pub fn start(system: &Arc<System>, ledger: &Arc<Ledger>, plan: Plan) -> Self {
         let mut rng = fastrand::Rng::with_seed(plan.seed);
-        let webhooks = Arc::new(Numbers::new(0, plan.webhooks, &plan));
-        let records = Arc::new(Numbers::new(FIRST_OF_QUEUE, plan.queue_records, &plan));
+        let webhooks = Arc::new(Numbers::new(0, plan.webhooks, &plan, None));
+        let other = (plan.webhooks > 0).then(|| webhooks.clone());
+        let records = Arc::new(Numbers::new(FIRST_OF_QUEUE, plan.queue_records, &plan, other));
         let give_up = watch::Sender::new(false);
         let mut tasks = JoinSet::new();
         for _ in 0..plan.senders {

@@ -14,6 +14,8 @@ use super::load::{Load, Plan};
 use super::system::{Options, System, VISIBILITY_TIMEOUT};
 
 const PROGRESS: Duration = Duration::from_secs(5);
+/// The namespace of an outage.
+const DOWN: usize = 1;
 
 /// How long what is on its way may take after the faults. Redelivery's own delays have grown to about as long as the
 /// faults lasted.
@@ -106,6 +108,8 @@ pub enum Faults {
     None,
     Random,
     KillEverySecond,
+    /// One namespace is down while events are sent.
+    HubDown,
 }
 
 /// A load under faults, then time to drain, then the comparison.
@@ -116,6 +120,10 @@ pub async fn ledger(plan: Plan, faults: Faults, options: Options) -> Outcome {
     let pollers = (!options.without_parking).then(|| system.redeliver());
     let chaos = match faults {
         Faults::None => None,
+        Faults::HubDown => {
+            system.gates[DOWN].close().await;
+            None
+        }
         Faults::Random => Some(Chaos::start(&system, plan.seed)),
         Faults::KillEverySecond => Some(Chaos::kill_every_second(&system)),
     };
@@ -127,6 +135,7 @@ pub async fn ledger(plan: Plan, faults: Faults, options: Options) -> Outcome {
         Some(chaos) => chaos.end().await,
         None => BTreeMap::new(),
     };
+    system.gates[DOWN].open().await;
     println!("everything is sent, the faults are over");
     let began = Instant::now();
     let answered = load.finish(DRAIN).await;
@@ -204,6 +213,3 @@ pub async fn outage(seed: u64, webhooks: u64) -> (Report, Outcome) {
     stop(system).await;
     (during, outcome)
 }
-
-/// The namespace of an outage.
-const DOWN: usize = 1;

@@ -45,9 +45,8 @@ async fn nothing_is_lost_misrouted_or_let_in_under_faults() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_parking_the_ledger_finds_losses() {
     let _turn = one_at_a_time().await;
-    let plan = Plan { rate: Some(100.0), ..plan(1_000, 0) };
     let options = Options { without_parking: true, ..Options::default() };
-    let outcome = scenarios::ledger(plan, Faults::Random, options).await;
+    let outcome = scenarios::ledger(plan(200, 100), Faults::HubDown, options).await;
     outcome.print();
     assert!(outcome.report.lost > 0);
     assert_eq!(outcome.report.violations(), outcome.report.lost, "and nothing else");
