@@ -66,7 +66,7 @@ async fn main() -> ExitCode {
     let outcome = match arguments.scenario {
         None => run_ledger(&arguments, seed).await,
         Some(Scenario::Hanging { webhooks }) => scenarios::hanging_hub(seed, webhooks).await,
-        Some(Scenario::Outage { webhooks }) => scenarios::outage(seed, webhooks).await.1,
+        Some(Scenario::Outage { webhooks }) => scenarios::outage(seed, webhooks, false).await.1,
     };
     outcome.print();
     if outcome.kept() {
@@ -85,7 +85,7 @@ async fn run_ledger(arguments: &Arguments, seed: u64) -> Outcome {
         None => (Faults::Random, Duration::ZERO),
     };
     // The load of kills is bound by its time.
-    let events = if arguments.kill_every_second.is_some() { 2 } else { arguments.events };
+    let events = if arguments.kill_every_second.is_some() { 5 } else { arguments.events };
     let queue_records = events * 2 / 5;
     let plan = Plan {
         seed,

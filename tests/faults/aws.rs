@@ -65,8 +65,8 @@ impl Witness {
         )
     }
 
-    /// The bodies that can be received now. They can be received again at once.
-    pub async fn bodies(&self, queue_url: &str) -> Vec<String> {
+    /// The bodies that can be received now. They can be received again at once if they are put back, else in ten minutes.
+    pub async fn bodies(&self, queue_url: &str, put_back: bool) -> Vec<String> {
         let mut received = Vec::new();
         loop {
             // Long enough for all of them to be seen once.
@@ -75,7 +75,7 @@ impl Witness {
             let Some(messages) = answer["Messages"].as_array().filter(|messages| !messages.is_empty()) else { break };
             received.extend(messages.iter().cloned());
         }
-        for messages in received.chunks(10) {
+        for messages in received.chunks(10).filter(|_| put_back) {
             let entry = |(id, message): (usize, &Value)| json!({ "Id": id.to_string(), "ReceiptHandle": message["ReceiptHandle"], "VisibilityTimeout": 0 });
             let entries: Vec<Value> = messages.iter().enumerate().map(entry).collect();
             let body = json!({ "QueueUrl": queue_url, "Entries": entries });

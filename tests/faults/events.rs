@@ -43,10 +43,22 @@ fn audience_change(profile: &str, n: u64) -> Event {
     let body = json!({
         "profileId": profile, "sourceId": SOURCE, "partnerNumber": 33, "callType": "NEW", "partnerIds": [partner_id],
         "profileVars": {"lastCategory": "5678"}, "timestamp": timestamp, "siteNumber": 1234,
-        "sourceName": "Faults", "sourceNumber": 123, "data": {"n": n.to_string()},
+        "sourceName": "Faults", "sourceNumber": 123, "data": {"n": n.to_string(), "filling": filling(n)},
     });
     let fields = ["1234", SOURCE, profile, "33", &partner_id, "NEW", &timestamp.to_string()];
     Event { id: joined(&fields), body: body.to_string() }
+}
+
+/// What hardly shrinks when it is packed: of one event now and then as much as a hub takes at all, so that envelopes have
+/// to be split.
+fn filling(n: u64) -> String {
+    let length = match n {
+        _ if n.is_multiple_of(499) => 900_000,
+        _ if n.is_multiple_of(97) => 60_000,
+        _ => 0,
+    };
+    let mut rng = fastrand::Rng::with_seed(n);
+    std::iter::repeat_with(|| rng.alphanumeric()).take(length).collect()
 }
 
 /// Written with its members in another order and with white space: the id is over the sorted, compact form.

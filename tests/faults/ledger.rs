@@ -197,7 +197,7 @@ impl Told {
 /// Ids of the messages in the parking queue that can be received now, with their flows.
 pub async fn parked_messages(system: &System) -> HashMap<String, String> {
     let mut parked = HashMap::new();
-    for body in system.witness.bodies(&system.parking).await {
+    for body in system.witness.bodies(&system.parking, true).await {
         let envelope: Value = serde_json::from_slice(&unpack(&body)).unwrap();
         assert_eq!(envelope["v"], 1);
         for message in envelope["messages"].as_array().unwrap() {
@@ -213,7 +213,7 @@ pub async fn parked_messages(system: &System) -> HashMap<String, String> {
 /// The marks of bad events in the rejected queue.
 async fn rejected_bodies(system: &System) -> HashSet<String> {
     let mut marks = HashSet::new();
-    for envelope in system.witness.bodies(&system.rejected).await {
+    for envelope in system.witness.bodies(&system.rejected, false).await {
         let envelope: Value =
             serde_json::from_str(&envelope).or_else(|_| serde_json::from_slice(&unpack(&envelope))).unwrap();
         let body = String::from_utf8(unpack(envelope["body"].as_str().unwrap())).unwrap();

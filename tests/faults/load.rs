@@ -221,14 +221,13 @@ impl Sender {
     /// Every fourth with a bad one in it.
     async fn array(&mut self, flow: usize, numbers: &[u64]) {
         let kind = FLOWS[flow].kind;
-        let bad = self.rng.u32(..4) == 0 && numbers.len() > 1;
+        let bad = self.rng.u32(..4) == 0;
         let sort = if bad { Sort::BesideBad } else { Sort::Good };
         let (mut ids, mut bodies) = (Vec::new(), Vec::new());
-        for (place, n) in numbers.iter().enumerate() {
-            if bad && place == 0 {
-                bodies.push("7".to_owned());
-                continue;
-            }
+        if bad {
+            bodies.push("7".to_owned());
+        }
+        for n in numbers {
             let event = event(kind, self.plan.seed, *n);
             self.ledger.sent(&event.id, flow, sort, Way::Webhook);
             ids.push(event.id);
