@@ -48,8 +48,9 @@ enum Scenario {
     },
     /// One namespace is down for longer than the parking queue's visibility timeout
     Outage {
+        /// Four of seven flows are that namespace's
         #[arg(long, default_value_t = 18_000)]
-        webhooks: u64,
+        events: u64,
     },
 }
 
@@ -66,7 +67,7 @@ async fn main() -> ExitCode {
     let outcome = match arguments.scenario {
         None => run_ledger(&arguments, seed).await,
         Some(Scenario::Hanging { webhooks }) => scenarios::hanging_hub(seed, webhooks).await,
-        Some(Scenario::Outage { webhooks }) => scenarios::outage(seed, webhooks, false).await.1,
+        Some(Scenario::Outage { events }) => scenarios::outage(seed, events, false).await.1,
     };
     outcome.print();
     if outcome.kept() {

@@ -43,7 +43,14 @@ impl Witness {
             .header("content-type", format!("application/x-amz-json-{version}"))
             .header("x-amz-target", format!("{service}.{operation}"))
             .body(body.to_string());
-        let answer = sending.send().await.unwrap();
+        let answer = loop {
+            match sending.try_clone().unwrap().send().await {
+                Ok(answer) => break answer,
+                // Under load moto leaves connections waiting.
+                Err(error) if error.is_connect() => {}
+                Err(error) => panic!("{operation}: {error}"),
+            }
+        };
         let status = answer.status();
         let answer = answer.bytes().await.unwrap();
         assert!(status.is_success(), "{operation}: {status} {}", String::from_utf8_lossy(&answer));

@@ -100,6 +100,12 @@ impl Ledger {
         (entries.len(), entries.values().filter(|entry| entry.told.accepted()).count())
     }
 
+    /// Accepted for flows of one namespace so far.
+    pub fn accepted_for(&self, namespace: usize) -> usize {
+        let of_it = |entry: &&Entry| entry.told.accepted() && FLOWS[entry.flow].namespace == namespace;
+        self.entries().values().filter(of_it).count()
+    }
+
     /// Compares. `parked`: the ids of messages that are still parked, with the flow that their envelope names.
     pub async fn compare(&self, system: &System, parked: &HashMap<String, String>) -> Report {
         let rejected = rejected_bodies(system).await;

