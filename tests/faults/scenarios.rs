@@ -180,8 +180,8 @@ pub async fn outage(seed: u64, events: u64, look: bool) -> (Option<Report>, Outc
     let ledger = Arc::new(Ledger::default());
     let progress = Progress::start(&system, &ledger);
     system.gates[DOWN].close().await;
-    // Each webhook makes an envelope of its own, which is as many as moto takes in time.
-    let webhooks = events / 5;
+    // Each webhook makes an envelope of its own, and moto takes seconds to receive from a queue of thousands.
+    let webhooks = (events / 5).min(400);
     let plan = Plan { queue_records: events - webhooks, senders: 6, ..Plan::webhooks(seed, webhooks) };
     let load = Load::start(&system, &ledger, plan);
     load.finish(DRAIN).await;
