@@ -30,7 +30,7 @@ struct Arguments {
     #[arg(long, value_name = "SECONDS")]
     kill_every_second: Option<u64>,
     /// Senders of webhooks at the same time
-    #[arg(long, default_value_t = 24)]
+    #[arg(long, default_value_t = 8)]
     senders: usize,
     /// Print what the functions log
     #[arg(short, long)]
