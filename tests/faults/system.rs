@@ -28,8 +28,9 @@ const FUNCTION_TIMEOUT: Duration = Duration::from_secs(10);
 const REDELIVERY_TIMEOUT: Duration = Duration::from_secs(5);
 pub const VISIBILITY_TIMEOUT: Duration = Duration::from_secs(6);
 const MAX_RECEIVE_COUNT: u32 = 100;
-/// As the template sets it.
+/// As the template sets them.
 const REDELIVERIES: usize = 2;
+const BATCH_SIZE: usize = 50;
 
 /// A flow, and where its events have to arrive.
 #[derive(Debug)]
@@ -225,7 +226,7 @@ impl System {
     pub fn redeliver(&self) -> JoinSet<()> {
         let poller = || {
             let (aws, queue_url) = (self.aws.clone(), self.parking.clone());
-            queue_source::poll(aws, queue_url, REGION.to_owned(), self.redelivery.clone(), 10)
+            queue_source::poll(aws, queue_url, REGION.to_owned(), self.redelivery.clone(), BATCH_SIZE)
         };
         (0..REDELIVERIES).map(|_| poller()).collect()
     }
