@@ -124,7 +124,7 @@ fn push_element(out: &mut Vec<u8>, message: &Message<'_>, route: &Route<'_>) {
     out.extend_from_slice(b"{\"Body\":");
     push_string(out, &message.body);
     out.extend_from_slice(b",\"UserProperties\":");
-    out.extend_from_slice(message.properties.as_json().as_bytes());
+    out.extend_from_slice(message.properties.as_bytes());
     if let Route::Key(key) = route {
         out.extend_from_slice(b",\"BrokerProperties\":{\"PartitionKey\":");
         push_string(out, key);

@@ -112,6 +112,13 @@ impl Connection {
         Destination { host: host.clone(), hub: hub.clone(), secret_id: self.source.secret_id().map(str::to_owned) }
     }
 
+    /// The namespace's own address.
+    pub async fn base_url(&self) -> String {
+        let current = self.current.lock().await;
+        let Target { hub_url, hub, .. } = &current.target;
+        hub_url[..hub_url.len() - hub.len()].to_owned()
+    }
+
     /// The hub's address and a token that is good for some minutes more.
     pub async fn access(&self) -> Result<Access, TokenExpired> {
         let now = self.clock.unix_seconds();

@@ -24,6 +24,8 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 /// Answers of 10 s have been seen after idle; after this an attempt is given up if the budget is longer.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
+/// A hub that does not answer must not cost the first webhook, whose sender is waiting, more than this.
+const WARM_UP_TIMEOUT: Duration = Duration::from_millis(250);
 /// Of the time that is left.
 const FIRST_SHARE: f64 = 2.0 / 3.0;
 /// Groups in flight together.
@@ -113,6 +115,13 @@ impl EventHub {
         let source = SecretSource::secret("connectionSecretId", &item.connection_secret_id);
         let wanted = Wanted { hub: Some(("hub", item.hub.clone())), host: item.host.clone() };
         Self::open(parts, source, wanted, item.partitioning, deadline).await
+    }
+
+    /// Opens a connection before the first event needs it. Whatever becomes of that shows with the first event.
+    pub async fn warm_up(&self) {
+        let url = self.connection.base_url().await;
+        let opened = async { self.http.get(url).send().await?.bytes().await };
+        let _ = timeout_at(Instant::now() + WARM_UP_TIMEOUT, opened).await;
     }
 
     /// Size budget of one request, in bytes.
@@ -276,7 +285,8 @@ impl EventHub {
         };
         let status = response.status().as_u16();
         let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value, &self.clock));
-        let body = read_start(response, bound).await;
+        // A delivered request's answer has no body; without waiting for one its connection is free again.
+        let body = if response.content_length() == Some(0) { String::new() } else { read_start(response, bound).await };
         let disposition = classify(status, retry_after, &body);
         if disposition != Disposition::Delivered {
             sent.problem = Some(format!("answered {status}"));

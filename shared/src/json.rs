@@ -37,6 +37,15 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
+/// What a value of valid syntax spells, if that is text. Half a character is none.
+pub fn text(json: &str) -> Option<Cow<'_, str>> {
+    let inside = json.strip_prefix('"')?.strip_suffix('"')?;
+    if inside.contains('\\') {
+        return serde_json::from_str(json).ok().map(|Text(text)| text);
+    }
+    Some(inside.into())
+}
+
 /// The members of an object in their order, each value by type `V`. A repeated name is kept as often as it stands.
 #[derive(Debug, Clone)]
 pub struct Members<'a, V = &'a RawValue>(pub Vec<(Cow<'a, str>, V)>);
@@ -120,6 +129,11 @@ pub fn events(text: &str) -> Result<Vec<&str>, String> {
 
 /// Counts brackets and commas outside of strings, before anything is built from them.
 fn check_shape(text: &[u8]) -> Result<(), String> {
+    // Nearly all bodies have fewer of either than is allowed anywhere, which takes no look at strings to see.
+    let count = |wanted: fn(u8) -> bool| text.iter().filter(|byte| wanted(**byte)).count();
+    if count(|byte| matches!(byte, b'[' | b'{')) <= MAX_DEPTH && count(|byte| byte == b',') < MAX_EVENTS {
+        return Ok(());
+    }
     let (mut depth, mut commas, mut in_string, mut escaped) = (0usize, 0usize, false, false);
     for byte in text {
         match byte {
@@ -175,6 +189,14 @@ pub fn from_config<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, String
 
 /// Appends `text` as a JSON string.
 pub fn push_string(out: &mut Vec<u8>, text: &str) {
+    let has_escapes = text.bytes().fold(false, |found, byte| found | (byte < 0x20) | (byte == b'"') | (byte == b'\\'));
+    if !has_escapes {
+        out.reserve(text.len() + 2);
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+        return;
+    }
     serde_json::to_writer(out, text).expect("text always serialises, and a Vec takes every write");
 }
 
@@ -199,6 +221,24 @@ mod tests {
         assert_eq!(events(" [ {\"a\" : 19.9900} ,{\"b\":\"\\/\"}]").unwrap(), ["{\"a\" : 19.9900}", "{\"b\":\"\\/\"}"]);
         assert_eq!(events(" {\"a\":1} ").unwrap(), ["{\"a\":1}"]);
         assert!(events("[]").unwrap().is_empty());
+    }
+
+    #[test]
+    fn text_is_what_a_parser_reads() {
+        for json in
+            [r#""""#, r#""a é""#, r#""a\n\"\u00e9""#, r#""\ud83d\ude00""#, r#""\ud83d""#, "1", "null", r#"["a"]"#, "{}"]
+        {
+            assert_eq!(text(json), serde_json::from_str::<String>(json).ok().map(Cow::from), "{json}");
+        }
+    }
+
+    #[test]
+    fn strings_are_written_as_serde_json_does() {
+        for text in ["", "plain é", "\"", "\\", "\u{1f}\n", "\u{7f}\u{2028}😀"] {
+            let mut out = Vec::new();
+            push_string(&mut out, text);
+            assert_eq!(out, serde_json::to_vec(text).unwrap());
+        }
     }
 
     #[test]

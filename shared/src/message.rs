@@ -31,7 +31,7 @@ impl<'a> Message<'a> {
     /// A message whose properties follow CloudEvents' AMQP binding in binary mode
     /// (<https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/amqp-protocol-binding.md>).
     pub fn new(event: CloudEvent<'_>, subject: Cow<'a, str>, body: impl Into<Cow<'a, str>>) -> Self {
-        let mut properties = Properties::default();
+        let mut properties = Properties(Vec::with_capacity(USUAL_PROPERTIES));
         properties.insert("cloudEvents:specversion", "1.0");
         properties.insert("cloudEvents:id", event.id.as_str());
         properties.insert("cloudEvents:type", event.event_type);
@@ -49,9 +49,11 @@ impl<'a> Message<'a> {
     /// Whether a request of `max_bytes` has room for it, the body escaped and its properties and key beside it.
     pub fn fits(&self, max_bytes: usize) -> bool {
         let key = escaped_len(&self.subject).max(LONGEST_HASHED_KEY);
-        let room = max_bytes.saturating_sub(self.properties.as_json().len() + key + AROUND_A_MESSAGE);
+        let around = self.properties.as_bytes().len() + key + AROUND_A_MESSAGE;
         // Most are so small that nothing has to be counted.
-        self.body.len() * LONGEST_ESCAPE <= room || escaped_len(&self.body) <= room
+        max_bytes
+            .checked_sub(around)
+            .is_some_and(|room| self.body.len() * LONGEST_ESCAPE <= room || escaped_len(&self.body) <= room)
     }
 }
 
@@ -73,9 +75,12 @@ fn escaped_len(text: &str) -> usize {
         .sum()
 }
 
+/// As many bytes most events' properties take.
+const USUAL_PROPERTIES: usize = 512;
+
 /// Named values beside the body, on which consumers filter. Kept as the text of a JSON object, which is how they travel.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Properties(String);
+pub struct Properties(Vec<u8>);
 
 /// What a property may hold.
 #[derive(Debug, Clone, Copy)]
@@ -99,22 +104,23 @@ impl From<bool> for Property<'_> {
 impl Properties {
     /// Adds a property. A name is given once.
     pub fn insert<'v>(&mut self, name: &str, value: impl Into<Property<'v>>) {
-        let mut text = std::mem::take(&mut self.0).into_bytes();
-        text.pop();
-        text.push(if text.is_empty() { b'{' } else { b',' });
-        push_string(&mut text, name);
+        let text = &mut self.0;
+        match text.last_mut() {
+            None => text.push(b'{'),
+            Some(end) => *end = b',',
+        }
+        push_string(text, name);
         text.push(b':');
         match value.into() {
-            Property::Text(value) => push_string(&mut text, value),
-            Property::Bool(value) => text.extend_from_slice(value.to_string().as_bytes()),
+            Property::Text(value) => push_string(text, value),
+            Property::Bool(value) => text.extend_from_slice(if value { b"true" } else { b"false" }),
         }
         text.push(b'}');
-        self.0 = String::from_utf8(text).expect("JSON built from text is UTF-8");
     }
 
     /// Properties that were written before.
     pub fn from_object(object: &RawValue) -> Self {
-        Self(object.get().to_owned())
+        Self(object.get().as_bytes().to_vec())
     }
 
     pub fn as_object(&self) -> &RawValue {
@@ -123,7 +129,12 @@ impl Properties {
 
     /// The text of a JSON object.
     pub fn as_json(&self) -> &str {
-        if self.0.is_empty() { "{}" } else { &self.0 }
+        std::str::from_utf8(self.as_bytes()).expect("JSON built from text is UTF-8")
+    }
+
+    /// The same.
+    pub fn as_bytes(&self) -> &[u8] {
+        if self.0.is_empty() { b"{}" } else { &self.0 }
     }
 }
 

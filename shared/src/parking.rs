@@ -218,7 +218,7 @@ fn parked<'m>(message: &'m Message<'_>) -> Parked<'m> {
 fn chunks<'s, 'm>(messages: &'s [&'m Message<'m>]) -> Vec<&'s [&'m Message<'m>]> {
     let (mut chunks, mut start, mut bytes) = (Vec::new(), 0, 0);
     for (position, message) in messages.iter().enumerate() {
-        let size = message.body.len() + message.properties.as_json().len();
+        let size = message.body.len() + message.properties.as_bytes().len();
         if position > start && bytes + size > TARGET_BYTES {
             chunks.push(&messages[start..position]);
             (start, bytes) = (position, 0);

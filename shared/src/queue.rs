@@ -8,7 +8,6 @@ use std::time::Duration;
 use aws_lambda_events::sqs::SqsBatchResponse;
 use futures_util::future::join_all;
 use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use crate::answer::Cause;
@@ -19,7 +18,7 @@ use crate::function::Invocation;
 use crate::message::Message;
 use crate::rejects::{Reject, Source};
 use crate::relay::{NoFlow, Relay};
-use crate::sqs_event::{ANSWERING, Record, UnreadableRecord, come_again, sending_ends};
+use crate::sqs_event::{ANSWERING, Record, come_again, sending_ends};
 
 /// As long one flow that can't be looked up may keep the others waiting.
 const LOOKING_UP: Duration = Duration::from_secs(3);
@@ -46,12 +45,11 @@ struct Counts {
 /// Handles one batch.
 pub async fn handle<O: DeserializeOwned + Default>(
     relay: &Relay<O>,
-    records: &[&RawValue],
+    records: &[Record<'_>],
     Invocation { request_id, began, time_up }: Invocation<'_>,
-) -> Result<SqsBatchResponse, UnreadableRecord> {
+) -> SqsBatchResponse {
     let sending_ends = sending_ends(time_up);
     let parking_ends = time_up.checked_sub(ANSWERING).unwrap_or(began);
-    let records: Vec<Record<'_>> = records.iter().map(|record| Record::read(record)).collect::<Result<_, _>>()?;
     let bodies: Vec<Result<Cow<'_, str>, Rejection>> = records.iter().map(Record::body).collect();
     // Of each record; `None` where the name can't be read.
     let names: Vec<Option<Cow<'_, str>>> = records.iter().map(Record::flow).collect();
@@ -112,7 +110,7 @@ pub async fn handle<O: DeserializeOwned + Default>(
                 .map(|rejected| (position, relay.reject(name, rejected.rejection, Source::Queue, rejected.body))),
         );
     }
-    reject(relay, &records, rejects, request_id, sending_ends.min(began + KEEPING), &mut failed).await;
+    reject(relay, records, rejects, request_id, sending_ends.min(began + KEEPING), &mut failed).await;
     hold_groups(&mut failed);
 
     let mut loads: HashMap<&str, Load<'_, O>> = HashMap::new();
@@ -174,7 +172,7 @@ pub async fn handle<O: DeserializeOwned + Default>(
         }
     }
     counts.rejected += refused.len();
-    reject(relay, &records, refused, request_id, parking_ends, &mut failed).await;
+    reject(relay, records, refused, request_id, parking_ends, &mut failed).await;
     for cause in counts.causes.keys() {
         relay.tell_operator(*cause);
     }
@@ -200,7 +198,7 @@ pub async fn handle<O: DeserializeOwned + Default>(
         duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         "queue batch handled",
     );
-    Ok(come_again(failures().map(|(record, _)| record.message_id.0.as_ref())))
+    come_again(failures().map(|(record, _)| record.message_id.0.as_ref()))
 }
 
 /// Messages of one flow.

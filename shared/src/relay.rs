@@ -105,7 +105,11 @@ async fn default_flow<O: DeserializeOwned + Default>(
     let options = options(kind, settings.flow_options.as_deref(), FLOW_OPTIONS, settings.max_batch_bytes)?;
     let senders = Senders::new(settings.sender_auth.clone(), parts.aws.clone(), parts.clock.clone());
     let (hub, read) = tokio::join!(
-        EventHub::open(parts, connection, settings.wanted_hub(), settings.partitioning, deadline),
+        async {
+            let hub = EventHub::open(parts, connection, settings.wanted_hub(), settings.partitioning, deadline).await?;
+            hub.warm_up().await;
+            Ok::<_, SettingsError>(hub)
+        },
         senders.read(deadline),
     );
     let hub = hub?;
@@ -153,24 +157,28 @@ impl<O: DeserializeOwned + Default + Send + Sync + 'static> Function for Relay<O
 
     async fn invoke(&self, event: &RawValue, invocation: Invocation<'_>) -> Result<Answer, Diagnostic> {
         let request_id = invocation.request_id;
-        if let Ok(request) = serde_json::from_str::<HttpRequest<'_>>(event.get()) {
-            let handled = AssertUnwindSafe(webhook::handle(self, &request, invocation)).catch_unwind().await;
-            return Ok(Answer::Webhook(Box::new(handled.unwrap_or_else(|_| webhook::failed(request_id)))));
+        if !sqs_event::begins_like_a_batch(event) {
+            if let Ok(request) = serde_json::from_str::<HttpRequest<'_>>(event.get()) {
+                let handled = AssertUnwindSafe(webhook::handle(self, &request, invocation)).catch_unwind().await;
+                return Ok(Answer::Webhook(Box::new(handled.unwrap_or_else(|_| webhook::failed(request_id)))));
+            }
+            if serde_json::from_str::<Object<OddRequest>>(event.get()).is_ok() {
+                return Ok(Answer::Webhook(Box::new(webhook::unreadable(request_id))));
+            }
         }
-        if serde_json::from_str::<Object<OddRequest>>(event.get()).is_ok() {
-            return Ok(Answer::Webhook(Box::new(webhook::unreadable(request_id))));
-        }
-        let Some(records) = sqs_event::records(event) else {
-            return Err(diagnostic(
-                "UnknownTrigger",
-                "the event is neither an HTTP request (payload 2.0) nor a batch of SQS records",
-            ));
+        let records = match sqs_event::records(event) {
+            Some(Ok(records)) => records,
+            Some(Err(error)) => return Err(diagnostic("UnreadableRecord", &error.to_string())),
+            None => {
+                return Err(diagnostic(
+                    "UnknownTrigger",
+                    "the event is neither an HTTP request (payload 2.0) nor a batch of SQS records",
+                ));
+            }
         };
         let handled = AssertUnwindSafe(queue::handle(self, &records, invocation)).catch_unwind().await;
-        match handled {
-            Ok(Ok(response)) => Ok(Answer::Queue(response)),
-            Ok(Err(error)) => Err(diagnostic("UnreadableRecord", &error.to_string())),
-            Err(_) => Err(diagnostic("Panic", "the batch could not be handled; all of it comes again")),
-        }
+        handled
+            .map(Answer::Queue)
+            .map_err(|_| diagnostic("Panic", "the batch could not be handled; all of it comes again"))
     }
 }

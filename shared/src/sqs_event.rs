@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use crate::event::Rejection;
 use crate::flow::DEFAULT_FLOW;
-use crate::json::{Members, Object, Text};
+use crate::json::{Members, Object, Text, text};
 
 /// What is left of the function's time for answering: this, or a tenth of the timeout, whichever is more.
 const RESERVE: Duration = Duration::from_secs(2);
@@ -41,11 +42,6 @@ pub struct Record<'a> {
 pub struct UnreadableRecord;
 
 impl<'a> Record<'a> {
-    pub fn read(json: &'a RawValue) -> Result<Self, UnreadableRecord> {
-        let record: Self = serde_json::from_str(json.get()).map_err(|_| UnreadableRecord)?;
-        if record.message_id.0.is_empty() { Err(UnreadableRecord) } else { Ok(record) }
-    }
-
     /// The flow that the record names, `default` when it names none; `None` when that can't be read.
     pub fn flow(&self) -> Option<Cow<'a, str>> {
         #[derive(Deserialize)]
@@ -55,7 +51,8 @@ impl<'a> Record<'a> {
             string_value: Text<'a>,
         }
         let attributes = match self.message_attributes {
-            None => Members::default(),
+            None => return Some(DEFAULT_FLOW.into()),
+            Some(attributes) if attributes.get() == "{}" => return Some(DEFAULT_FLOW.into()),
             Some(attributes) => serde_json::from_str::<Members<'a>>(attributes.get()).ok()?,
         };
         match member(&attributes, "flow") {
@@ -71,35 +68,30 @@ impl<'a> Record<'a> {
 
     pub fn body(&self) -> Result<Cow<'a, str>, Rejection> {
         let Some(body) = self.body else { return Ok("".into()) };
-        serde_json::from_str::<Text<'a>>(body.get())
-            .map(|body| body.0)
-            .map_err(|_| Rejection::unreadable("the record's body is not text"))
+        text(body.get()).ok_or_else(|| Rejection::unreadable("the record's body is not text"))
     }
 
     /// By which it can be hidden for longer; empty when it has none.
     pub fn receipt_handle(&self) -> Cow<'a, str> {
-        self.receipt_handle
-            .and_then(|handle| serde_json::from_str::<Text<'a>>(handle.get()).ok())
-            .map(|handle| handle.0)
-            .unwrap_or_default()
+        self.receipt_handle.and_then(|handle| text(handle.get())).unwrap_or_default()
     }
 
     /// How often it was received, this time included.
     pub fn receive_count(&self) -> u32 {
         let count = || {
             let attributes: Members<'_> = serde_json::from_str(self.attributes?.get()).ok()?;
-            let count: Text<'_> = serde_json::from_str(member(&attributes, "ApproximateReceiveCount")?.get()).ok()?;
-            count.0.parse().ok()
+            text(member(&attributes, "ApproximateReceiveCount")?.get())?.parse().ok()
         };
         count().unwrap_or(1)
     }
 
     /// The group within which a FIFO queue promises order.
     pub fn fifo_group(&self) -> Option<String> {
-        let arn: Text<'_> = serde_json::from_str(self.event_source_arn?.get()).ok()?;
+        if !text(self.event_source_arn?.get())?.ends_with(".fifo") {
+            return None;
+        }
         let attributes: Members<'_> = serde_json::from_str(self.attributes?.get()).ok()?;
-        let group = member(&attributes, "MessageGroupId")?;
-        arn.0.ends_with(".fifo").then(|| serde_json::from_str(group.get()).unwrap_or_default())
+        Some(text(member(&attributes, "MessageGroupId")?.get()).unwrap_or_default().into_owned())
     }
 }
 
@@ -108,13 +100,23 @@ fn member<'a>(members: &Members<'a>, name: &str) -> Option<&'a RawValue> {
 }
 
 /// The records of an event, if it is a batch of them.
-pub fn records(event: &RawValue) -> Option<Vec<&RawValue>> {
+pub fn records(event: &RawValue) -> Option<Result<Vec<Record<'_>>, UnreadableRecord>> {
     #[derive(Deserialize)]
-    struct QueueEvent<'a> {
-        #[serde(borrow, rename = "Records")]
-        records: Vec<&'a RawValue>,
+    struct QueueEvent<T> {
+        #[serde(rename = "Records")]
+        records: Vec<T>,
     }
-    serde_json::from_str::<Object<QueueEvent<'_>>>(event.get()).ok().map(|Object(event)| event.records)
+    if let Ok(Object(QueueEvent { records })) = serde_json::from_str::<Object<QueueEvent<Record<'_>>>>(event.get()) {
+        let readable = records.iter().all(|record| !record.message_id.0.is_empty());
+        return Some(if readable { Ok(records) } else { Err(UnreadableRecord) });
+    }
+    serde_json::from_str::<Object<QueueEvent<IgnoredAny>>>(event.get()).ok().map(|_| Err(UnreadableRecord))
+}
+
+/// Whether an event looks like a batch at first sight.
+pub fn begins_like_a_batch(event: &RawValue) -> bool {
+    let inside = event.get().trim_ascii_start().strip_prefix('{').unwrap_or_default();
+    inside.trim_ascii_start().starts_with("\"Records\"")
 }
 
 /// The answer that has exactly these records come again.

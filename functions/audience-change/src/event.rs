@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use shared::Rejection;
-use shared::json::{Members, Text};
+use shared::json::{self, Members};
 
 /// The eleven fields as they came; unknown ones are ignored.
 #[derive(Debug, Deserialize)]
@@ -87,21 +87,16 @@ pub fn required<T>(name: &'static str, value: Option<T>) -> Result<T, Rejection>
 /// Text.
 pub fn text<'a>(name: &'static str, field: Field<'a>) -> Result<Option<Cow<'a, str>>, Rejection> {
     let Some(json) = present(field) else { return Ok(None) };
-    match serde_json::from_str::<Text<'a>>(json) {
-        Ok(Text(text)) => Ok(Some(text)),
-        Err(_) => Err(Rejection::unmappable(format!("{name}: expected text"))),
-    }
+    json::text(json).map(Some).ok_or_else(|| Rejection::unmappable(format!("{name}: expected text")))
 }
 
 /// An integer, or decimal text of one. Fractions and exponents are refused.
 pub fn integer(name: &'static str, field: Field<'_>) -> Result<Option<i64>, Rejection> {
     let Some(json) = present(field) else { return Ok(None) };
-    match serde_json::from_str::<Text<'_>>(json) {
-        Ok(Text(text)) => decimal(&text),
-        Err(_) => decimal(json),
-    }
-    .map(Some)
-    .ok_or_else(|| Rejection::unmappable(format!("{name}: expected an integer of at most 64 bits")))
+    let text = json::text(json).unwrap_or(json.into());
+    decimal(&text)
+        .map(Some)
+        .ok_or_else(|| Rejection::unmappable(format!("{name}: expected an integer of at most 64 bits")))
 }
 
 fn decimal(text: &str) -> Option<i64> {
@@ -166,7 +161,7 @@ fn id(json: &str) -> Result<Option<Cow<'_, str>>, Rejection> {
     if json == "null" {
         return Ok(None);
     }
-    if let Ok(Text(text)) = serde_json::from_str(json) {
+    if let Some(text) = json::text(json) {
         return Ok((!text.is_empty()).then_some(text));
     }
     let digits = json.strip_prefix('-').unwrap_or(json);

@@ -4,10 +4,10 @@ use std::borrow::Cow;
 
 use serde_json::value::RawValue;
 use shared::Rejection;
-use shared::json::{Members, explain};
+use shared::json::{Members, explain, text};
 
 use crate::trim::{always_has_parameters, lacks_trimmable};
-use crate::value::{Date, Offset, ZERO_GUID, elements, pair, text};
+use crate::value::{Date, Offset, ZERO_GUID, elements, pair};
 
 /// Texts are empty where the context has none.
 #[derive(Debug, Default)]

@@ -143,9 +143,6 @@ pub fn decimal(json: &str) -> Option<Cow<'_, str>> {
 }
 
 /// Decoded text; `None` for other values, and for text with half a surrogate pair.
-pub fn text(json: &str) -> Option<Cow<'_, str>> {
-    serde_json::from_str(json).ok().map(|Text(text)| text)
-}
 
 /// An array's elements.
 pub fn elements(json: &str) -> Option<Vec<&RawValue>> {

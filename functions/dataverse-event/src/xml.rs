@@ -8,6 +8,7 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use shared::json;
 
 use crate::trim::is_trimmable;
 use crate::value::{self, Date, Offset, ZERO_GUID, elements, is_guid, pair, type_of};
@@ -244,7 +245,7 @@ impl<'a> Writer<'a> {
         if !json.starts_with('"') {
             return Err(self.unusable("expected text"));
         }
-        value::text(json).ok_or_else(|| self.unusable("has half a surrogate pair, which XML has no form for"))
+        json::text(json).ok_or_else(|| self.unusable("has half a surrogate pair, which XML has no form for"))
     }
 
     /// Writes what needs `namespace`, which gets a prefix and a declaration (an attribute) where it has none yet.
@@ -304,7 +305,7 @@ impl<'a> Writer<'a> {
                 let text = self.text(json)?;
                 self.simple(name, "", &text)
             }
-            Slot::Guid | Slot::GuidOrNil => match value::text(json) {
+            Slot::Guid | Slot::GuidOrNil => match json::text(json) {
                 Some(guid) if is_guid(&guid) => self.simple(name, "", &guid),
                 _ => Err(self.unusable("expected a GUID")),
             },
@@ -320,7 +321,7 @@ impl<'a> Writer<'a> {
                 Some(number) => self.simple(name, "", &number),
                 None => Err(self.unusable("expected a number of a decimal's range")),
             },
-            Slot::OperationCreatedOn => match value::text(json).as_deref().and_then(Date::parse) {
+            Slot::OperationCreatedOn => match json::text(json).as_deref().and_then(Date::parse) {
                 Some(date) if date.offset == Offset::Absent => self.simple(name, "", &date.xml("Z")),
                 Some(date) => self.simple(name, "", &date.xml("+00:00")),
                 None => Err(self.unusable("expected a date, as in /Date(1527633703000)/")),

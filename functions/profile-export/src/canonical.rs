@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use shared::json::{Text, push_string};
+use shared::json::{push_string, text};
 
 /// Appends `json`, one value of valid syntax, with its members sorted by the UTF-8 of their names, text by its value, numbers
 /// as written and no white space. A repeated member keeps its last value. Text that has no value, since it holds half a
@@ -92,10 +92,7 @@ impl<'a> Reader<'a> {
             ends
         });
         let spelling = self.take(end.map_or(self.rest.len(), |end| end + 2));
-        match serde_json::from_str::<Text<'a>>(spelling) {
-            Ok(Text(text)) => JsonText::Text(text),
-            Err(_) => JsonText::Spelling(spelling),
-        }
+        text(spelling).map_or(JsonText::Spelling(spelling), JsonText::Text)
     }
 
     /// The first byte behind white space.

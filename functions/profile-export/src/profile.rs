@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use serde_json::value::RawValue;
 use shared::Rejection;
-use shared::json::{Members, Text, explain, member_texts};
+use shared::json::{Members, explain, member_texts, text};
 
 /// A profile as far as it is looked at.
 #[derive(Debug)]
@@ -110,7 +110,7 @@ fn memberships<'a>(namespaces: &'a RawValue) -> Result<Vec<Namespace<'a>>, Rejec
                 let members = object(audience.value, &place)?;
                 let status = match members.iter().find(|member| member.name == "status") {
                     None => Status::Unknown,
-                    Some(status) => match text(status.value).as_deref() {
+                    Some(status) => match text(status.value.get()).as_deref() {
                         Some("realized") => Status::Realized,
                         Some("existing") => Status::Existing,
                         Some("exited") => Status::Exited,
@@ -135,7 +135,7 @@ fn identities<'a>(namespaces: &'a RawValue) -> Result<Vec<Identity<'a>>, Rejecti
             .map_err(|_| Rejection::unmappable(format!("{}: expected an array of identities", place())))?;
         for (position, item) in items.into_iter().enumerate() {
             let members = object(item, &|| format!("{}[{position}]", place()))?;
-            let id = members.iter().find(|member| member.name == "id").and_then(|id| text(id.value));
+            let id = members.iter().find(|member| member.name == "id").and_then(|id| text(id.value.get()));
             let id = id.ok_or_else(|| Rejection::unmappable(format!("{}[{position}].id: expected text", place())))?;
             identities.push(Identity { namespace: namespace.clone(), id });
         }
@@ -174,10 +174,6 @@ fn object<'a>(json: &'a RawValue, place: &dyn Fn() -> String) -> Result<Vec<Memb
         .collect();
     last.reverse();
     Ok(last)
-}
-
-fn text(json: &RawValue) -> Option<Cow<'_, str>> {
-    serde_json::from_str::<Text<'_>>(json.get()).ok().map(|Text(text)| text)
 }
 
 /// A member's name as an error may show it: codes and ids as they are, other text not at all, since it may be personal.

@@ -85,12 +85,11 @@ impl Function for Redelivery {
     type Answer = SqsBatchResponse;
 
     async fn invoke(&self, event: &RawValue, invocation: Invocation<'_>) -> Result<SqsBatchResponse, Diagnostic> {
-        let Some(records) = sqs_event::records(event) else {
-            return Err(diagnostic("UnknownTrigger", "the event is no batch of SQS records"));
-        };
-        let records: Result<Vec<Record<'_>>, _> = records.into_iter().map(Record::read).collect();
-        let records = records.map_err(|error| diagnostic("UnreadableRecord", &error.to_string()))?;
-        Ok(self.handle(&records, invocation).await)
+        match sqs_event::records(event) {
+            Some(Ok(records)) => Ok(self.handle(&records, invocation).await),
+            Some(Err(error)) => Err(diagnostic("UnreadableRecord", &error.to_string())),
+            None => Err(diagnostic("UnknownTrigger", "the event is no batch of SQS records")),
+        }
     }
 }
 
