@@ -142,8 +142,6 @@ pub fn decimal(json: &str) -> Option<Cow<'_, str>> {
     Some(format!("{sign}{zero}{digits}").into())
 }
 
-/// Decoded text; `None` for other values, and for text with half a surrogate pair.
-
 /// An array's elements.
 pub fn elements(json: &str) -> Option<Vec<&RawValue>> {
     serde_json::from_str(json).ok()
