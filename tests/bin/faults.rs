@@ -64,10 +64,17 @@ async fn main() -> ExitCode {
     }
     let again = format!("make faults ARGS='{}'", again.join(" "));
     println!("seed {seed}; again: {again}");
-    let outcome = match arguments.scenario {
-        None => run_ledger(&arguments, seed).await,
-        Some(Scenario::Hanging { webhooks }) => scenarios::hanging_hub(seed, webhooks).await,
-        Some(Scenario::Outage { events }) => scenarios::outage(seed, events, false).await.1,
+    let run = async {
+        match arguments.scenario {
+            None => run_ledger(&arguments, seed).await,
+            Some(Scenario::Hanging { webhooks }) => scenarios::hanging_hub(seed, webhooks).await,
+            Some(Scenario::Outage { events }) => scenarios::outage(seed, events, false).await.1,
+        }
+    };
+    // The processes of a run end with the runtime, and so only if this one ends by itself.
+    let outcome = tokio::select! {
+        outcome = run => outcome,
+        _ = tokio::signal::ctrl_c() => return ExitCode::FAILURE,
     };
     outcome.print();
     if outcome.kept() {
