@@ -29,7 +29,7 @@ impl<O> Copy for Kind<O> {}
 /// One incoming event.
 #[derive(Debug, Clone, Copy)]
 pub struct Event<'a> {
-    /// One JSON value of valid syntax, its bytes as they came.
+    /// One JSON value, its bytes as they came. That its syntax is valid is for the kind to see, which reads all of it anyway.
     pub json: &'a str,
     /// The flow it came by.
     pub flow: &'a str,

@@ -137,6 +137,10 @@ impl<O> Flow<O> {
                     mapping.messages.extend(mapped.messages);
                 }
                 Err(rejection) => {
+                    let rejection = match json::check_syntax(json) {
+                        Err(problem) if rejection.reason == Reason::Unmappable => Rejection::unreadable(problem),
+                        _ => rejection,
+                    };
                     let position = is_array.then_some(position);
                     mapping.rejections.push(Rejected { position, rejection, body: json.as_bytes() });
                 }

@@ -111,7 +111,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// Checks that `text` is one JSON value, not nested too deep, and returns its elements when it is an array.
+/// The elements of `text` when it is an array, else all of it; refuses what is empty or nested too deep.
 ///
 /// The error tells what is wrong and where, without repeating any of the text.
 pub fn events(text: &str) -> Result<Vec<&str>, String> {
@@ -123,15 +123,21 @@ pub fn events(text: &str) -> Result<Vec<&str>, String> {
         let elements: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| explain(&error))?;
         return Ok(elements.into_iter().map(RawValue::get).collect());
     }
-    let value: &RawValue = serde_json::from_str(text).map_err(|error| explain(&error))?;
-    Ok(vec![value.get()])
+    // Whether it is JSON shows when its kind reads it.
+    Ok(vec![text.trim_ascii()])
+}
+
+/// Checks that `text` is one JSON value.
+pub fn check_syntax(text: &str) -> Result<(), String> {
+    serde_json::from_str::<&RawValue>(text).map(drop).map_err(|error| explain(&error))
 }
 
 /// Counts brackets and commas outside of strings, before anything is built from them.
 fn check_shape(text: &[u8]) -> Result<(), String> {
     // Nearly all bodies have fewer of either than is allowed anywhere, which takes no look at strings to see.
-    let count = |wanted: fn(u8) -> bool| text.iter().filter(|byte| wanted(**byte)).count();
-    if count(|byte| matches!(byte, b'[' | b'{')) <= MAX_DEPTH && count(|byte| byte == b',') < MAX_EVENTS {
+    let brackets = text.iter().filter(|byte| matches!(byte, b'[' | b'{')).count();
+    let commas = text.iter().filter(|byte| **byte == b',').count();
+    if brackets <= MAX_DEPTH && commas < MAX_EVENTS {
         return Ok(());
     }
     let (mut depth, mut commas, mut in_string, mut escaped) = (0usize, 0usize, false, false);

@@ -50,7 +50,6 @@ pub async fn handle<O: DeserializeOwned + Default>(
 ) -> SqsBatchResponse {
     let sending_ends = sending_ends(time_up);
     let parking_ends = time_up.checked_sub(ANSWERING).unwrap_or(began);
-    let bodies: Vec<Result<Cow<'_, str>, Rejection>> = records.iter().map(Record::body).collect();
     // Of each record; `None` where the name can't be read.
     let names: Vec<Option<Cow<'_, str>>> = records.iter().map(Record::flow).collect();
     let flows = flows(relay, &names, sending_ends.min(began + LOOKING_UP)).await;
@@ -73,9 +72,8 @@ pub async fn handle<O: DeserializeOwned + Default>(
     let mut mappings: Vec<Mapping<'_>> = Vec::with_capacity(records.len());
     let mut bytes = 0;
     for (position, record) in records.iter().enumerate() {
-        let as_it_came = bodies[position].as_ref().map_or(record.raw_body(), |body| body.as_bytes());
-        let rejected = |rejection| Mapping::rejected(rejection, as_it_came);
-        let mapping = match (names[position].as_ref().map(|name| &flows[name]), &bodies[position]) {
+        let rejected = |rejection| Mapping::rejected(rejection, record.raw_body());
+        let mapping = match (names[position].as_ref().map(|name| &flows[name]), record.body()) {
             (None | Some(Err(NoFlow::Unknown)), _) => {
                 rejected(Rejection { reason: Reason::UnknownFlow, detail: "no such flow".into() })
             }
@@ -89,7 +87,7 @@ pub async fn handle<O: DeserializeOwned + Default>(
                 Mapping::default()
             }
             (Some(Ok(flow)), Ok(body)) => flow.map(&relay.kind, body.as_bytes(), &[]),
-            (Some(Ok(_)), Err(rejection)) => rejected(rejection.clone()),
+            (Some(Ok(_)), Err(rejection)) => rejected(rejection),
         };
         bytes += mapping.bytes;
         counts.received += mapping.received;

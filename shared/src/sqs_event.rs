@@ -20,20 +20,40 @@ pub const ANSWERING: Duration = Duration::from_millis(500);
 
 /// What of a record is used; only its id must be readable for its failure to be told.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Record<'a> {
+#[serde(rename_all = "camelCase", bound(deserialize = "B: Deserialize<'de>"))]
+pub struct Record<'a, B = Body<'a>> {
     #[serde(borrow)]
     pub message_id: Text<'a>,
     #[serde(borrow)]
     receipt_handle: Option<&'a RawValue>,
-    #[serde(borrow)]
-    body: Option<&'a RawValue>,
+    body: Option<B>,
     #[serde(borrow)]
     message_attributes: Option<&'a RawValue>,
     #[serde(borrow, rename = "eventSourceARN")]
     event_source_arn: Option<&'a RawValue>,
     #[serde(borrow)]
     attributes: Option<&'a RawValue>,
+}
+
+/// A record's body.
+pub enum Body<'a> {
+    Text(Cow<'a, str>),
+    /// Not text, or with half a character.
+    Odd(&'a RawValue),
+}
+
+impl<'a> Body<'a> {
+    fn of(json: &'a RawValue) -> Self {
+        text(json.get()).map_or(Self::Odd(json), Self::Text)
+    }
+}
+
+impl<'a, B> Record<'a, B> {
+    fn map_body(self, body: impl Fn(B) -> Body<'a>) -> Record<'a> {
+        let Self { message_id, receipt_handle, body: read, message_attributes, event_source_arn, attributes } = self;
+        let body = read.map(body);
+        Record { message_id, receipt_handle, body, message_attributes, event_source_arn, attributes }
+    }
 }
 
 /// The record's id can't be read, so that its failure can't be reported: the whole batch must come again.
@@ -61,14 +81,21 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The body as it came, for what can't be read as text: still JSON.
-    pub fn raw_body(&self) -> &'a [u8] {
-        self.body.map_or(&[], |body| body.get().as_bytes())
+    pub fn body(&self) -> Result<&str, Rejection> {
+        match &self.body {
+            None => Ok(""),
+            Some(Body::Text(text)) => Ok(text),
+            Some(Body::Odd(_)) => Err(Rejection::unreadable("the record's body is not text")),
+        }
     }
 
-    pub fn body(&self) -> Result<Cow<'a, str>, Rejection> {
-        let Some(body) = self.body else { return Ok("".into()) };
-        text(body.get()).ok_or_else(|| Rejection::unreadable("the record's body is not text"))
+    /// The body as it came; what can't be read as text is still JSON.
+    pub fn raw_body(&self) -> &[u8] {
+        match &self.body {
+            None => &[],
+            Some(Body::Text(text)) => text.as_bytes(),
+            Some(Body::Odd(json)) => json.get().as_bytes(),
+        }
     }
 
     /// By which it can be hidden for longer; empty when it has none.
@@ -106,11 +133,20 @@ pub fn records(event: &RawValue) -> Option<Result<Vec<Record<'_>>, UnreadableRec
         #[serde(rename = "Records")]
         records: Vec<T>,
     }
-    if let Ok(Object(QueueEvent { records })) = serde_json::from_str::<Object<QueueEvent<Record<'_>>>>(event.get()) {
-        let readable = records.iter().all(|record| !record.message_id.0.is_empty());
-        return Some(if readable { Ok(records) } else { Err(UnreadableRecord) });
+    fn read<'a, T: Deserialize<'a>>(event: &'a RawValue) -> Option<Vec<T>> {
+        serde_json::from_str::<Object<QueueEvent<T>>>(event.get()).ok().map(|Object(event)| event.records)
     }
-    serde_json::from_str::<Object<QueueEvent<IgnoredAny>>>(event.get()).ok().map(|_| Err(UnreadableRecord))
+    // One pass over the bodies, unless one of them is odd.
+    let records: Option<Vec<Record<'_>>> = match read::<Record<'_, Text<'_>>>(event) {
+        Some(records) => Some(records.into_iter().map(|record| record.map_body(|body| Body::Text(body.0))).collect()),
+        None => read::<Record<'_, &RawValue>>(event)
+            .map(|records| records.into_iter().map(|record| record.map_body(Body::of)).collect()),
+    };
+    match records {
+        Some(records) if records.iter().all(|record| !record.message_id.0.is_empty()) => Some(Ok(records)),
+        Some(_) => Some(Err(UnreadableRecord)),
+        None => read::<IgnoredAny>(event).map(|_| Err(UnreadableRecord)),
+    }
 }
 
 /// Whether an event looks like a batch at first sight.

@@ -109,7 +109,7 @@ impl Redelivery {
             .iter()
             .map(|record| {
                 let body = record.body().unwrap_or_default();
-                unpack(&body).inspect_err(|error| tell(record, error)).ok()
+                unpack(body).inspect_err(|error| tell(record, error)).ok()
             })
             .collect();
         let envelopes: Vec<Option<Envelope<'_>>> = records
