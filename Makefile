@@ -50,6 +50,11 @@ sam: setup ## Validate the template and build every function for deployment (ARC
 	$(BIN)/sam validate --lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/sam build $(FUNCTION) $(if $(ARCHITECTURE),--parameter-overrides Architecture=$(ARCHITECTURE))
 
+.PHONY: bench
+bench: ## Measure the functions against the floor of their stack, Python and Node (ARGS="--quick"; others: --help)
+	cargo build --release --quiet --package bench
+	target/release/bench $(ARGS)
+
 .PHONY: setup
 setup: $(VENV)/.installed ## Install what the other targets need
 

@@ -183,8 +183,12 @@ mod tests {
             while let Some(request) = connection.request().unwrap() {
                 seen.push((request.target.to_owned(), request.body.to_vec(), request.header("x").map(str::to_owned)));
             }
-            let expected = [("/a", &b"abc"[..], Some("y")), ("/b", b"", None), ("/c", b"Wikipedia", None), ("/d", b"", None)];
-            assert_eq!(seen, expected.map(|(target, body, x)| (target.to_owned(), body.to_vec(), x.map(str::to_owned))));
+            let expected =
+                [("/a", &b"abc"[..], Some("y")), ("/b", b"", None), ("/c", b"Wikipedia", None), ("/d", b"", None)];
+            assert_eq!(
+                seen,
+                expected.map(|(target, body, x)| (target.to_owned(), body.to_vec(), x.map(str::to_owned)))
+            );
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -26,12 +27,12 @@ const SETTLING: Duration = Duration::from_millis(5);
 pub struct Start {
     pub command: Vec<String>,
     pub environment: Vec<(String, String)>,
+    pub directory: PathBuf,
 }
 
 /// A running process.
 pub struct Lane {
     pub sink: Sink,
-    pub trigger: Trigger,
     child: Child,
     spawned: Instant,
     api: Arc<Api>,
@@ -111,6 +112,7 @@ impl Lane {
         let mut command = Command::new(program);
         command
             .args(arguments)
+            .current_dir(&start.directory)
             .env_clear()
             .envs(["PATH", "HOME", "LANG"].iter().filter_map(|name| Some((*name, std::env::var_os(name)?))))
             .env("AWS_LAMBDA_RUNTIME_API", address.to_string())
@@ -138,7 +140,7 @@ impl Lane {
         if let Some(pipe) = child.stderr.take() {
             read(pipe, log.clone());
         }
-        Ok(Self { sink, trigger, child, spawned, api, log })
+        Ok(Self { sink, child, spawned, api, log })
     }
 
     /// Waits until all is done that is to do and the process asks for more.
@@ -161,8 +163,11 @@ impl Lane {
             if state.answered > answered {
                 (answered, since) = (state.answered, Instant::now());
             }
-            let (state, _) =
-                self.api.changed.wait_timeout(state, Duration::from_millis(500)).unwrap_or_else(PoisonError::into_inner);
+            let (state, _) = self
+                .api
+                .changed
+                .wait_timeout(state, Duration::from_millis(500))
+                .unwrap_or_else(PoisonError::into_inner);
             drop(state);
             if let Some(status) = self.child.try_wait()? {
                 return Err(self.failed(&format!("the process ended: {status}")));
@@ -336,9 +341,9 @@ fn answered(api: &Api, call: &str, answer: &[u8]) {
     if let Some(problem) = problem {
         state.failure.get_or_insert(problem);
     } else if events != expected {
+        let answered = state.answered;
         state.failure.get_or_insert(format!(
-            "after {} invocations the sink has {events} events, and should have {expected}",
-            state.answered
+            "after {answered} invocations the sink has {events} events, and should have {expected}"
         ));
     } else if !call.ends_with(&number) {
         state.failure.get_or_insert(format!("an answer to another invocation: {call}"));
