@@ -103,7 +103,7 @@ fn run(arguments: Arguments) -> Result<bool, Problem> {
         cold: if quick { 5 } else { arguments.cold.max(1) },
         scale: if quick { 10 } else { arguments.scale.max(1) },
         transport: if arguments.plain { Transport::Plain } else { Transport::Tls },
-        binaries: arguments.binaries.unwrap_or_else(|| root.join("target/release")),
+        binaries: std::path::absolute(arguments.binaries.unwrap_or_else(|| root.join("target/release")))?,
         floor: root.join("target/release/floor"),
         work,
     };
