@@ -126,6 +126,9 @@ impl Lane {
                 ("AWS_LAMBDA_LOG_GROUP_NAME", "/aws/lambda/bench"),
                 ("AWS_LAMBDA_LOG_STREAM_NAME", "bench"),
                 ("AWS_LAMBDA_LOG_FORMAT", "JSON"),
+                // As the template sets them.
+                ("MALLOC_MMAP_THRESHOLD_", "67108864"),
+                ("MALLOC_TRIM_THRESHOLD_", "67108864"),
             ])
             .envs(start.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
