@@ -36,7 +36,7 @@ use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 
-use self::authorization::Asked;
+use self::authorization::{Asked, Claim};
 use self::incoming::Incoming;
 pub use self::store::StoredEvent;
 use self::store::{Hub, Target, Throughput};
@@ -358,7 +358,8 @@ impl Namespace {
         let mut state = self.state();
         let header = |name| parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let host = header(HOST).or_else(|| parts.uri.authority().map(|authority| authority.as_str()));
-        let asked = Asked { hub: request.hub, host: host.unwrap_or_default(), path: request.path, now };
+        let (host, claim) = (host.unwrap_or_default(), Claim::Send);
+        let asked = Asked { hub: request.hub, host, path: request.path, claim, now };
         authorization::check(header(AUTHORIZATION), &state.keys, &asked)?;
         if state.hub(request.hub).is_none() {
             return Err(Refusal::not_found());
@@ -522,8 +523,32 @@ fn router(namespace: Arc<Namespace>) -> Router {
         .route("/_emulator/keys/{name}", put(put_key))
         .route("/_emulator/requests", get(list_requests))
         .route("/_emulator/{*rest}", axum::routing::any(async || not_found("no such path")))
+        .route("/$Resources/{entities}", get(list_resources))
         .fallback(send)
         .with_state(namespace)
+}
+
+/// The hubs as the service lists them to a key with Manage, without what nobody here reads.
+async fn list_resources(State(namespace): State<Arc<Namespace>>, request: Request<Body>) -> Response {
+    let (parts, _) = request.into_parts();
+    let header = |name| parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let path = parts.uri.path().trim_start_matches('/');
+    if !path.eq_ignore_ascii_case("$Resources/Eventhubs") {
+        return namespace.error(&Refusal::not_found(), &parts, "");
+    }
+    let (claim, now) = (Claim::Manage, namespace.clock.unix_seconds());
+    let asked = Asked { hub: "", host: header(HOST).unwrap_or_default(), path, claim, now };
+    let entries: String = {
+        let state = namespace.state();
+        if let Err(refusal) = authorization::check(header(AUTHORIZATION), &state.keys, &asked) {
+            drop(state);
+            return namespace.error(&refusal, &parts, "");
+        }
+        state.hubs.iter().map(|hub| format!("<entry><title type=\"text\">{}</title></entry>", hub.name)).collect()
+    };
+    let feed =
+        format!("<feed xmlns=\"http://www.w3.org/2005/Atom\"><title type=\"text\">EventHubs</title>{entries}</feed>");
+    ([(CONTENT_TYPE, "application/atom+xml;type=feed;charset=utf-8")], feed).into_response()
 }
 
 fn not_found(problem: &str) -> Response {

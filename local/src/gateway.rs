@@ -1,5 +1,6 @@
 //! Requests at `/{kind}` and `/{kind}/{flow}` become HTTP API events (payload 2.0) for that kind's function, and its
-//! answer the response, as API Gateway does it. Every method is passed on; stages, authorizers and CORS are not played.
+//! answer the response, as API Gateway does it. The control API's routes have their authorizer. Every method is passed on; stages
+//! and CORS are not played.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,7 +16,7 @@ use axum::routing::any;
 use axum::serve::ListenerExt;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{CONTENT_TYPE, COOKIE, HOST, SET_COOKIE, USER_AGENT};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HOST, SET_COOKIE, USER_AGENT};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -29,6 +30,7 @@ use tokio::time::timeout;
 use crate::body::{self, Unread};
 use crate::random;
 use crate::runner::{Function, MAX_PAYLOAD};
+use crate::tokens::Tokens;
 
 /// The largest body that an HTTP API takes.
 const MAX_BODY: usize = 10 * 1024 * 1024;
@@ -211,6 +213,44 @@ struct Gateway {
     clock: Clock,
 }
 
+struct ControlApi {
+    function: Function,
+    tokens: Arc<Tokens>,
+    clock: Clock,
+}
+
+/// The first segments of the control API's paths.
+const CONTROL_API: [&str; 7] =
+    ["connections", "sourceConnections", "targetConnections", "flows", "connectionSpecs", "flowSpecs", "runs"];
+/// The one of them that needs no token.
+const DOCUMENT: &str = "/openapi.json";
+
+/// The control API's routes, behind an authorizer. Merge it with [`router`].
+pub fn control_router(function: Function, tokens: Arc<Tokens>) -> Router {
+    let mut router = Router::new().route(DOCUMENT, any(control));
+    for first in CONTROL_API {
+        router = router.route(&format!("/{first}"), any(control)).route(&format!("/{first}/{{*rest}}"), any(control));
+    }
+    router.with_state(Arc::new(ControlApi { function, tokens, clock: Clock::system() }))
+}
+
+async fn control(
+    State(api): State<Arc<ControlApi>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request<Body>,
+) -> Response {
+    let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let claims = api.tokens.claims(authorization);
+    let path = request.uri().path().to_owned();
+    if claims.is_none() && path != DOCUMENT {
+        return message(StatusCode::UNAUTHORIZED, "Unauthorized");
+    }
+    let mut segments = path.splitn(3, '/').skip(1);
+    let (first, rest) = (segments.next().unwrap_or_default(), segments.next().filter(|rest| !rest.is_empty()));
+    let target = Target { function: &api.function, kind: first, flow: rest, claims };
+    pass_on(target, &api.clock, peer, request).await
+}
+
 /// Routes to `functions`, by kind. Serve it with [`serve`].
 pub fn router(functions: BTreeMap<String, Function>) -> Router {
     Router::new()
@@ -237,6 +277,20 @@ async fn handle(
     let Some(function) = gateway.functions.get(kind) else {
         return message(StatusCode::NOT_FOUND, "Not Found");
     };
+    pass_on(Target { function, kind, flow, claims: None }, &gateway.clock, peer, request).await
+}
+
+/// Where a request goes.
+struct Target<'a> {
+    function: &'a Function,
+    kind: &'a str,
+    flow: Option<&'a str>,
+    /// Of the token that the authorizer took.
+    claims: Option<Map<String, Value>>,
+}
+
+async fn pass_on(target: Target<'_>, clock: &Clock, peer: SocketAddr, request: Request<Body>) -> Response {
+    let Target { function, kind, flow, claims } = target;
     let (parts, body) = request.into_parts();
     let too_large = || message(StatusCode::PAYLOAD_TOO_LARGE, "Request Entity Too Large");
     let body = match body::read(body, MAX_BODY).await {
@@ -244,7 +298,7 @@ async fn handle(
         Err(Unread::TooLarge) => return too_large(),
         Err(Unread::BrokenOff) => return message(StatusCode::BAD_REQUEST, "Bad Request"),
     };
-    let since_epoch = gateway.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since_epoch = clock.now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let context = Context {
         kind,
         flow,
@@ -252,7 +306,11 @@ async fn handle(
         request_id: &random::uuid(),
         received: OffsetDateTime::UNIX_EPOCH + since_epoch,
     };
-    let payload = event(&parts, &body, &context).to_string().into_bytes();
+    let mut event = event(&parts, &body, &context);
+    if let Some(claims) = claims {
+        event["requestContext"]["authorizer"] = json!({ "jwt": { "claims": claims, "scopes": null } });
+    }
+    let payload = event.to_string().into_bytes();
     if payload.len() > MAX_PAYLOAD {
         return too_large();
     }

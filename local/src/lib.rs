@@ -11,3 +11,4 @@ mod random;
 pub mod replay;
 pub mod run;
 pub mod runner;
+pub mod tokens;

@@ -11,6 +11,19 @@ use tokio::time::{Instant, sleep};
 
 /// Where `make setup` puts it.
 pub const DEFAULT_PATH: &str = ".venv/bin/moto_server";
+/// A table does one write of an item at a time; moto's tables do not, and a transaction that fails undoes what others wrote
+/// meanwhile. So DynamoDB's calls are made to wait for each other.
+const PROGRAM: &str = "
+import threading
+from moto.dynamodb.responses import DynamoHandler
+from moto.server import main
+lock, call = threading.Lock(), DynamoHandler.call_action
+def one_at_a_time(self):
+    with lock:
+        return call(self)
+DynamoHandler.call_action = one_at_a_time
+main()
+";
 /// The first start after an installation compiles a lot of Python.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
@@ -40,8 +53,8 @@ impl Moto {
         if !path.exists() {
             return Err(MotoError::Missing(path.to_owned()));
         }
-        let child = Command::new(path)
-            .args(["-H", &address.ip().to_string(), "-p", &address.port().to_string()])
+        let child = Command::new(path.with_file_name("python"))
+            .args(["-c", PROGRAM, "-H", &address.ip().to_string(), "-p", &address.port().to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

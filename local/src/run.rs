@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ConnectInfo;
@@ -13,12 +14,13 @@ use axum::{Json, Router};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use shared::aws::{Aws, AwsError};
+use shared::aws::{Aws, AwsError, Service};
 use shared::clock::Clock;
 use shared::settings::{self, Environment};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::emulator::{Config, Emulator, ROOT_KEY_NAME};
 use crate::gateway;
@@ -26,6 +28,7 @@ use crate::kinds::KINDS;
 use crate::moto::{self, Moto, MotoError};
 use crate::queue_source;
 use crate::runner::{Function, FunctionConfig};
+use crate::tokens::{self, Tokens};
 
 /// Start the emulator, the functions, the gateway and the queues.
 #[derive(Debug, clap::Args)]
@@ -65,11 +68,14 @@ pub struct Options {
 const REGION: &str = "eu-central-1";
 /// A webhook is answered within 2 s; a queue batch has its time too.
 const FUNCTION_TIMEOUT: Duration = Duration::from_secs(10);
+const CREATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Six times the function's timeout, as AWS advises.
 const VISIBILITY_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_RECEIVE_COUNT: u32 = 100;
 const BATCH_SIZE: usize = 50;
 const REDELIVERY: &str = "redelivery";
+const FLOW_SERVICE: &str = "flow-service";
+const FLOWS_TABLE: &str = "flows";
 /// Of the parking queue, as in the template.
 const MAX_REDELIVERIES: u32 = 100;
 /// Batches of parked messages in flight together, as in the template.
@@ -88,8 +94,10 @@ pub enum RunError {
     Moto(#[from] MotoError),
     #[error("no HTTP client: {0}")]
     Client(String),
-    #[error("queues can't be created: {0}")]
+    #[error("queues or the table of flows can't be created: {0}")]
     Queues(#[from] AwsError),
+    #[error("no key for the control API's tokens: {0}")]
+    Tokens(String),
     #[error("signals can't be handled: {0}")]
     Signals(io::Error),
     #[error("{0} does not answer")]
@@ -108,7 +116,20 @@ pub struct Info {
     pub keeping: Option<Keeping>,
     /// A bearer token that the functions accept, if there is one.
     pub sender_token: Option<String>,
+    /// Absent without queues.
+    pub control: Option<ControlInfo>,
     pub kinds: Vec<KindInfo>,
+}
+
+/// How the control API is called.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ControlInfo {
+    /// A bearer token, and the organisation that it names.
+    pub token: String,
+    pub organisation: String,
+    /// Of the namespace that the hubs are in.
+    pub hub_connection_string: String,
 }
 
 /// The queues that keep what can't be delivered. Absent without queues.
@@ -141,11 +162,24 @@ pub fn local_aws(http: reqwest::Client, endpoint: String, region: String) -> Aws
     Aws::new(http, environment, Clock::system())
 }
 
+/// The table of flows, as the template has it.
+pub fn flows_table(name: &str) -> Value {
+    let attribute = |name: &str| json!({ "AttributeName": name, "AttributeType": "S" });
+    let key = |name: &str| json!([{ "AttributeName": name, "KeyType": "HASH" }]);
+    let index = json!({
+        "IndexName": "collection", "KeySchema": key("collection"), "Projection": { "ProjectionType": "ALL" },
+    });
+    json!({
+        "TableName": name, "AttributeDefinitions": [attribute("pk"), attribute("collection")], "KeySchema": key("pk"),
+        "GlobalSecondaryIndexes": [index], "BillingMode": "PAY_PER_REQUEST",
+    })
+}
+
 /// Runs until SIGINT, SIGTERM or SIGHUP.
 pub async fn run(options: Options) -> Result<(), RunError> {
     let functions = options.functions.clone().unwrap_or_else(own_folder);
-    let redelivery = (!options.no_queue).then_some(REDELIVERY);
-    for name in KINDS.iter().map(|kind| kind.name).chain(redelivery) {
+    let with_aws: &[&str] = if options.no_queue { &[] } else { &[REDELIVERY, FLOW_SERVICE] };
+    for name in KINDS.iter().map(|kind| kind.name).chain(with_aws.iter().copied()) {
         let binary = functions.join(name);
         if !binary.is_file() {
             return Err(RunError::NotBuilt(binary));
@@ -235,15 +269,20 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
         aws_region: REGION.to_owned(),
         keeping: None,
         sender_token: bearer_token(&options.sender_auth),
+        control: None,
         kinds: Vec::new(),
     };
+    let address = gateway_listener.local_addr().unwrap_or(SocketAddr::new(options.host, options.port));
+    let url = format!("http://{}", reachable(address));
     let aws = info.aws_endpoint.as_ref().map(|url| local_aws(http.clone(), url.clone(), REGION.to_owned()));
     let (mut functions, mut tasks) = (Vec::new(), JoinSet::new());
     let mut poll = |aws: &Aws, url: &str, function: &Function| {
         let poll = queue_source::poll(aws.clone(), url.to_owned(), REGION.to_owned(), function.clone(), BATCH_SIZE);
         tasks.spawn(poll);
     };
+    let mut control = None;
     if let Some(aws) = &aws {
+        aws.call(Service::DynamoDb, "CreateTable", &flows_table(FLOWS_TABLE), Instant::now() + CREATE_TIMEOUT).await?;
         let keeping = keeping(aws).await?;
         let connection = emulator.connection_string(ROOT_KEY_NAME, None);
         info.keeping = Some(keeping.clone());
@@ -254,6 +293,16 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
         for _ in 0..REDELIVERY_CONCURRENCY {
             poll(aws, &keeping.parking_queue_url, &function);
         }
+        functions.push(function);
+
+        let tokens = Tokens::new(Clock::system()).map_err(RunError::Tokens)?;
+        info.control = Some(ControlInfo {
+            token: tokens.token().map_err(RunError::Tokens)?,
+            organisation: tokens::ORGANISATION.to_owned(),
+            hub_connection_string: emulator.connection_string(ROOT_KEY_NAME, None),
+        });
+        let function = Function::new(control_config(&url, &emulator, options, functions_folder, &info));
+        control = Some((function.clone(), Arc::new(tokens)));
         functions.push(function);
     }
     let mut kinds = BTreeMap::new();
@@ -274,9 +323,10 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
         println!("queues       {endpoint} (moto server)");
     }
 
-    let address = gateway_listener.local_addr().unwrap_or(SocketAddr::new(options.host, options.port));
-    let url = format!("http://{}", reachable(address));
-    let router = gateway::router(kinds).merge(pages(&url, &info));
+    let mut router = gateway::router(kinds).merge(pages(&url, &info));
+    if let Some((function, tokens)) = control {
+        router = router.merge(gateway::control_router(function, tokens));
+    }
     tasks.spawn(async move {
         if let Err(error) = gateway::serve(gateway_listener, router).await {
             eprintln!("gateway: {error}");
@@ -319,6 +369,7 @@ fn function_config(name: &str, connection: String, options: &Options, folder: &P
     ];
     if let Some(endpoint) = &info.aws_endpoint {
         environment.push(("AWS_ENDPOINT_URL".to_owned(), endpoint.clone()));
+        environment.push((settings::FLOWS_TABLE.to_owned(), FLOWS_TABLE.to_owned()));
     }
     if let Some(keeping) = &info.keeping {
         environment.push((settings::PARKING_QUEUE_URL.to_owned(), keeping.parking_queue_url.clone()));
@@ -328,6 +379,14 @@ fn function_config(name: &str, connection: String, options: &Options, folder: &P
     config.environment = environment;
     config.timeout = FUNCTION_TIMEOUT;
     config.print_logs = options.verbose;
+    config
+}
+
+/// Of the control API, which takes no events.
+fn control_config(url: &str, emulator: &Emulator, options: &Options, folder: &Path, info: &Info) -> FunctionConfig {
+    let mut config = function_config(FLOW_SERVICE, String::new(), options, folder, info);
+    config.environment.push(("PUBLIC_URL".to_owned(), url.to_owned()));
+    config.environment.push(("EMULATOR_HOSTS".to_owned(), emulator.url().replace("http://", "")));
     config
 }
 
@@ -359,6 +418,9 @@ fn instructions(url: &str, info: &Info) -> String {
         }
         text.push_str(&format!("  in the hub:  curl {}/_emulator/hubs/{}/events\n", info.hub_url, kind.hub));
     }
+    if let Some(control) = &info.control {
+        text.push_str(&format!("\ncontrol API (docs/control-api.md)\n{}", control.calls(url)));
+    }
     if let Some(keeping) = &info.keeping {
         text.push_str(&format!("\nwhile a hub is down\n{}", down_and_up(info, keeping)));
     }
@@ -385,6 +447,19 @@ fn down_and_up(info: &Info, keeping: &Keeping) -> String {
         count(&keeping.parking_queue_url),
         count(&keeping.rejected_queue_url),
     )
+}
+
+impl ControlInfo {
+    /// Commands to paste.
+    fn calls(&self, url: &str) -> String {
+        let Self { token, organisation, .. } = self;
+        format!(
+            "  token:       TOKEN={token}\n  \
+               list flows:  curl {url}/flows -H \"authorization: Bearer $TOKEN\" -H 'x-api-key: local' \
+             -H 'x-gw-ims-org-id: {organisation}'\n  \
+               document:    curl {url}/openapi.json\n",
+        )
+    }
 }
 
 impl Info {

@@ -208,7 +208,8 @@ impl Target {
     }
 }
 
-fn is_hub_name(name: &str) -> bool {
+/// Whether a hub can have that name.
+pub fn is_hub_name(name: &str) -> bool {
     name.len() <= 256
         && name.starts_with(|first: char| first.is_ascii_alphanumeric())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))

@@ -35,4 +35,6 @@ pub use flow::DEFAULT_FLOW;
 pub use function::{Function, Invocation, run_function};
 pub use http_client::build as build_http_client;
 pub use message::{CloudEvent, Message, Properties, deterministic_id, digest};
+pub use partitioning::Partitioning;
 pub use relay::run;
+pub use sender_auth::SenderAuth;

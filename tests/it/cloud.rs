@@ -51,12 +51,7 @@ impl Cloud {
         let mut cloud = Self { aws, parking: String::new(), rejected: String::new(), moto };
         cloud.parking = cloud.queue("parking").await;
         cloud.rejected = cloud.queue("rejected").await;
-        let key = json!([{ "AttributeName": "pk", "AttributeType": "S" }]);
-        let schema = json!([{ "AttributeName": "pk", "KeyType": "HASH" }]);
-        let table = json!({
-            "TableName": TABLE, "AttributeDefinitions": key, "KeySchema": schema, "BillingMode": "PAY_PER_REQUEST",
-        });
-        cloud.call(Service::DynamoDb, "CreateTable", table).await;
+        cloud.call(Service::DynamoDb, "CreateTable", local::run::flows_table(TABLE)).await;
         cloud
     }
 

@@ -6,6 +6,7 @@
 mod aws;
 mod cloud;
 mod connection_strings;
+mod control;
 mod dataverse_event;
 mod faults;
 mod harness;

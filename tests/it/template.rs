@@ -113,7 +113,8 @@ fn queues_give_back_what_failed() {
             assert!(queue["RedrivePolicy"]["maxReceiveCount"].as_u64().unwrap() >= 5, "{name}");
         }
     }
-    assert_eq!(queues, functions(&template).len());
+    // The control API has no queue.
+    assert_eq!(queues, functions(&template).len() - 1);
 }
 
 #[test]
@@ -152,6 +153,31 @@ fn what_cannot_be_delivered_has_its_queues() {
     assert!(kinds.contains("sqs:SendMessage") && kinds.contains("ParkingQueue") && kinds.contains("RejectedQueue"));
     let redelivery = rights(&resources["RedeliveryRole"]["Properties"]["Policies"][0]);
     assert!(redelivery.contains("sqs:ChangeMessageVisibility") && !redelivery.contains("SenderAuth"));
+}
+
+#[test]
+fn the_control_api_alone_has_an_authorizer_and_writes_flows() {
+    let template = template();
+    let resources = &template["Resources"];
+    for (name, block) in functions(&template) {
+        for (event, source) in block["Properties"]["Events"].as_object().unwrap() {
+            let has_authorizer = source["Properties"]["Auth"]["Authorizer"] == "Tokens";
+            assert_eq!(has_authorizer, name == "FlowService" && event != "Document", "{name} {event}");
+        }
+    }
+    assert!(resources["Api"]["Properties"]["Auth"].get("DefaultAuthorizer").is_none(), "webhooks have none");
+    assert_eq!(template["Globals"]["Function"]["Environment"]["Variables"]["FLOWS_TABLE"]["Ref"], "FlowsTable");
+    let kinds = resources["FunctionBasics"]["Properties"]["PolicyDocument"]["Statement"].to_string();
+    let redelivery = resources["RedeliveryRole"]["Properties"]["Policies"][0].to_string();
+    for rights in [&kinds, &redelivery] {
+        assert!(rights.contains("dynamodb:GetItem") && rights.contains("/flows/"), "{rights}");
+        assert!(!rights.contains("dynamodb:PutItem") && !rights.contains("CreateSecret"), "{rights}");
+    }
+    // The table that tests and local runs use is the same one.
+    let (ours, table) = (local::run::flows_table("flows"), &resources["FlowsTable"]["Properties"]);
+    for member in ["AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode"] {
+        assert_eq!(ours[member], table[member], "{member}");
+    }
 }
 
 #[tokio::test]

@@ -16,10 +16,18 @@ pub struct Asked<'a> {
     pub host: &'a str,
     /// The path without its leading slash.
     pub path: &'a str,
+    pub claim: Claim,
     pub now: u64,
 }
 
-/// Whether `authorization` lets its bearer send to the hub.
+/// The right that an operation needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    Send,
+    Manage,
+}
+
+/// Whether `authorization` lets its bearer do what is asked for.
 pub fn check(authorization: Option<&str>, keys: &[Key], asked: &Asked<'_>) -> Result<(), Refusal> {
     let text = authorization.ok_or_else(|| unauthorized("MissingToken: The request has no authorization token."))?;
     let token = Token::parse(text).ok_or_else(|| unauthorized("MalformedToken: The token is malformed."))?;
@@ -40,11 +48,14 @@ pub fn check(authorization: Option<&str>, keys: &[Key], asked: &Asked<'_>) -> Re
             "InvalidAudience: The authorization header contains a token with the wrong audience.",
         ));
     }
-    if !key.rights.send {
-        return Err(Refusal::new(
-            403,
-            "Unauthorized access. 'Send' claim(s) are required to perform this operation.".to_owned(),
-        ));
+    let has_claim = match asked.claim {
+        Claim::Send => key.rights.send,
+        Claim::Manage => key.rights.manage,
+    };
+    if !has_claim {
+        let problem =
+            format!("Unauthorized access. '{:?}' claim(s) are required to perform this operation.", asked.claim);
+        return Err(Refusal::new(403, problem));
     }
     Ok(())
 }
@@ -137,7 +148,8 @@ mod tests {
     }
 
     fn checked(token: Option<&str>) -> Result<(), (u16, String)> {
-        let asked = Asked { hub: "events", host: "localhost:5300", path: "events/partitions/2/messages", now: NOW };
+        let path = "events/partitions/2/messages";
+        let asked = Asked { hub: "events", host: "localhost:5300", path, claim: Claim::Send, now: NOW };
         check(token, &keys(), &asked).map_err(|refusal| (refusal.status, refusal.detail))
     }
 

@@ -1,0 +1,826 @@
+//! The calls: each reads what it refers to, decides, and writes all of it or nothing.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
+use shared::clock::Clock;
+
+use crate::connections::{self, Credentials, Senders, has_mask, hub_of, without_secrets};
+use crate::errors::{ApiError, bad_request, unusable};
+use crate::flows::{self, Ends};
+use crate::hubs::{Hubs, Look};
+use crate::listing::Listing;
+use crate::namespace::Hosts;
+use crate::openapi;
+use crate::patch;
+use crate::request::Request;
+use crate::routes::{Collection, Operation};
+use crate::schemas;
+use crate::secrets::{Secrets, uuid};
+use crate::specs::{
+    CONNECTION_SPECS, ConnectionSpec, EVENT_HUBS, FLOW_SPECS, FlowSpec, TO_HUB, VERSION, connection_spec, flow_spec,
+};
+use crate::store::{Document, Entity, MAX_USERS, MAX_WRITES, Store, Unwritten, Write};
+use crate::tenant::{Caller, Tenant};
+
+/// Rounds of read, decide and write before a request gives way to the others.
+const ROUNDS: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(20);
+
+pub struct Api {
+    pub store: Store,
+    pub secrets: Secrets,
+    pub hubs: Hubs,
+    pub hosts: Hosts,
+    pub clock: Clock,
+    /// The claim of the token that names its organisations.
+    pub org_claim: String,
+    /// Where senders reach the webhooks; without it, where the caller reached this function.
+    pub public_url: Option<String>,
+    /// What one request to a hub may hold.
+    pub max_bytes: u64,
+}
+
+/// What a call that succeeded answers.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    /// `None`: no body.
+    pub body: Option<Value>,
+    pub location: Option<String>,
+}
+
+impl Reply {
+    fn ok(body: Value) -> Self {
+        Self { status: 200, body: Some(body), location: None }
+    }
+
+    fn deleted() -> Self {
+        Self { status: 204, body: None, location: None }
+    }
+
+    fn created(entity: &Entity, more: Value) -> Self {
+        let mut body = told(entity);
+        if let (Value::Object(body), Value::Object(more)) = (&mut body, more) {
+            body.extend(more);
+        }
+        let location = Some(format!("/{}/{}", entity.collection.name(), entity.id));
+        Self { status: 201, body: Some(body), location }
+    }
+}
+
+fn told(entity: &Entity) -> Value {
+    json!({ "id": entity.id, "etag": entity.etag() })
+}
+
+fn items(items: Vec<Value>) -> Value {
+    json!({ "items": items })
+}
+
+/// An end of a flow with its base connection.
+struct End {
+    entity: Entity,
+    base: Option<Entity>,
+}
+
+impl Api {
+    pub async fn answer(&self, request: &Request, operation: Operation, id: &str) -> Result<Reply, ApiError> {
+        if operation == Operation::OpenApi {
+            return Ok(Reply::ok(openapi::document()));
+        }
+        let caller = Caller::of(request, &self.org_claim)?;
+        let tenant = &caller.tenant;
+        let found = |item: Option<Value>| match item {
+            Some(item) => Ok(Reply::ok(items(vec![item]))),
+            None => Err(ApiError::UnknownSpec),
+        };
+        match operation {
+            Operation::Create(collection) => {
+                request.check_content_type()?;
+                let body = request.json()?;
+                schemas::check(&schemas::body(collection), &body)?;
+                let Value::Object(body) = body else { return bad_request("expected an object") };
+                match collection {
+                    Collection::Connections => self.create_connection(request, &caller, body).await,
+                    Collection::Flows => self.create_flow(request, &caller, body).await,
+                    _ => self.create_end(request, &caller, collection, body).await,
+                }
+            }
+            Operation::List(collection) => {
+                let listing = Listing::parse(request)?;
+                Ok(Reply::ok(listing.page(collection.name(), self.store.list(tenant, collection).await?)))
+            }
+            Operation::Read(collection) => {
+                let entity = self.existing(tenant, collection, id).await?;
+                Ok(Reply::ok(items(vec![Value::Object(entity.document)])))
+            }
+            Operation::Patch(collection) => {
+                request.check_content_type()?;
+                let operations = patch::parse(&request.json()?)?;
+                let if_match = request.header("if-match");
+                let Some(if_match) = if_match else { return bad_request("If-Match: missing; give the etag") };
+                self.change(&caller, collection, id, if_match, Change::Patch(&operations)).await
+            }
+            Operation::Action => {
+                let state = match request.parameter("op").map(str::to_ascii_lowercase).as_deref() {
+                    Some("enable") => "enabled",
+                    Some("disable") => "disabled",
+                    _ => return bad_request("op: expected enable or disable"),
+                };
+                let if_match = request.header("if-match").unwrap_or("*");
+                self.change(&caller, Collection::Flows, id, if_match, Change::State(state)).await
+            }
+            Operation::Delete(collection) => self.delete(request, tenant, collection, id).await,
+            Operation::Test => self.test(tenant, id).await,
+            Operation::Explore => self.explore(request, tenant, id).await,
+            Operation::ConnectionSpecs => Ok(Reply::ok(items(CONNECTION_SPECS.iter().map(|s| s.item()).collect()))),
+            Operation::ConnectionSpec => found(connection_spec(id).map(ConnectionSpec::item)),
+            Operation::FlowSpecs => Ok(Reply::ok(items(FLOW_SPECS.iter().map(|s| s.item()).collect()))),
+            Operation::FlowSpec => found(flow_spec(id).map(FlowSpec::item)),
+            // Runs are of batches; what streams has none.
+            Operation::Runs => {
+                Listing::parse(request)?;
+                Ok(Reply::ok(items(Vec::new())))
+            }
+            Operation::OpenApi => Ok(Reply::ok(openapi::document())),
+        }
+    }
+
+    async fn existing(&self, tenant: &Tenant, collection: Collection, id: &str) -> Result<Entity, ApiError> {
+        let missing = || ApiError::NotFound { collection, id: id.to_owned() };
+        self.store.get(tenant, collection, id).await?.ok_or_else(missing)
+    }
+
+    /// What a body refers to.
+    async fn referred(
+        &self,
+        tenant: &Tenant,
+        collection: Collection,
+        id: &str,
+        member: &str,
+    ) -> Result<Entity, ApiError> {
+        let missing = || ApiError::Unusable(format!("{member}: there is no such object"));
+        self.store.get(tenant, collection, id).await?.ok_or_else(missing)
+    }
+
+    fn now(&self) -> u64 {
+        let now = self.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A new object of a body. What the service itself writes is not taken from it.
+    fn new_entity(&self, caller: &Caller, collection: Collection, mut document: Document) -> Entity {
+        let (id, now) = (uuid(), self.now());
+        let name = &caller.tenant;
+        for foreign in ["sandboxId", "inheritedAttributes", "lastOperation", "lastRunDetails", "runs"] {
+            document.remove(foreign);
+        }
+        for (member, value) in [
+            ("id", json!(id)),
+            ("createdAt", json!(now)),
+            ("updatedAt", json!(now)),
+            ("createdBy", json!(caller.subject)),
+            ("updatedBy", json!(caller.subject)),
+            ("createdClient", json!(caller.client)),
+            ("updatedClient", json!(caller.client)),
+            ("imsOrgId", json!(name.organisation)),
+            ("sandboxName", json!(name.sandbox)),
+            ("state", json!("enabled")),
+        ] {
+            document.insert(member.to_owned(), value);
+        }
+        let mut entity = Entity { collection, id, document, secret_id: None, used_by: Vec::new(), is_unseen: false };
+        renew_etag(&mut entity);
+        if collection == Collection::Flows {
+            self.note_operation(&mut entity, "create");
+            let runs = format!("/flows/{}/runs", entity.id);
+            entity.document.insert("runs".to_owned(), runs.into());
+        }
+        entity
+    }
+
+    fn note_operation(&self, flow: &mut Entity, operation: &str) {
+        let now = self.now();
+        let note = json!({
+            "started": now, "updated": now, "percentCompleted": 100.0,
+            "status": { "value": "completed", "errors": [] }, "operation": operation,
+        });
+        flow.document.insert("lastOperation".to_owned(), note);
+    }
+
+    async fn create_connection(&self, request: &Request, caller: &Caller, body: Document) -> Result<Reply, ApiError> {
+        let validate = validation(request)?;
+        let spec = spec_of(&body, Collection::Connections)?;
+        let mut connection = self.new_entity(caller, Collection::Connections, body);
+        if spec.id != EVENT_HUBS {
+            if connection.document.contains_key("auth") {
+                return unusable("auth: connections of that spec have no credentials");
+            }
+            self.write(&caller.tenant, vec![Write::Create(&connection)]).await?;
+            return Ok(Reply::created(&connection, json!({})));
+        }
+        let credentials = Credentials::take(&mut connection.document, &self.hosts)?;
+        let Some(key) = &credentials.key else { return unusable("auth.params.sasKey: that is the mask of a key") };
+        self.validate(validate, &credentials, key, credentials.hub.as_deref()).await?;
+        let name = self.secrets.create("connections", &credentials.secret(key.expose_secret())).await?;
+        connection.secret_id = Some(name.clone());
+        if let Err(error) = self.write(&caller.tenant, vec![Write::Create(&connection)]).await {
+            self.secrets.delete(&name).await;
+            return Err(error);
+        }
+        Ok(Reply::created(&connection, json!({})))
+    }
+
+    /// Asks the namespace. By default only a definite refusal counts.
+    async fn validate(
+        &self,
+        validate: Option<bool>,
+        credentials: &Credentials,
+        key: &SecretString,
+        hub: Option<&str>,
+    ) -> Result<(), ApiError> {
+        if validate == Some(false) {
+            return Ok(());
+        }
+        match self.hubs.look(&credentials.host, &credentials.key_name, key).await {
+            Look::WrongKey => unusable("auth.params: the namespace refuses the key: wrong name or wrong key"),
+            Look::Hubs(hubs) if hub.is_some_and(|hub| !hubs.iter().any(|known| known.eq_ignore_ascii_case(hub))) => {
+                unusable("eventHubName: the namespace has no such event hub")
+            }
+            Look::Unreachable(problem) if validate == Some(true) => {
+                unusable(format!("auth.params.namespace: it can't be reached: {problem}"))
+            }
+            Look::Hubs(_) | Look::NoManage | Look::Unreachable(_) => Ok(()),
+        }
+    }
+
+    /// The key of a stored connection.
+    async fn key(&self, connection: &Entity) -> Result<SecretString, ApiError> {
+        let Some(name) = &connection.secret_id else { return unusable("the connection has no key") };
+        let secret = self.secrets.get(name).await?;
+        let text = shared::settings::connection_string_of(&secret).ok();
+        let parsed =
+            text.and_then(|text| shared::connection_string::ConnectionString::parse(text.expose_secret()).ok());
+        match parsed.map(|parsed| parsed.credential) {
+            Some(shared::connection_string::Credential::Key { key, .. }) => Ok(key),
+            _ => Err(ApiError::Unavailable("the connection's secret can't be used: give the key anew")),
+        }
+    }
+
+    async fn create_end(
+        &self,
+        request: &Request,
+        caller: &Caller,
+        collection: Collection,
+        body: Document,
+    ) -> Result<Reply, ApiError> {
+        let validate = validation(request)?;
+        let spec = spec_of(&body, collection)?;
+        let tenant = &caller.tenant;
+        let mut entity = self.new_entity(caller, collection, body);
+        let is_target = collection == Collection::TargetConnections;
+        let is_sender = spec.kind.is_some() && !is_target;
+        let senders = if is_sender { Some(Senders::take(&mut entity.document, None)?) } else { None };
+        connections::check(&entity, spec, is_target, self.max_bytes)?;
+        let base = self.base(tenant, &entity, spec).await?;
+        if let Some(base) = &base
+            && spec.id == EVENT_HUBS
+        {
+            let credentials = Credentials::of(base, &self.hosts)?;
+            let hub = hub_of(&entity, credentials.hub.as_deref())?;
+            if validate != Some(false) {
+                self.validate(validate, &credentials, &self.key(base).await?, Some(&hub)).await?;
+            }
+        }
+        if let Some(Senders { secret: Some(secret), is_generated }) = senders {
+            entity.secret_id = Some(self.secrets.create("senders", &secret).await?);
+            entity.is_unseen = is_generated;
+        }
+        let written = async {
+            let mut round = 0;
+            let mut base = base;
+            loop {
+                let mut writes = vec![Write::Create(&entity)];
+                if let Some(base) = &base {
+                    writes.push(self.add_user(base, &entity, false)?);
+                }
+                match self.store.write(tenant, writes).await {
+                    Ok(()) => return Ok(()),
+                    Err(unwritten) => self.next_round(unwritten, &mut round).await?,
+                }
+                base = self.base(tenant, &entity, spec).await?;
+            }
+        };
+        let written: Result<(), ApiError> = written.await;
+        if let Err(error) = written {
+            if let Some(name) = &entity.secret_id {
+                self.secrets.delete(name).await;
+            }
+            return Err(error);
+        }
+        Ok(Reply::created(&entity, json!({})))
+    }
+
+    /// The base connection of a source or target connection.
+    async fn base(&self, tenant: &Tenant, end: &Entity, spec: &ConnectionSpec) -> Result<Option<Entity>, ApiError> {
+        const MEMBER: &str = "baseConnectionId";
+        let Some(id) = end.member(MEMBER).as_str() else {
+            if spec.needs_base {
+                return unusable(format!("{MEMBER}: missing"));
+            }
+            return Ok(None);
+        };
+        let base = self.referred(tenant, Collection::Connections, id, MEMBER).await?;
+        if base.spec_id() != spec.id {
+            return unusable(format!("{MEMBER}: a connection of another spec"));
+        }
+        Ok(Some(base))
+    }
+
+    fn add_user<'e>(&self, of: &'e Entity, user: &Entity, shown: bool) -> Result<Write<'e>, ApiError> {
+        if of.used_by.len() >= MAX_USERS {
+            let what = of.collection.name();
+            return Err(ApiError::Conflict(format!("{what} [{}] is used by {MAX_USERS} others already", of.id)));
+        }
+        Ok(Write::AddUser { of, user: user.user_name(), shown })
+    }
+
+    /// The end of a flow with its base connection.
+    async fn end(&self, tenant: &Tenant, flow: &Entity, collection: Collection) -> Result<End, ApiError> {
+        let member = ends_member(collection);
+        let id = match flow.member(member).as_array().map(Vec::as_slice) {
+            Some([Value::String(id)]) => id.as_str(),
+            _ => return unusable(format!("{member}: expected one id")),
+        };
+        let entity = self.referred(tenant, collection, id, member).await?;
+        let base = match entity.member("baseConnectionId").as_str() {
+            None => None,
+            Some(id) => Some(self.referred(tenant, Collection::Connections, id, "baseConnectionId").await?),
+        };
+        Ok(End { entity, base })
+    }
+
+    async fn create_flow(&self, request: &Request, caller: &Caller, body: Document) -> Result<Reply, ApiError> {
+        let spec = flow_spec_of(&body)?;
+        let tenant = &caller.tenant;
+        let mut flow = self.new_entity(caller, Collection::Flows, body);
+        let mut round = 0;
+        loop {
+            let source = self.end(tenant, &flow, Collection::SourceConnections).await?;
+            let target = self.end(tenant, &flow, Collection::TargetConnections).await?;
+            flows::check_ends(spec, &source.entity, &target.entity)?;
+            inherit(&mut flow, &source, &target);
+            let shows = source.entity.is_unseen;
+            let mut writes = vec![
+                Write::Create(&flow),
+                self.add_user(&source.entity, &flow, shows)?,
+                self.add_user(&target.entity, &flow, false)?,
+            ];
+            let mut more = json!({});
+            if spec.id == TO_HUB {
+                let Some(connection) = &target.base else { return unusable("baseConnectionId: missing") };
+                let ends = Ends { source: &source.entity, target: &target.entity, connection };
+                let item = flows::item(&flow, &ends, tenant, &self.hosts, self.max_bytes)?;
+                let base_url = self.public_url.as_deref().unwrap_or(&request.base_url);
+                more["webhookUrl"] = format!("{base_url}/{}/{}", item.kind, item.id).into();
+                more["senderAuth"] = self.sender_auth(&source.entity).await?;
+                writes.extend([Write::Unchanged(connection), Write::PutFlow { item, seen: None }]);
+            }
+            match self.store.write(tenant, writes).await {
+                Ok(()) => return Ok(Reply::created(&flow, more)),
+                Err(unwritten) => self.next_round(unwritten, &mut round).await?,
+            }
+        }
+    }
+
+    /// Generated credentials as they are, once; of all others type and name.
+    async fn sender_auth(&self, source: &Entity) -> Result<Value, ApiError> {
+        let shown = || source.member("params")["senderAuth"].clone();
+        let Some(name) = source.secret_id.as_ref().filter(|_| source.is_unseen) else {
+            // An open flow has no list.
+            return Ok(if shown().is_array() { shown() } else { json!([]) });
+        };
+        let text = self.secrets.get(name).await?;
+        Ok(serde_json::from_str(text.expose_secret()).unwrap_or_else(|_| without_secrets(text.expose_secret())))
+    }
+
+    /// Changes one object, and the items of all flows that it reaches.
+    async fn change(
+        &self,
+        caller: &Caller,
+        collection: Collection,
+        id: &str,
+        if_match: &str,
+        change: Change<'_>,
+    ) -> Result<Reply, ApiError> {
+        let tenant = &caller.tenant;
+        let mut round = 0;
+        loop {
+            let old = self.existing(tenant, collection, id).await?;
+            check_etag(&old, if_match)?;
+            let mut new = old.clone();
+            new.document = match change {
+                Change::Patch(operations) => patch::apply(&old.document, operations)?,
+                Change::State(_) => old.document.clone(),
+            };
+            if let Change::Patch(operations) = change {
+                check_patched(&new, operations)?;
+            }
+            if let Change::State(state) = change {
+                new.document.insert("state".to_owned(), state.into());
+            }
+            new.document.insert("updatedAt".to_owned(), self.now().into());
+            new.document.insert("updatedBy".to_owned(), caller.subject.clone().into());
+            new.document.insert("updatedClient".to_owned(), caller.client.clone().into());
+            renew_etag(&mut new);
+            let secret = self.new_secret(&old, &mut new).await?;
+            let moved = secret.as_ref().is_some_and(|secret| secret.moves);
+            if let Some(secret) = &secret
+                && moved
+            {
+                new.secret_id = Some(self.secrets.create("connections", &secret.text).await?);
+            }
+            let written = match collection {
+                Collection::Flows => self.write_flow(tenant, &old, &mut new, change).await,
+                _ => self.write_and_reach(tenant, &old, &new).await,
+            };
+            let abandoned = new.secret_id.as_ref().filter(|_| moved && written.is_err());
+            if let Some(name) = abandoned {
+                self.secrets.delete(name).await;
+            }
+            match written {
+                Ok(()) => {}
+                Err(unwritten) => {
+                    self.next_round(unwritten, &mut round).await?;
+                    continue;
+                }
+            }
+            match (secret, &old.secret_id, &new.secret_id) {
+                (Some(_), Some(old), _) if moved => self.secrets.delete(old).await,
+                // After the write: of two patches at once the one that lost must not leave its key.
+                (Some(secret), _, Some(name)) => self.secrets.put(name, &secret.text).await?,
+                _ => {}
+            }
+            return Ok(Reply::ok(told(&new)));
+        }
+    }
+
+    /// What a patched connection or sender gives its secret.
+    async fn new_secret(&self, old: &Entity, new: &mut Entity) -> Result<Option<NewSecret>, ApiError> {
+        let spec = connection_spec(new.spec_id());
+        match (new.collection, spec) {
+            (Collection::Connections, Some(spec)) if spec.id == EVENT_HUBS => {
+                let before = Credentials::of(old, &self.hosts)?;
+                let after = Credentials::take(&mut new.document, &self.hosts)?;
+                if after.key.is_none()
+                    && before.key_name == after.key_name
+                    && before.host == after.host
+                    && before.hub == after.hub
+                {
+                    return Ok(None);
+                }
+                let key = match &after.key {
+                    Some(key) => key.clone(),
+                    None => self.key(old).await?,
+                };
+                // Functions read a secret again when the hub refuses its key, and only for the host that they know.
+                let moves = before.host != after.host;
+                Ok(Some(NewSecret { text: after.secret(key.expose_secret()), moves }))
+            }
+            (Collection::Connections, _) if new.document.contains_key("auth") => {
+                unusable("auth: connections of that spec have no credentials")
+            }
+            (Collection::SourceConnections, Some(spec)) if spec.kind.is_some() => {
+                let shown = old.member("params")["senderAuth"].clone();
+                let senders = Senders::take(&mut new.document, Some(&shown))?;
+                if senders.secret.is_some() {
+                    new.is_unseen = false;
+                }
+                Ok(senders.secret.map(|text| NewSecret { text, moves: false }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Writes a connection, source or target connection, and the items of the flows that it reaches.
+    async fn write_and_reach(&self, tenant: &Tenant, old: &Entity, new: &Entity) -> Result<(), Unwritten> {
+        let failed = Unwritten::Failed;
+        if let Some(spec) = connection_spec(new.spec_id())
+            && new.collection != Collection::Connections
+        {
+            let is_target = new.collection == Collection::TargetConnections;
+            connections::check(new, spec, is_target, self.max_bytes).map_err(failed)?;
+            let base = self.base(tenant, new, spec).await.map_err(failed)?;
+            if let (EVENT_HUBS, Some(base)) = (spec.id, base) {
+                let scope = Credentials::of(&base, &self.hosts).map_err(failed)?.hub;
+                hub_of(new, scope.as_deref()).map_err(failed)?;
+            }
+        }
+        let mut flow_ids = Vec::new();
+        for user in &old.used_by {
+            match user.split_once('#') {
+                Some(("flows", id)) => flow_ids.push(id.to_owned()),
+                Some((name, id)) => {
+                    let Some(collection) = Collection::of(name) else { continue };
+                    let Some(end) = self.store.get(tenant, collection, id).await.map_err(failed)? else {
+                        return Err(Unwritten::Lost);
+                    };
+                    // Its own hub must still be one that the key is for.
+                    if end.spec_id() == EVENT_HUBS {
+                        let scope = Credentials::of(new, &self.hosts).map_err(failed)?.hub;
+                        hub_of(&end, scope.as_deref()).map_err(failed)?;
+                    }
+                    let flows = end.used_by.iter().filter_map(|user| user.strip_prefix("flows#"));
+                    flow_ids.extend(flows.map(str::to_owned));
+                }
+                None => {}
+            }
+        }
+        let mut writes = vec![Write::Update { entity: new, old_etag: old.etag() }];
+        let mut reached = Vec::new();
+        for id in flow_ids {
+            // The version first: whoever changes the flow after this makes the write below fail.
+            let Some(seen) = self.store.flow_version(&id).await.map_err(failed)? else { continue };
+            let Some(flow) = self.store.get(tenant, Collection::Flows, &id).await.map_err(failed)? else {
+                return Err(Unwritten::Lost);
+            };
+            let mut source = self.end(tenant, &flow, Collection::SourceConnections).await.map_err(failed)?;
+            let mut target = self.end(tenant, &flow, Collection::TargetConnections).await.map_err(failed)?;
+            for entity in [&mut source.entity, &mut target.entity].into_iter().chain(&mut target.base) {
+                if (entity.collection, &entity.id) == (new.collection, &new.id) {
+                    *entity = new.clone();
+                }
+            }
+            let Some(connection) = &target.base else { continue };
+            let ends = Ends { source: &source.entity, target: &target.entity, connection };
+            let item = flows::item(&flow, &ends, tenant, &self.hosts, self.max_bytes).map_err(failed)?;
+            reached.push(Write::PutFlow { item, seen: Some(seen) });
+        }
+        if reached.len() >= MAX_WRITES {
+            let text = format!("{} flows depend on it: a change reaches {} at most", reached.len(), MAX_WRITES - 1);
+            return Err(failed(ApiError::Conflict(text)));
+        }
+        writes.extend(reached);
+        self.store.write(tenant, writes).await
+    }
+
+    /// Writes a flow, its item, and what it refers to now.
+    async fn write_flow(
+        &self,
+        tenant: &Tenant,
+        old: &Entity,
+        new: &mut Entity,
+        change: Change<'_>,
+    ) -> Result<(), Unwritten> {
+        let failed = Unwritten::Failed;
+        let Some(spec) = new.member("flowSpec")["id"].as_str().and_then(flow_spec) else {
+            return Err(failed(ApiError::UnknownSpec));
+        };
+        let operation = match change {
+            Change::Patch(_) => "update",
+            Change::State("enabled") => "enable",
+            Change::State(_) => "disable",
+        };
+        self.note_operation(new, operation);
+        let seen = self.store.flow_version(&new.id).await.map_err(failed)?;
+        let source = self.end(tenant, new, Collection::SourceConnections).await.map_err(failed)?;
+        let target = self.end(tenant, new, Collection::TargetConnections).await.map_err(failed)?;
+        flows::check_ends(spec, &source.entity, &target.entity).map_err(failed)?;
+        inherit(new, &source, &target);
+        let mut writes = vec![Write::Update { entity: new, old_etag: old.etag() }];
+        for end in [&source.entity, &target.entity] {
+            let before = old.member(ends_member(end.collection))[0].as_str().unwrap_or_default();
+            if before == end.id {
+                writes.push(Write::Unchanged(end));
+            } else {
+                writes.push(self.add_user(end, new, false).map_err(failed)?);
+                let of = (end.collection, before.to_owned());
+                writes.push(Write::RemoveUser { of, user: new.user_name() });
+            }
+        }
+        if let (TO_HUB, Some(connection)) = (spec.id, &target.base) {
+            let ends = Ends { source: &source.entity, target: &target.entity, connection };
+            let item = flows::item(new, &ends, tenant, &self.hosts, self.max_bytes).map_err(failed)?;
+            writes.extend([Write::Unchanged(connection), Write::PutFlow { item, seen }]);
+        }
+        self.store.write(tenant, writes).await
+    }
+
+    async fn delete(
+        &self,
+        request: &Request,
+        tenant: &Tenant,
+        collection: Collection,
+        id: &str,
+    ) -> Result<Reply, ApiError> {
+        let mut round = 0;
+        loop {
+            let entity = self.existing(tenant, collection, id).await?;
+            check_etag(&entity, request.header("if-match").unwrap_or("*"))?;
+            if !entity.used_by.is_empty() {
+                let users: Vec<String> = entity.used_by.iter().take(5).map(|user| user.replace('#', "/")).collect();
+                let text = format!("{} [{id}] is in use by {}", collection.name(), users.join(", "));
+                return Err(ApiError::Conflict(text));
+            }
+            let mut writes = vec![Write::Delete { entity: &entity }];
+            for (collection, member) in [
+                (Collection::SourceConnections, "sourceConnectionIds"),
+                (Collection::TargetConnections, "targetConnectionIds"),
+                (Collection::Connections, "baseConnectionId"),
+            ] {
+                let id = match entity.member(member) {
+                    Value::String(id) => id,
+                    Value::Array(ids) => match ids.first().and_then(Value::as_str) {
+                        Some(id) => id,
+                        None => continue,
+                    },
+                    _ => continue,
+                };
+                writes.push(Write::RemoveUser { of: (collection, id.to_owned()), user: entity.user_name() });
+            }
+            if collection == Collection::Flows {
+                writes.push(Write::DeleteFlow { id: entity.id.clone() });
+            }
+            match self.store.write(tenant, writes).await {
+                Ok(()) => {}
+                Err(unwritten) => {
+                    self.next_round(unwritten, &mut round).await?;
+                    continue;
+                }
+            }
+            if let Some(name) = &entity.secret_id {
+                self.secrets.delete(name).await;
+            }
+            return Ok(Reply::deleted());
+        }
+    }
+
+    async fn test(&self, tenant: &Tenant, id: &str) -> Result<Reply, ApiError> {
+        let connection = self.existing(tenant, Collection::Connections, id).await?;
+        let told = |result: bool, detail: String| Ok(Reply::ok(json!({ "result": result, "detail": detail })));
+        if connection.spec_id() != EVENT_HUBS {
+            return told(true, "connections of that spec have nothing to test".to_owned());
+        }
+        let credentials = Credentials::of(&connection, &self.hosts)?;
+        let look = self.hubs.look(&credentials.host, &credentials.key_name, &self.key(&connection).await?).await;
+        match (look, &credentials.hub) {
+            (Look::Hubs(hubs), Some(hub)) if !hubs.iter().any(|known| known.eq_ignore_ascii_case(hub)) => {
+                told(false, format!("the key is good; the namespace has no event hub {hub}"))
+            }
+            (Look::Hubs(_), Some(hub)) => told(true, format!("the key is good, its rule has Manage, {hub} is there")),
+            (Look::Hubs(_), None) => told(true, "the key is good, its rule has Manage".to_owned()),
+            (Look::NoManage, _) => told(
+                true,
+                "the key is good, its rule has no Manage; that it may send, and that a hub is there, only sending could \
+                 prove, which a test does not"
+                    .to_owned(),
+            ),
+            (Look::WrongKey, _) => told(false, "the namespace refuses the key: wrong name or wrong key".to_owned()),
+            (Look::Unreachable(problem), _) => told(false, format!("the namespace can't be reached: {problem}")),
+        }
+    }
+
+    async fn explore(&self, request: &Request, tenant: &Tenant, id: &str) -> Result<Reply, ApiError> {
+        if !matches!(request.parameter("objectType"), None | Some("root")) {
+            return bad_request("objectType: expected root");
+        }
+        let connection = self.existing(tenant, Collection::Connections, id).await?;
+        if connection.spec_id() != EVENT_HUBS {
+            return unusable("connections of that spec have nothing to explore");
+        }
+        let credentials = Credentials::of(&connection, &self.hosts)?;
+        let key = self.key(&connection).await?;
+        match self.hubs.look(&credentials.host, &credentials.key_name, &key).await {
+            Look::Hubs(hubs) => {
+                let in_scope =
+                    |hub: &String| credentials.hub.as_ref().is_none_or(|scope| scope.eq_ignore_ascii_case(hub));
+                let listed = hubs.into_iter().filter(in_scope).map(|hub| {
+                    json!({
+                        "type": "file", "path": format!("/{hub}"), "name": hub,
+                        "canPreview": false, "canFetchSchema": false,
+                    })
+                });
+                Ok(Reply::ok(listed.collect()))
+            }
+            Look::NoManage => Err(ApiError::Forbidden(
+                "the key's rule has no Manage, without which a namespace does not list its event hubs".to_owned(),
+            )),
+            Look::WrongKey => {
+                Err(ApiError::Forbidden("the namespace refuses the key: wrong name or wrong key".to_owned()))
+            }
+            Look::Unreachable(problem) => unusable(format!("the namespace can't be reached: {problem}")),
+        }
+    }
+
+    async fn write(&self, tenant: &Tenant, writes: Vec<Write<'_>>) -> Result<(), ApiError> {
+        self.store.write(tenant, writes).await.map_err(|unwritten| match unwritten {
+            Unwritten::Failed(error) => error,
+            // Of new objects only.
+            Unwritten::Lost => BUSY,
+        })
+    }
+
+    /// Goes on after a write that others were faster than.
+    async fn next_round(&self, unwritten: Unwritten, round: &mut u32) -> Result<(), ApiError> {
+        match unwritten {
+            Unwritten::Failed(error) => Err(error),
+            Unwritten::Lost if *round + 1 >= ROUNDS => Err(BUSY),
+            Unwritten::Lost => {
+                *round += 1;
+                tokio::time::sleep(PAUSE * *round).await;
+                Ok(())
+            }
+        }
+    }
+}
+
+const BUSY: ApiError = ApiError::Unavailable("others change the same objects now; send it again");
+
+#[derive(Clone, Copy)]
+enum Change<'a> {
+    Patch(&'a [patch::Operation]),
+    State(&'static str),
+}
+
+struct NewSecret {
+    text: SecretString,
+    /// To another host: under a new name, so that nobody reads one host's key for the other.
+    moves: bool,
+}
+
+fn ends_member(collection: Collection) -> &'static str {
+    match collection {
+        Collection::SourceConnections => "sourceConnectionIds",
+        _ => "targetConnectionIds",
+    }
+}
+
+fn inherit(flow: &mut Entity, source: &End, target: &End) {
+    let told = flows::inherited(&[(&source.entity, source.base.as_ref())], &[(&target.entity, target.base.as_ref())]);
+    flow.document.insert("inheritedAttributes".to_owned(), told);
+}
+
+/// A string with its quotes in it.
+fn renew_etag(entity: &mut Entity) {
+    let etag = format!("\"{}\"", uuid());
+    entity.document.insert("version".to_owned(), etag.clone().into());
+    entity.document.insert("etag".to_owned(), etag.into());
+}
+
+/// Byte for byte, quotes included; `*` is any.
+fn check_etag(entity: &Entity, if_match: &str) -> Result<(), ApiError> {
+    if if_match == "*" || if_match == entity.etag() {
+        return Ok(());
+    }
+    Err(ApiError::Stale { given: if_match.to_owned(), current: entity.etag().to_owned() })
+}
+
+/// A patched object must be one that could have been created.
+fn check_patched(entity: &Entity, operations: &[patch::Operation]) -> Result<(), ApiError> {
+    let carries_mask = operations.iter().any(|operation| match &operation.change {
+        patch::Change::Add(value) | patch::Change::Replace(value) => has_mask(value),
+        patch::Change::Remove => false,
+    });
+    if entity.collection == Collection::Connections && carries_mask {
+        return unusable("the patch carries the mask of a key; give the key, or leave it out");
+    }
+    schemas::check(&schemas::body(entity.collection), &Value::Object(entity.document.clone()))
+}
+
+fn spec_of(body: &Document, collection: Collection) -> Result<&'static ConnectionSpec, ApiError> {
+    const MEMBER: &str = "connectionSpec";
+    let (id, version) = spec_members(body, MEMBER);
+    let spec = connection_spec(id).filter(|spec| spec.collections.contains(&collection));
+    check_version(MEMBER, version, spec)
+}
+
+fn flow_spec_of(body: &Document) -> Result<&'static FlowSpec, ApiError> {
+    const MEMBER: &str = "flowSpec";
+    let (id, version) = spec_members(body, MEMBER);
+    check_version(MEMBER, version, flow_spec(id))
+}
+
+fn spec_members<'b>(body: &'b Document, member: &str) -> (&'b str, Option<&'b str>) {
+    let text = |name: &str| body.get(member).and_then(|spec| spec[name].as_str());
+    (text("id").unwrap_or_default(), text("version"))
+}
+
+fn check_version<T>(member: &'static str, version: Option<&str>, spec: Option<T>) -> Result<T, ApiError> {
+    let spec = spec.ok_or(ApiError::UnknownSpec)?;
+    match version {
+        None => Err(ApiError::SpecVersionMissing(member)),
+        Some(VERSION) => Ok(spec),
+        Some(_) => unusable(format!("{member}.version: expected {VERSION}")),
+    }
+}
+
+/// `validate`: whether creating asks the namespace, and whether it must answer.
+fn validation(request: &Request) -> Result<Option<bool>, ApiError> {
+    match request.parameter("validate") {
+        None => Ok(None),
+        Some("true") => Ok(Some(true)),
+        Some("false") => Ok(Some(false)),
+        Some(_) => bad_request("validate: expected true or false"),
+    }
+}

@@ -1,0 +1,184 @@
+//! A flow and what it refers to become the item that the data plane reads.
+
+use serde_json::{Map, Value, json};
+
+use crate::connections::{Credentials, check_options, hub_of, options_of, partitioning_of};
+use crate::errors::{ApiError, unusable};
+use crate::namespace::Hosts;
+use crate::specs::{FlowSpec, PROFILE_EXPORT, connection_spec, options_schema};
+use crate::store::{Entity, FlowItem};
+use crate::tenant::Tenant;
+
+/// A flow to a hub, with all that it is made of.
+pub struct Ends<'a> {
+    pub source: &'a Entity,
+    pub target: &'a Entity,
+    /// The target's base connection.
+    pub connection: &'a Entity,
+}
+
+/// Whether both ends fit the flow spec.
+pub fn check_ends(spec: &FlowSpec, source: &Entity, target: &Entity) -> Result<(), ApiError> {
+    if !spec.sources.contains(&source.spec_id()) {
+        return unusable("sourceConnectionIds: the flow spec takes no source of that connection spec");
+    }
+    if !spec.targets.contains(&target.spec_id()) {
+        return unusable("targetConnectionIds: the flow spec takes no target of that connection spec");
+    }
+    Ok(())
+}
+
+pub fn item(
+    flow: &Entity,
+    ends: &Ends<'_>,
+    tenant: &Tenant,
+    hosts: &Hosts,
+    max_bytes: u64,
+) -> Result<FlowItem, ApiError> {
+    let Some(kind) = connection_spec(ends.source.spec_id()).and_then(|spec| spec.kind) else {
+        return unusable("sourceConnectionIds: no sender");
+    };
+    let mut options = options_of(ends.source, kind)?;
+    let audiences = audiences(flow)?;
+    // Of the kinds only the one that filters by them has such an option.
+    if kind == PROFILE_EXPORT && !audiences.is_empty() {
+        debug_assert!(options_schema(kind)["properties"].get("audiences").is_some());
+        options.insert("audiences".to_owned(), audiences.into());
+    }
+    check_options(kind, &options, max_bytes)?;
+    let credentials = Credentials::of(ends.connection, hosts)?;
+    let secret = |entity: &Entity| match &entity.secret_id {
+        Some(id) => Ok(id.clone()),
+        None => unusable("the connection has no key"),
+    };
+    Ok(FlowItem {
+        id: flow.id.clone(),
+        kind: kind.name,
+        state: flow.text("state").to_owned(),
+        options: Value::Object(options).to_string(),
+        auth_secret_id: ends.source.secret_id.clone(),
+        connection_secret_id: secret(ends.connection)?,
+        host: credentials.host.name,
+        hub: hub_of(ends.target, credentials.hub.as_deref())?,
+        partitioning: partitioning_of(ends.target)?,
+        tenant: tenant.key(),
+    })
+}
+
+/// The ids of the segment selectors, each once.
+fn audiences(flow: &Entity) -> Result<Vec<String>, ApiError> {
+    let mut ids = Vec::new();
+    let transformations = match flow.member("transformations") {
+        Value::Null => return Ok(ids),
+        Value::Array(transformations) => transformations,
+        _ => return unusable("transformations: expected an array"),
+    };
+    for (place, transformation) in transformations.iter().enumerate() {
+        let selectors = match &transformation["params"]["segmentSelectors"]["selectors"] {
+            Value::Null => continue,
+            Value::Array(selectors) => selectors,
+            _ => {
+                return unusable(format!("transformations/{place}: segmentSelectors.selectors: expected an array"));
+            }
+        };
+        for selector in selectors {
+            match selector["value"]["id"].as_str() {
+                Some(id) if !id.is_empty() && !ids.iter().any(|known| known == id) => ids.push(id.to_owned()),
+                Some(id) if !id.is_empty() => {}
+                _ => return unusable(format!("transformations/{place}: a segment selector has no value.id")),
+            }
+        }
+    }
+    Ok(ids)
+}
+
+/// What reads of a flow tell about its ends.
+pub fn inherited(sources: &[(&Entity, Option<&Entity>)], targets: &[(&Entity, Option<&Entity>)]) -> Value {
+    let tell = |(end, base): &(&Entity, Option<&Entity>)| {
+        let mut told = Map::from_iter([
+            ("id".to_owned(), end.id.clone().into()),
+            ("connectionSpec".to_owned(), end.member("connectionSpec").clone()),
+        ]);
+        if let Some(base) = base {
+            told.insert(
+                "baseConnection".to_owned(),
+                json!({ "id": base.id, "connectionSpec": base.member("connectionSpec") }),
+            );
+        }
+        Value::Object(told)
+    };
+    json!({
+        "sourceConnections": sources.iter().map(tell).collect::<Vec<_>>(),
+        "targetConnections": targets.iter().map(tell).collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routes::Collection;
+    use crate::specs::{DATAVERSE, EVENT_HUBS, PROFILE_STORE};
+
+    fn entity(collection: Collection, document: Value) -> Entity {
+        Entity {
+            collection,
+            id: "i".to_owned(),
+            document: document.as_object().unwrap().clone(),
+            secret_id: Some(format!("secret of {}", collection.name())),
+            used_by: Vec::new(),
+            is_unseen: false,
+        }
+    }
+
+    fn of(flow: Value, source: Value, target: Value) -> Result<FlowItem, ApiError> {
+        let connection = json!({
+            "auth": { "params": { "sasKeyName": "n", "sasKey": "********", "namespace": "contoso" } },
+        });
+        let ends = Ends {
+            source: &entity(Collection::SourceConnections, source),
+            target: &entity(Collection::TargetConnections, target),
+            connection: &entity(Collection::Connections, connection),
+        };
+        let tenant = Tenant { organisation: "o".to_owned(), sandbox: "prod".to_owned() };
+        item(&entity(Collection::Flows, flow), &ends, &tenant, &Hosts::new(None, None).unwrap(), 1_000_000)
+    }
+
+    #[test]
+    fn selected_segments_become_audiences() {
+        let selectors = json!([{ "value": { "id": "a" } }, { "value": { "id": "b" } }, { "value": { "id": "a" } }]);
+        let flow = json!({
+            "state": "enabled", "transformations": [{ "params": { "segmentSelectors": { "selectors": selectors } } }],
+        });
+        let target = json!({ "connectionSpec": { "id": EVENT_HUBS }, "params": { "eventHubName": "h" } });
+        let source =
+            json!({ "connectionSpec": { "id": PROFILE_STORE }, "params": { "options": { "split": "membership" } } });
+        let item = of(flow.clone(), source, target.clone()).unwrap();
+        assert_eq!((item.kind, item.host.as_str()), ("profile-export", "contoso.servicebus.windows.net"));
+        assert_eq!(item.options, r#"{"audiences":["a","b"],"split":"membership"}"#);
+        assert_eq!((item.hub.as_str(), item.partitioning.as_str()), ("h", "keys:16"));
+        // Other kinds know no audiences.
+        let source = json!({ "connectionSpec": { "id": DATAVERSE }, "data": { "format": "xml" } });
+        assert_eq!(of(flow, source, target).unwrap().options, r#"{"messageFormat":"xml"}"#);
+    }
+
+    #[test]
+    fn what_the_data_plane_could_not_read_is_refused() {
+        let target = json!({ "params": { "eventHubName": "h" } });
+        let source =
+            |options: Value| json!({ "connectionSpec": { "id": DATAVERSE }, "params": { "options": options } });
+        for (flow, source, target) in [
+            (json!({}), source(json!({ "unknown": 1 })), target.clone()),
+            (json!({}), source(json!({ "maxBytes": 2_000_000 })), target.clone()),
+            (json!({}), source(json!({ "steps": [] })), target.clone()),
+            (json!({}), source(json!({})), json!({ "params": {} })),
+            (json!({}), source(json!({})), json!({ "params": { "eventHubName": "h", "partitioning": "keys:0" } })),
+            (
+                json!({ "transformations": [{ "params": { "segmentSelectors": { "selectors": [{}] } } }] }),
+                source(json!({})),
+                target,
+            ),
+        ] {
+            assert_eq!(of(flow, source, target).unwrap_err().status(), 400);
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The OpenAPI 3.1 document, made of the table of routes and the schemas that bodies are checked by.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use crate::routes::{Collection, Operation, ROUTES};
+use crate::schemas;
+use crate::specs::{CONNECTION_SPECS, FLOW_SPECS};
+
+pub fn document() -> Value {
+    let mut paths: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
+    for route in ROUTES {
+        let path = paths.entry(route.path).or_default();
+        path.insert(route.method.to_lowercase(), operation(route.operation, route.path));
+    }
+    let mut components = Map::new();
+    for collection in Collection::ALL {
+        components.insert(schemas::body_name(collection).to_owned(), schemas::body(collection));
+    }
+    components.insert("JsonPatch".to_owned(), schemas::patch());
+    components.extend(answers());
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "eventhubs-relay control API",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Connections, source and target connections and flows, in the shapes of Adobe's Flow Service.",
+        },
+        "security": [{ "token": [] }],
+        "paths": paths,
+        "components": {
+            "securitySchemes": { "token": { "type": "http", "scheme": "bearer", "bearerFormat": "JWT" } },
+            "schemas": components,
+        },
+    })
+}
+
+fn answers() -> Map<String, Value> {
+    let text = json!({ "type": "string" });
+    let items = json!({
+        "type": "object",
+        "properties": {
+            "items": { "type": "array", "items": { "type": "object" } },
+            "_links": {
+                "type": "object",
+                "properties": { "next": { "type": "object", "properties": { "href": text }, "required": ["href"] } },
+            },
+            "count": { "type": "integer", "minimum": 0 },
+        },
+        "required": ["items"],
+    });
+    let reference = json!({
+        "type": "object",
+        "properties": { "id": { "type": "string", "format": "uuid" }, "etag": { "type": "string", "pattern": "^\".*\"$" } },
+        "required": ["id", "etag"],
+    });
+    let mut new_flow = reference.clone();
+    new_flow["properties"]["webhookUrl"] = text.clone();
+    new_flow["properties"]["senderAuth"] = json!({ "type": "array", "items": { "type": "object" } });
+    let error = json!({
+        "description": "One of three shapes, by the case.",
+        "anyOf": [
+            { "type": "object", "properties": { "error_code": text, "message": text }, "required": ["message"] },
+            {
+                "type": "object",
+                "properties": { "errorMessage": text, "errorDetails": text },
+                "required": ["errorMessage", "errorDetails"],
+            },
+            {
+                "type": "object",
+                "properties": { "type": text, "status": { "type": "integer" }, "title": text, "detail": text },
+                "required": ["type", "status", "title", "detail"],
+            },
+        ],
+    });
+    let test = json!({
+        "type": "object",
+        "properties": { "result": { "type": "boolean" }, "detail": text },
+        "required": ["result"],
+    });
+    let tree = json!({
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {
+                "type": text, "name": text, "path": text,
+                "canPreview": { "type": "boolean" }, "canFetchSchema": { "type": "boolean" },
+            },
+            "required": ["type", "name", "path", "canPreview", "canFetchSchema"],
+        },
+    });
+    [
+        ("Items", items),
+        ("Reference", reference),
+        ("CreatedFlow", new_flow),
+        ("Error", error),
+        ("TestResult", test),
+        ("Explored", tree),
+        ("OpenApi", json!({ "type": "object" })),
+    ]
+    .into_iter()
+    .map(|(name, schema)| (name.to_owned(), schema))
+    .collect()
+}
+
+fn content(schema: &str) -> Value {
+    json!({ "application/json": { "schema": { "$ref": format!("#/components/schemas/{schema}") } } })
+}
+
+/// What an operation is called, does, takes and gives.
+struct Told {
+    id: String,
+    summary: String,
+    body: Option<&'static str>,
+    success: (u16, Option<&'static str>),
+    failures: &'static [u16],
+    parameters: Vec<Value>,
+}
+
+fn operation(operation: Operation, path: &str) -> Value {
+    if operation == Operation::OpenApi {
+        return json!({
+            "operationId": "getOpenApi",
+            "summary": "This document",
+            "security": [],
+            "responses": { "200": { "description": "OpenAPI 3.1", "content": content("OpenApi") } },
+        });
+    }
+    let told = told(operation);
+    let mut parameters = vec![
+        header("x-api-key", true, "Any key: the token decides"),
+        header("x-gw-ims-org-id", true, "The organisation; the token must name it"),
+        header("x-sandbox-name", false, "The sandbox; `prod` when it is left out"),
+    ];
+    if path.contains("{id}") {
+        parameters.push(
+            json!({ "name": "id", "in": "path", "required": true, "schema": { "type": "string", "minLength": 1 } }),
+        );
+    }
+    parameters.extend(told.parameters);
+    let mut responses = Map::new();
+    let (status, schema) = told.success;
+    let mut success = json!({ "description": "Done" });
+    if let Some(schema) = schema {
+        success["content"] = content(schema);
+    }
+    if status == 201 {
+        success["headers"] = json!({ "Location": { "schema": { "type": "string" } } });
+    }
+    responses.insert(status.to_string(), success);
+    // The gateway's and the headers' own, then those of the operation.
+    for status in [400, 401, 403, 503].iter().chain(told.failures) {
+        responses
+            .insert(status.to_string(), json!({ "description": description(*status), "content": content("Error") }));
+    }
+    let mut described = json!({
+        "operationId": told.id, "summary": told.summary, "parameters": parameters, "responses": responses,
+    });
+    if let Some(body) = told.body {
+        described["requestBody"] = json!({ "required": true, "content": content(body) });
+    }
+    described
+}
+
+fn description(status: u16) -> &'static str {
+    match status {
+        400 => "A header, the query or the body can't be used",
+        401 => "The token is not valid",
+        403 => "A token or key is missing, the token does not name the organisation, or a right is missing",
+        404 => "No such object",
+        409 => "In use",
+        412 => "If-Match is not the current etag",
+        413 => "The body is too large",
+        422 => "The version of the spec is missing",
+        _ => "The store does not answer now",
+    }
+}
+
+fn header(name: &str, required: bool, description: &str) -> Value {
+    json!({
+        "name": name, "in": "header", "required": required, "description": description,
+        "schema": { "type": "string", "minLength": 1 },
+    })
+}
+
+fn query(name: &str, description: &str, schema: Value) -> Value {
+    json!({ "name": name, "in": "query", "description": description, "schema": schema })
+}
+
+fn told(operation: Operation) -> Told {
+    let pascal = |name: &str| name[..1].to_uppercase() + &name[1..];
+    let told = |id: &str, summary: &str, success: (u16, Option<&'static str>), failures: &'static [u16]| Told {
+        id: id.to_owned(),
+        summary: summary.to_owned(),
+        body: None,
+        success,
+        failures,
+        parameters: Vec::new(),
+    };
+    let list = || {
+        vec![
+            query("limit", "At most", json!({ "type": "integer", "minimum": 1, "maximum": 100 })),
+            query("orderby", "`name`, `-createdAt`, …; newest first by default", json!({ "type": "string" })),
+            query(
+                "property",
+                "A filter such as `state==enabled`, or a member to show; all must hold",
+                json!({
+                    "type": "array", "items": { "type": "string" }, "maxItems": 20,
+                }),
+            ),
+            query("continuationToken", "Of `_links.next.href`", json!({ "type": "string" })),
+            query("count", "Whether to count", json!({ "type": "boolean" })),
+        ]
+    };
+    match operation {
+        Operation::Create(collection) => {
+            let success = if collection == Collection::Flows { "CreatedFlow" } else { "Reference" };
+            let id = format!("create{}", pascal(collection.name()));
+            let mut told = told(&id, "Create", (201, Some(success)), &[409, 413, 422]);
+            told.body = Some(schemas::body_name(collection));
+            if collection != Collection::Flows {
+                told.parameters.push(query(
+                    "validate",
+                    "false: don't ask the namespace; true: it must answer",
+                    json!({ "type": "boolean" }),
+                ));
+            }
+            told
+        }
+        Operation::List(collection) => Told {
+            parameters: list(),
+            ..told(&format!("list{}", pascal(collection.name())), "List", (200, Some("Items")), &[])
+        },
+        Operation::Read(collection) => {
+            told(&format!("get{}", pascal(collection.name())), "Read one", (200, Some("Items")), &[404])
+        }
+        Operation::Patch(collection) => {
+            let id = format!("patch{}", pascal(collection.name()));
+            let mut told = told(&id, "Change", (200, Some("Reference")), &[404, 409, 412, 413]);
+            told.body = Some("JsonPatch");
+            told.parameters.push(header("If-Match", true, "The etag as it was given, quotes included; `*` for any"));
+            told
+        }
+        Operation::Delete(collection) => {
+            told(&format!("delete{}", pascal(collection.name())), "Delete", (204, None), &[404, 409, 412])
+        }
+        Operation::Test => told("testConnection", "Try the key", (200, Some("TestResult")), &[404]),
+        Operation::Explore => Told {
+            parameters: vec![query("objectType", "What to list", json!({ "type": "string", "enum": ["root"] }))],
+            ..told("exploreConnection", "List the event hubs", (200, Some("Explored")), &[404])
+        },
+        Operation::Action => {
+            let mut op = query("op", "enable or disable", json!({ "type": "string", "enum": ["enable", "disable"] }));
+            op["required"] = true.into();
+            Told {
+                parameters: vec![op],
+                ..told("actOnFlow", "Enable or disable", (200, Some("Reference")), &[404, 409, 412, 413])
+            }
+        }
+        Operation::ConnectionSpecs => told("listConnectionSpecs", "List the specs", (200, Some("Items")), &[]),
+        Operation::ConnectionSpec => Told {
+            parameters: Vec::new(),
+            ..told("getConnectionSpec", &specs(CONNECTION_SPECS.iter().map(|s| s.id)), (200, Some("Items")), &[])
+        },
+        Operation::FlowSpecs => told("listFlowSpecs", "List the specs", (200, Some("Items")), &[]),
+        Operation::FlowSpec => told("getFlowSpec", &specs(FLOW_SPECS.iter().map(|s| s.id)), (200, Some("Items")), &[]),
+        Operation::Runs => {
+            Told { parameters: list(), ..told("listRuns", "None: what streams has no runs", (200, Some("Items")), &[]) }
+        }
+        Operation::OpenApi => told("getOpenApi", "This document", (200, Some("OpenApi")), &[]),
+    }
+}
+
+fn specs(ids: impl Iterator<Item = &'static str>) -> String {
+    format!("Read one of {}", ids.collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// `UPDATE_SCHEMAS=1 cargo test -p flow-service` writes the file anew.
+    #[test]
+    fn the_published_document_is_current() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.json");
+        let generated = serde_json::to_string_pretty(&document()).unwrap() + "\n";
+        if std::env::var_os("UPDATE_SCHEMAS").is_some() {
+            std::fs::write(&path, &generated).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap_or_default(), generated, "{} is old", path.display());
+    }
+}

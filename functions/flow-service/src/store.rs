@@ -1,0 +1,383 @@
+//! The table: every object by its tenant, and the items that the data plane reads.
+//!
+//! An object knows who uses it (`usedBy`), so that what is in use stays, and a change reaches the flows that it is for.
+//! All writes are conditional, and those of one request are one transaction.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
+use aws_sdk_dynamodb::types::{AttributeValue, ConditionCheck, Delete, Put, TransactWriteItem, Update};
+use serde_json::{Map, Value};
+
+use crate::errors::ApiError;
+use crate::routes::Collection;
+use crate::tenant::Tenant;
+
+/// Of an object: a change of it must fit one transaction, with the items of all flows that it reaches.
+pub const MAX_USERS: usize = 80;
+/// What one transaction may have.
+pub const MAX_WRITES: usize = 100;
+/// Of a document, as JSON: an item has at most 400 KB.
+const MAX_DOCUMENT: usize = 300 * 1024;
+/// The index that lists are read from.
+const INDEX: &str = "collection";
+const SILENT: ApiError = ApiError::Unavailable("the store does not answer now; send it again");
+
+pub type Document = Map<String, Value>;
+
+/// An object of a tenant.
+#[derive(Debug, Clone)]
+pub struct Entity {
+    pub collection: Collection,
+    pub id: String,
+    /// As it is read back.
+    pub document: Document,
+    /// Of the key, or of the senders' credentials.
+    pub secret_id: Option<String>,
+    /// Objects that refer to this one, as `collection#id`.
+    pub used_by: Vec<String>,
+    /// Generated credentials that nobody was shown.
+    pub is_unseen: bool,
+}
+
+impl Entity {
+    pub fn text(&self, name: &str) -> &str {
+        self.document.get(name).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    pub fn etag(&self) -> &str {
+        self.text("etag")
+    }
+
+    pub fn spec_id(&self) -> &str {
+        self.document.get("connectionSpec").and_then(|spec| spec["id"].as_str()).unwrap_or_default()
+    }
+
+    pub fn member(&self, name: &str) -> &Value {
+        self.document.get(name).unwrap_or(&Value::Null)
+    }
+
+    /// How it stands among those that use another.
+    pub fn user_name(&self) -> String {
+        format!("{}#{}", self.collection.name(), self.id)
+    }
+}
+
+/// What the data plane reads of a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowItem {
+    pub id: String,
+    pub kind: &'static str,
+    pub state: String,
+    /// JSON.
+    pub options: String,
+    pub auth_secret_id: Option<String>,
+    pub connection_secret_id: String,
+    pub host: String,
+    pub hub: String,
+    pub partitioning: String,
+    pub tenant: String,
+}
+
+pub enum Write<'a> {
+    Create(&'a Entity),
+    /// Writes the document over the one with this etag.
+    Update {
+        entity: &'a Entity,
+        old_etag: &'a str,
+    },
+    /// Nobody may use it.
+    Delete {
+        entity: &'a Entity,
+    },
+    /// Nothing changes of it meanwhile.
+    Unchanged(&'a Entity),
+    /// Refers to it as it was read. `shown`: its generated credentials are.
+    AddUser {
+        of: &'a Entity,
+        user: String,
+        shown: bool,
+    },
+    RemoveUser {
+        of: (Collection, String),
+        user: String,
+    },
+    /// `seen`: the version that was read; `None` for a new flow.
+    PutFlow {
+        item: FlowItem,
+        seen: Option<u64>,
+    },
+    DeleteFlow {
+        id: String,
+    },
+}
+
+/// Why a transaction wrote nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Unwritten {
+    /// Something has changed since it was read: read again.
+    Lost,
+    Failed(ApiError),
+}
+
+pub struct Store {
+    client: Client,
+    table: String,
+}
+
+fn text(value: impl Into<String>) -> AttributeValue {
+    AttributeValue::S(value.into())
+}
+
+fn key(tenant: &Tenant, collection: Collection, id: &str) -> String {
+    format!("{}#{id}", collection_key(tenant, collection))
+}
+
+fn collection_key(tenant: &Tenant, collection: Collection) -> String {
+    format!("TENANT#{}#{}", tenant.key(), collection.name())
+}
+
+fn flow_key(id: &str) -> String {
+    format!("FLOW#{id}")
+}
+
+impl Store {
+    pub fn new(client: Client, table: String) -> Self {
+        Self { client, table }
+    }
+
+    pub async fn get(&self, tenant: &Tenant, collection: Collection, id: &str) -> Result<Option<Entity>, ApiError> {
+        // Ids are UUIDs; nothing else is asked for.
+        if id.len() != 36 {
+            return Ok(None);
+        }
+        let answer = self
+            .client
+            .get_item()
+            .table_name(&self.table)
+            .key("pk", text(key(tenant, collection, id)))
+            .consistent_read(true)
+            .send()
+            .await
+            .map_err(|error| failed("GetItem", &error))?;
+        Ok(answer.item.and_then(|item| entity(collection, &item)))
+    }
+
+    /// The version of the item that the data plane reads.
+    pub async fn flow_version(&self, id: &str) -> Result<Option<u64>, ApiError> {
+        let answer = self
+            .client
+            .get_item()
+            .table_name(&self.table)
+            .key("pk", text(flow_key(id)))
+            .consistent_read(true)
+            .send()
+            .await
+            .map_err(|error| failed("GetItem", &error))?;
+        let version = answer.item.and_then(|item| item.get("version")?.as_n().ok()?.parse().ok());
+        Ok(version)
+    }
+
+    /// All documents of a collection, in no order. What was written last may not be among them for a moment.
+    pub async fn list(&self, tenant: &Tenant, collection: Collection) -> Result<Vec<Document>, ApiError> {
+        let (mut documents, mut next) = (Vec::new(), None);
+        loop {
+            let page = self
+                .client
+                .query()
+                .table_name(&self.table)
+                .index_name(INDEX)
+                .key_condition_expression("#c = :c")
+                .expression_attribute_names("#c", INDEX)
+                .expression_attribute_values(":c", text(collection_key(tenant, collection)))
+                .set_exclusive_start_key(next)
+                .send()
+                .await
+                .map_err(|error| failed("Query", &error))?;
+            documents.extend(page.items().iter().filter_map(document));
+            next = page.last_evaluated_key.filter(|key| !key.is_empty());
+            if next.is_none() {
+                return Ok(documents);
+            }
+        }
+    }
+
+    /// Writes all of it or nothing.
+    pub async fn write(&self, tenant: &Tenant, writes: Vec<Write<'_>>) -> Result<(), Unwritten> {
+        let mut items = Vec::with_capacity(writes.len());
+        for write in writes {
+            items.push(self.item(tenant, write).map_err(Unwritten::Failed)?);
+        }
+        let answer = self.client.transact_write_items().set_transact_items(Some(items)).send().await;
+        let Err(error) = answer else { return Ok(()) };
+        if let SdkError::ServiceError(problem) = &error {
+            match problem.err() {
+                TransactWriteItemsError::TransactionCanceledException(canceled) => {
+                    let lost = |code: &str| matches!(code, "None" | "ConditionalCheckFailed" | "TransactionConflict");
+                    let reasons = canceled.cancellation_reasons();
+                    if reasons.iter().all(|reason| reason.code().is_none_or(lost)) {
+                        return Err(Unwritten::Lost);
+                    }
+                }
+                TransactWriteItemsError::TransactionInProgressException(_) => return Err(Unwritten::Lost),
+                _ => {}
+            }
+        }
+        Err(Unwritten::Failed(failed("TransactWriteItems", &error)))
+    }
+
+    fn item(&self, tenant: &Tenant, write: Write<'_>) -> Result<TransactWriteItem, ApiError> {
+        let entity_key = |entity: &Entity| text(key(tenant, entity.collection, &entity.id));
+        let builder = TransactWriteItem::builder();
+        let built = match write {
+            Write::Create(entity) => {
+                let mut item = HashMap::from([
+                    ("pk".to_owned(), entity_key(entity)),
+                    (INDEX.to_owned(), text(collection_key(tenant, entity.collection))),
+                    ("document".to_owned(), text(serialized(&entity.document)?)),
+                    ("etag".to_owned(), text(entity.etag())),
+                ]);
+                if let Some(secret) = &entity.secret_id {
+                    item.insert("secretId".to_owned(), text(secret));
+                }
+                if entity.is_unseen {
+                    item.insert("unseen".to_owned(), AttributeValue::Bool(true));
+                }
+                let put = Put::builder().table_name(&self.table).set_item(Some(item));
+                builder.put(put.condition_expression("attribute_not_exists(pk)").build().expect("all is given"))
+            }
+            Write::Update { entity, old_etag } => {
+                let mut update = Update::builder()
+                    .table_name(&self.table)
+                    .key("pk", entity_key(entity))
+                    .condition_expression("etag = :old")
+                    .expression_attribute_names("#d", "document")
+                    .expression_attribute_values(":old", text(old_etag))
+                    .expression_attribute_values(":new", text(entity.etag()))
+                    .expression_attribute_values(":d", text(serialized(&entity.document)?));
+                let mut expression = "SET #d = :d, etag = :new".to_owned();
+                if let Some(secret) = &entity.secret_id {
+                    expression.push_str(", secretId = :s");
+                    update = update.expression_attribute_values(":s", text(secret));
+                }
+                if !entity.is_unseen {
+                    expression.push_str(" REMOVE unseen");
+                }
+                builder.update(update.update_expression(expression).build().expect("all is given"))
+            }
+            Write::Delete { entity } => builder.delete(
+                Delete::builder()
+                    .table_name(&self.table)
+                    .key("pk", entity_key(entity))
+                    .condition_expression("etag = :e AND attribute_not_exists(usedBy)")
+                    .expression_attribute_values(":e", text(entity.etag()))
+                    .build()
+                    .expect("all is given"),
+            ),
+            Write::Unchanged(entity) => builder.condition_check(
+                ConditionCheck::builder()
+                    .table_name(&self.table)
+                    .key("pk", entity_key(entity))
+                    .condition_expression("etag = :e")
+                    .expression_attribute_values(":e", text(entity.etag()))
+                    .build()
+                    .expect("all is given"),
+            ),
+            Write::AddUser { of, user, shown } => {
+                let (change, condition) = if shown {
+                    ("ADD usedBy :u REMOVE unseen", "etag = :e AND attribute_exists(unseen)")
+                } else {
+                    ("ADD usedBy :u", "etag = :e")
+                };
+                builder.update(
+                    Update::builder()
+                        .table_name(&self.table)
+                        .key("pk", entity_key(of))
+                        .update_expression(change)
+                        .condition_expression(condition)
+                        .expression_attribute_values(":e", text(of.etag()))
+                        .expression_attribute_values(":u", AttributeValue::Ss(vec![user]))
+                        .build()
+                        .expect("all is given"),
+                )
+            }
+            Write::RemoveUser { of: (collection, id), user } => builder.update(
+                Update::builder()
+                    .table_name(&self.table)
+                    .key("pk", text(key(tenant, collection, &id)))
+                    .update_expression("DELETE usedBy :u")
+                    .condition_expression("attribute_exists(pk)")
+                    .expression_attribute_values(":u", AttributeValue::Ss(vec![user]))
+                    .build()
+                    .expect("all is given"),
+            ),
+            Write::PutFlow { item, seen } => {
+                let version = AttributeValue::N((seen.unwrap_or(0) + 1).to_string());
+                let put = Put::builder().table_name(&self.table).set_item(Some(flow_item(item, version)));
+                let put = match seen {
+                    None => put.condition_expression("attribute_not_exists(pk)"),
+                    Some(seen) => put
+                        .condition_expression("#v = :v")
+                        .expression_attribute_names("#v", "version")
+                        .expression_attribute_values(":v", AttributeValue::N(seen.to_string())),
+                };
+                builder.put(put.build().expect("all is given"))
+            }
+            Write::DeleteFlow { id } => builder.delete(
+                Delete::builder().table_name(&self.table).key("pk", text(flow_key(&id))).build().expect("all is given"),
+            ),
+        };
+        Ok(built.build())
+    }
+}
+
+fn serialized(document: &Document) -> Result<String, ApiError> {
+    let json = serde_json::to_string(document).expect("JSON can be written");
+    if json.len() > MAX_DOCUMENT {
+        return Err(ApiError::TooLarge(format!("the object would have more than {MAX_DOCUMENT} bytes")));
+    }
+    Ok(json)
+}
+
+fn document(item: &HashMap<String, AttributeValue>) -> Option<Document> {
+    serde_json::from_str(item.get("document")?.as_s().ok()?).ok()
+}
+
+fn entity(collection: Collection, item: &HashMap<String, AttributeValue>) -> Option<Entity> {
+    let document = document(item)?;
+    Some(Entity {
+        collection,
+        id: document.get("id")?.as_str()?.to_owned(),
+        document,
+        secret_id: item.get("secretId").and_then(|value| value.as_s().ok()).cloned(),
+        used_by: item.get("usedBy").and_then(|value| value.as_ss().ok()).cloned().unwrap_or_default(),
+        is_unseen: item.contains_key("unseen"),
+    })
+}
+
+fn flow_item(item: FlowItem, version: AttributeValue) -> HashMap<String, AttributeValue> {
+    let mut attributes = HashMap::from([
+        ("pk".to_owned(), text(flow_key(&item.id))),
+        ("kind".to_owned(), text(item.kind)),
+        ("state".to_owned(), text(item.state)),
+        ("options".to_owned(), text(item.options)),
+        ("connectionSecretId".to_owned(), text(item.connection_secret_id)),
+        ("host".to_owned(), text(item.host)),
+        ("hub".to_owned(), text(item.hub)),
+        ("partitioning".to_owned(), text(item.partitioning)),
+        ("tenant".to_owned(), text(item.tenant)),
+        ("version".to_owned(), version),
+    ]);
+    if let Some(id) = item.auth_secret_id {
+        attributes.insert("authSecretId".to_owned(), text(id));
+    }
+    attributes
+}
+
+/// The caller is not told why; the log is, by the code alone.
+fn failed<E: ProvideErrorMetadata>(operation: &'static str, error: &SdkError<E>) -> ApiError {
+    tracing::error!(operation, code = error.code().unwrap_or("none"), "the table of flows does not answer");
+    SILENT
+}

@@ -1,0 +1,660 @@
+//! The control API through its built binary: the documented sequences, tenants, and what the data plane makes of it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use local::emulator::Emulator;
+use local::runner::{Function, FunctionConfig};
+use serde_json::{Value, json};
+use shared::aws::Service;
+use tokio::time::{Instant, sleep};
+
+use crate::cloud::*;
+use crate::harness::{DOCUMENTED, HUB, binary, delivered, hub_config, request as webhook};
+
+const DATA_ACTIVATION: &str = "5d0f6a3e-8c41-4f0b-9a57-2b1de6c7f984";
+const DATAVERSE: &str = "e3b7c1d2-46a9-4d8e-b05f-7c92a1f4836d";
+const ABSENT: &str = "ca5c6e9a-8559-4a08-97a5-f15b756da600";
+
+/// What a caller sees.
+#[derive(Debug, Clone)]
+struct Answer {
+    status: u64,
+    headers: Value,
+    body: Value,
+}
+
+impl Answer {
+    #[track_caller]
+    fn expect(self, status: u64) -> Value {
+        assert_eq!(self.status, status, "{self:?}");
+        self.body
+    }
+
+    #[track_caller]
+    fn id(self) -> String {
+        assert_eq!(self.status, 201, "{self:?}");
+        let (id, etag) = (text(&self.body["id"]), text(&self.body["etag"]));
+        assert!(etag.starts_with('"') && etag.ends_with('"'), "{etag}");
+        assert!(text(&self.headers["location"]).ends_with(&id));
+        id
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("text: {value}")).to_owned()
+}
+
+/// A caller of one tenant.
+#[derive(Clone)]
+struct Caller {
+    function: Function,
+    organisation: &'static str,
+    sandbox: &'static str,
+}
+
+/// The API's function over a cloud, allowed to reach these hubs.
+fn control(cloud: &Cloud, hubs: &[&Emulator]) -> Caller {
+    let hosts: Vec<String> = hubs.iter().map(|hub| host(hub)).collect();
+    let mut environment: Vec<(String, String)> =
+        cloud.variables().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    environment.push(("EMULATOR_HOSTS".to_owned(), hosts.join(",")));
+    let function = Function::new(FunctionConfig {
+        environment,
+        timeout: Duration::from_secs(30),
+        max_instances: 20,
+        ..FunctionConfig::new("flow-service", binary("flow-service"))
+    });
+    Caller { function, organisation: "acme@AdobeOrg", sandbox: "prod" }
+}
+
+fn host(hub: &Emulator) -> String {
+    hub.url().replace("http://", "")
+}
+
+impl Caller {
+    fn event(&self, method: &str, target: &str, body: &Value) -> Value {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let mut event = json!({
+            "version": "2.0", "rawPath": path, "rawQueryString": query,
+            "headers": {
+                "authorization": "Bearer token", "x-api-key": "key", "x-gw-ims-org-id": self.organisation,
+                "x-sandbox-name": self.sandbox, "content-type": "application/json", "host": "api.example.net",
+            },
+            "requestContext": {
+                "stage": "$default", "http": { "method": method, "path": path },
+                "authorizer": { "jwt": { "claims": { "org": format!("[{} other]", self.organisation), "sub": "me" }, "scopes": null } },
+            },
+            "isBase64Encoded": false,
+        });
+        if !body.is_null() {
+            event["body"] = body.to_string().into();
+        }
+        event
+    }
+
+    async fn invoke(&self, event: &Value) -> Answer {
+        let answer = self.function.invoke(event.to_string().into_bytes()).await.unwrap();
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        let body = answer["body"].as_str().unwrap();
+        Answer {
+            status: answer["statusCode"].as_u64().unwrap(),
+            headers: answer["headers"].clone(),
+            body: if body.is_empty() { Value::Null } else { serde_json::from_str(body).unwrap() },
+        }
+    }
+
+    async fn call(&self, method: &str, target: &str, body: &Value) -> Answer {
+        self.invoke(&self.event(method, target, body)).await
+    }
+
+    async fn get(&self, target: &str) -> Answer {
+        self.call("GET", target, &Value::Null).await
+    }
+
+    async fn post(&self, target: &str, body: &Value) -> Answer {
+        self.call("POST", target, body).await
+    }
+
+    async fn delete(&self, target: &str) -> Answer {
+        self.call("DELETE", target, &Value::Null).await
+    }
+
+    async fn patch(&self, target: &str, if_match: &str, patch: &Value) -> Answer {
+        let mut event = self.event("PATCH", target, patch);
+        event["headers"]["if-match"] = if_match.into();
+        self.invoke(&event).await
+    }
+
+    /// The one item of a read.
+    async fn item(&self, target: &str) -> Value {
+        let mut body = self.get(target).await.expect(200);
+        assert_eq!(body["items"].as_array().unwrap().len(), 1, "a list even by id");
+        body["items"][0].take()
+    }
+
+    /// A connection to an emulator; gives its id.
+    async fn connection(&self, hub: &Emulator) -> String {
+        let connection = json!({
+            "name": "hub", "connectionSpec": spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e"),
+            "auth": {
+                "specName": "Azure EventHub authentication credentials",
+                "params": { "connectionString": hub.connection_string(&hub_config().keys[0].name, None) },
+            },
+        });
+        self.post("/connections", &connection).await.id()
+    }
+
+    /// A flow of a sender to a hub; gives the answer to its creation.
+    async fn flow(&self, sender: &str, params: Value, connection: &str, hub: &str) -> Value {
+        let source =
+            json!({ "name": "sender", "connectionSpec": spec(sender), "data": { "format": "json" }, "params": params });
+        let source = self.post("/sourceConnections", &source).await.id();
+        let target = json!({
+            "name": "target", "connectionSpec": spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e"), "baseConnectionId": connection,
+            "params": { "eventHubName": hub, "partitioning": "partitions:4" },
+        });
+        let target = self.post("/targetConnections", &target).await.id();
+        let flow = json!({
+            "name": "flow", "flowSpec": spec("71471eba-b620-49e4-90fd-23f1fa0174d8"),
+            "sourceConnectionIds": [source], "targetConnectionIds": [target],
+        });
+        self.post("/flows", &flow).await.expect(201)
+    }
+}
+
+fn spec(id: &str) -> Value {
+    json!({ "id": id, "version": "1.0" })
+}
+
+/// A documented body with its placeholders filled in.
+fn body(name: &str, values: &[(&str, &str)]) -> Value {
+    let path = format!("{}/fixtures/flow-service/{name}.json", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).unwrap();
+    let text = values.iter().fold(text, |text, (name, value)| text.replace(&format!("{{{name}}}"), value));
+    serde_json::from_str(&text).unwrap()
+}
+
+fn credentials(hub: &Emulator) -> Vec<(&'static str, String)> {
+    let key = hub_config().keys[0].clone();
+    vec![
+        ("SAS_KEY_NAME", key.name),
+        ("SAS_KEY", key.key),
+        ("NAMESPACE", host(hub)),
+        ("EVENT_HUB_NAMESPACE", host(hub)),
+        ("EVENT_HUB_NAME", HUB.to_owned()),
+        ("CONSUMER_GROUP", "ours".to_owned()),
+        ("TENANT_ID", "acme".to_owned()),
+        ("SEGMENT_ID", "5114d758-ce71-43ba-b53e-e2a91d67b67f".to_owned()),
+    ]
+}
+
+/// Posts an event to a flow's webhook, with the credential that was shown.
+async fn send(function: &Function, created: &Value, event: &str) -> crate::harness::Answer {
+    let mut request = webhook(event);
+    let url = text(&created["webhookUrl"]);
+    request["rawPath"] = url.splitn(4, '/').nth(3).map(|path| format!("/{path}")).unwrap().into();
+    let token = created["senderAuth"][0]["secret"].as_str().unwrap_or_default();
+    request["headers"]["authorization"] = format!("Bearer {token}").into();
+    crate::harness::answer(function, &request).await
+}
+
+#[tokio::test]
+async fn the_documented_sequence_for_a_destination() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
+    let api = control(&cloud, &[&hub]);
+    let values = credentials(&hub);
+    let values: Vec<(&str, &str)> = values.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let base = api.post("/connections", &body("1-connections.post.profile-store", &values)).await.id();
+    let mut source = body("2-sourceConnections.post.profile-store", &values);
+    source["baseConnectionId"] = base.as_str().into();
+    let source = api.post("/sourceConnections", &source).await.id();
+    let connection = api.post("/connections", &body("3-connections.post.eventhub", &values)).await.id();
+    let mut target = body("4-targetConnections.post.eventhub", &values);
+    target["baseConnectionId"] = connection.as_str().into();
+    let target = api.post("/targetConnections", &target).await.id();
+    let mut flow = body("5-flows.post", &values);
+    flow["sourceConnectionIds"] = json!([source]);
+    flow["targetConnectionIds"] = json!([target]);
+    let created = api.post("/flows", &flow).await.expect(201);
+    let path = format!("/flows/{}", text(&created["id"]));
+    assert_eq!(created["webhookUrl"], format!("https://api.example.net/profile-export/{}", text(&created["id"])));
+    let activate = body("6-flows.patch.activate", &values);
+    let patched = api.patch(&path, &text(&created["etag"]), &activate).await.expect(200);
+    assert_eq!(patched["id"], created["id"]);
+    assert_ne!(patched["etag"], created["etag"]);
+
+    let read = api.item(&path).await;
+    assert_eq!(
+        (&read["state"], &read["etag"], &read["version"]),
+        (&json!("enabled"), &patched["etag"], &patched["etag"])
+    );
+    let selectors = |flow: &Value, list: &str| flow["transformations"][0]["params"][list]["selectors"].clone();
+    assert_eq!(selectors(&read, "segmentSelectors")[0], activate[0]["value"]);
+    assert_eq!(selectors(&read, "profileSelectors")[0], activate[1]["value"]);
+    let inherited = &read["inheritedAttributes"]["targetConnections"][0];
+    assert_eq!(inherited["connectionSpec"]["id"], "bf9f5905-92b7-48bf-bf20-455bc6b60a4e");
+    assert_eq!(inherited["baseConnection"]["id"], connection.as_str());
+    assert_eq!((&read["imsOrgId"], &read["sandboxName"]), (&json!("acme@AdobeOrg"), &json!("prod")));
+
+    // The selected audience alone passes.
+    let function = cloud.function("profile-export", &hub, &[]);
+    let event = |audience: &str| {
+        json!({
+            "identityMap": { "ecid": [{ "id": "1" }] },
+            "segmentMembership": { "ups": { audience: { "status": "realized" } } },
+        })
+        .to_string()
+    };
+    assert_eq!(send(&function, &created, &event("5114d758-ce71-43ba-b53e-e2a91d67b67f")).await, delivered(1));
+    assert_eq!(send(&function, &created, &event("other")).await.body["status"], "filtered");
+
+    // Removing, and the same etag again.
+    let remove = body("7-flows.patch.remove-segment", &values);
+    let etag = text(&patched["etag"]);
+    api.patch(&path, &etag, &remove).await.expect(200);
+    let current = text(&api.item(&path).await["etag"]);
+    let stale = api.patch(&path, &etag, &remove).await.expect(412);
+    let told = format!("Supplied version=[{etag}] does not match the current version on entity=[{current}]");
+    assert_eq!(stale, json!({ "errorMessage": told, "errorDetails": told }));
+    api.patch(&path, current.trim_matches('"'), &remove).await.expect(412);
+    assert_eq!(selectors(&api.item(&path).await, "segmentSelectors"), json!([]));
+
+    // From the end to the beginning; what is in use stays.
+    for in_use in
+        [format!("/connections/{connection}"), format!("/connections/{base}"), format!("/sourceConnections/{source}")]
+    {
+        let problem = api.delete(&in_use).await.expect(409);
+        assert!(text(&problem["errorMessage"]).contains("in use"));
+    }
+    for unused in [path.clone(), format!("/targetConnections/{target}"), format!("/connections/{connection}/")] {
+        let answer = api.delete(&unused).await;
+        assert_eq!((answer.status, &answer.body), (204, &Value::Null), "{unused}");
+        let missing = api.get(&unused).await.expect(404);
+        let mut segments = unused.split('/').skip(1);
+        let text = format!("{} not found with id = [{}]", segments.next().unwrap(), segments.next().unwrap());
+        assert_eq!(missing, json!({ "errorMessage": text, "errorDetails": text }));
+    }
+    assert_eq!(
+        api.post("/connections", &body("3-connections.post.kinesis", &values)).await.expect(400)["message"],
+        "Please provide a valid spec id"
+    );
+}
+
+#[tokio::test]
+async fn the_documented_sequence_for_a_source() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB, "other"]).await);
+    let api = control(&cloud, &[&hub]);
+    let values = credentials(&hub);
+    let values: Vec<(&str, &str)> = values.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    for refused in ["connections.post.aad", "connections.post.aad-scoped"] {
+        api.post("/connections", &body(refused, &values)).await.expect(400);
+    }
+    let scoped = api.post("/connections", &body("connections.post.sas-scoped", &values)).await.id();
+    let connection = api.post("/connections", &body("connections.post.standard", &values)).await.id();
+    let read = api.item(&format!("/connections/{connection}")).await;
+    assert_eq!(read["auth"]["params"]["sasKey"], "********");
+    let key = hub_config().keys[0].key.clone();
+    assert!(!read.to_string().contains(&key));
+    let hubs = |names: &[&str]| -> Value {
+        let file = |name: &&str| json!({ "type": "file", "name": name, "path": format!("/{name}"), "canPreview": false, "canFetchSchema": false });
+        names.iter().map(file).collect()
+    };
+    let explore = |id: &str| format!("/connections/{id}/explore?objectType=root");
+    assert_eq!(api.get(&explore(&connection)).await.expect(200), hubs(&[HUB, "other"]));
+    assert_eq!(api.get(&explore(&scoped)).await.expect(200), hubs(&[HUB]));
+    assert_eq!(api.get(&format!("/connections/{connection}/test")).await.expect(200)["result"], true);
+
+    let mut source = body("sourceConnections.post", &values);
+    source["baseConnectionId"] = connection.as_str().into();
+    let source = api.post("/sourceConnections", &source).await.id();
+    let target = api.post("/targetConnections", &body("targetConnections.post", &values)).await.id();
+    let mut flow = body("flows.post", &values);
+    flow["sourceConnectionIds"] = json!([source]);
+    flow["targetConnectionIds"] = json!([target]);
+    let created = api.post("/flows", &flow).await.expect(201);
+    let path = format!("/flows/{}", text(&created["id"]));
+    let mapping = body("flows.patch.mapping", &values);
+    api.patch(&path, &text(&created["etag"]), &mapping).await.expect(200);
+    assert_eq!(api.item(&path).await["transformations"][0], mapping[0]["value"]);
+    assert_eq!(
+        api.get(&format!("/runs?property=flowId=={}", text(&created["id"]))).await.expect(200),
+        json!({ "items": [] })
+    );
+    // The ends fit the flow spec.
+    flow["flowSpec"]["id"] = "71471eba-b620-49e4-90fd-23f1fa0174d8".into();
+    api.post("/flows", &flow).await.expect(400);
+
+    // Lists, filtered.
+    let count = async |target: &str| api.get(target).await.expect(200)["items"].as_array().unwrap().len();
+    assert_eq!(count("/connections").await, 2);
+    assert_eq!(count(&format!("/connections?property=id=={connection}")).await, 1);
+    let by_spec = "/flows?property=inheritedAttributes.sourceConnections[].connectionSpec.id==bf9f5905-92b7-48bf-bf20-455bc6b60a4e";
+    assert_eq!(count(by_spec).await, 1);
+    assert_eq!(count("/flows?property=state==disabled").await, 0);
+    let page = api.get("/connections?limit=1&count=true").await.expect(200);
+    assert_eq!((&page["items"][0]["id"], &page["count"]), (&json!(connection), &json!(2)), "newest first");
+    let next = api.get(&text(&page["_links"]["next"]["href"])).await.expect(200);
+    assert_eq!(next["items"][0]["id"], scoped.as_str());
+    assert!(api.get("/connectionSpecs").await.expect(200)["items"].as_array().unwrap().len() >= 5);
+    assert_eq!(api.item("/flowSpecs/d69717ba-71b4-4313-b654-49f9cf126d7a").await["version"], "1.0");
+}
+
+#[tokio::test]
+async fn requests_are_checked_in_the_documented_order() {
+    let cloud = Cloud::start().await;
+    let api = control(&cloud, &[]);
+    let mut event = api.event("POST", "/flows", &Value::Null);
+    event["body"] = "{ // a comment\n}".into();
+    let full = event["headers"].clone();
+    let claims = event["requestContext"]["authorizer"].clone();
+    event["headers"] = json!({});
+    event["requestContext"]["authorizer"] = Value::Null;
+    assert_eq!(api.invoke(&event).await.expect(403)["error_code"], "403010");
+    event["headers"]["authorization"] = full["authorization"].clone();
+    assert_eq!(api.invoke(&event).await.expect(401)["error_code"], "401013");
+    event["requestContext"]["authorizer"] = claims;
+    assert_eq!(api.invoke(&event).await.expect(403)["error_code"], "403000");
+    event["headers"]["x-api-key"] = full["x-api-key"].clone();
+    assert_eq!(api.invoke(&event).await.expect(400)["error_code"], "400003");
+    event["headers"]["x-gw-ims-org-id"] = "stranger".into();
+    assert_eq!(api.invoke(&event).await.expect(403)["error_code"], "403025");
+    event["headers"]["x-gw-ims-org-id"] = full["x-gw-ims-org-id"].clone();
+    assert_eq!(api.invoke(&event).await.expect(400)["detail"], "A valid content-type must be specified");
+    event["headers"]["content-type"] = "application/json; charset=utf-8".into();
+    assert!(text(&api.invoke(&event).await.expect(400)["detail"]).contains("no JSON"));
+    let flow = |spec: Value| json!({ "name": "n", "sourceConnectionIds": [ABSENT], "targetConnectionIds": [ABSENT], "flowSpec": spec });
+    api.post("/flows", &json!({ "flowSpec": spec("x") })).await.expect(400);
+    assert_eq!(api.post("/flows", &flow(spec("x"))).await.expect(400)["message"], "Please provide a valid spec id");
+    let unversioned = json!({ "id": "71471eba-b620-49e4-90fd-23f1fa0174d8" });
+    assert_eq!(
+        api.post("/flows", &flow(unversioned)).await.expect(422)["message"],
+        "flowSpec.version 'version' is required for spec info"
+    );
+    let known = spec("71471eba-b620-49e4-90fd-23f1fa0174d8");
+    assert!(text(&api.post("/flows", &flow(known)).await.expect(400)["message"]).contains("sourceConnectionIds"));
+    let large = json!({ "name": "n", "description": "x".repeat(200_000) });
+    api.post("/connections", &large).await.expect(413);
+    for (method, target, status) in [("GET", "/search", 404), ("PUT", "/flows", 405), ("GET", "/runs/7", 404)] {
+        api.call(method, target, &json!({})).await.expect(status);
+    }
+    let path = format!("/flows/{ABSENT}");
+    let rename = json!([{ "op": "replace", "path": "/name", "value": "b" }]);
+    api.call("PATCH", &path, &rename).await.expect(400);
+    api.patch(&path, "\"x\"", &rename).await.expect(404);
+    api.post(&format!("{path}/action?op=pause"), &Value::Null).await.expect(400);
+    api.post(&format!("{path}/action?op=ENABLE"), &Value::Null).await.expect(404);
+    assert_eq!(api.get("/openapi.json").await.expect(200)["openapi"], "3.1.0");
+}
+
+#[tokio::test]
+async fn a_connection_is_checked_as_it_is_created() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
+    let api = control(&cloud, &[&hub]);
+    let key = hub_config().keys[0].clone();
+    let with = |params: Value| {
+        json!({
+            "name": "c", "connectionSpec": spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e"),
+            "auth": { "specName": "Azure EventHub authentication credentials", "params": params },
+        })
+    };
+    let good = json!({ "sasKeyName": key.name, "sasKey": key.key, "namespace": host(&hub) });
+    let changed = |name: &str, value: &str| {
+        let mut params = good.clone();
+        params[name] = value.into();
+        with(params)
+    };
+    for (body, told) in [
+        (changed("sasKey", "d3Jvbmc="), "wrong key"),
+        (changed("sasKeyName", "nobody"), "wrong key"),
+        (changed("eventHubName", "nowhere"), "no such event hub"),
+        (changed("namespace", "evil.example"), "not an Event Hubs namespace"),
+        (changed("namespace", "127.0.0.1:1"), "not an Event Hubs namespace"),
+        (changed("sasKey", "********"), "mask"),
+    ] {
+        let message = text(&api.post("/connections", &body).await.expect(400)["message"]);
+        assert!(message.contains(told), "{message}");
+    }
+    let wrong = api.post("/connections?validate=false", &changed("sasKey", "d3Jvbmc=")).await.id();
+    let test = api.get(&format!("/connections/{wrong}/test")).await.expect(200);
+    assert_eq!(test["result"], false);
+    api.get(&format!("/connections/{wrong}/explore")).await.expect(403);
+    // Unreachable is no refusal, unless it is asked for.
+    let gone = emulator(&[HUB]).await;
+    let elsewhere = control(&cloud, &[&gone]);
+    gone.shutdown().await;
+    let body = changed("namespace", &host(&gone));
+    elsewhere.post("/connections?validate=true", &body).await.expect(400);
+    let id = elsewhere.post("/connections", &body).await.id();
+    assert_eq!(elsewhere.get(&format!("/connections/{id}/test")).await.expect(200)["result"], false);
+    elsewhere.get(&format!("/connections/{id}/explore")).await.expect(400);
+
+    // Patched: the key anew, a mask never, the type never.
+    let path = format!("/connections/{wrong}");
+    let params = |value: Value| json!([{ "op": "replace", "path": "/auth/params", "value": value }]);
+    api.patch(&path, "*", &params(json!({ "sasKeyName": key.name, "sasKey": "********", "namespace": host(&hub) })))
+        .await
+        .expect(400);
+    api.patch(&path, "*", &params(json!({ "sasKeyName": key.name, "namespace": host(&hub) }))).await.expect(400);
+    api.patch(&path, "*", &json!([{ "op": "replace", "path": "/auth/specName", "value": "x" }])).await.expect(400);
+    api.patch(&path, "*", &params(good.clone())).await.expect(200);
+    assert_eq!(api.get(&format!("{path}/test")).await.expect(200)["result"], true);
+    // Everything that the functions wrote and answered holds no key.
+    for function in [&api.function, &elsewhere.function] {
+        assert!(!function.logs().join("\n").contains(&key.key));
+    }
+    let items = cloud.call(Service::DynamoDb, "Scan", json!({ "TableName": TABLE })).await;
+    assert!(!items.to_string().contains(&key.key));
+}
+
+#[tokio::test]
+async fn tenants_see_nothing_of_each_other() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
+    let ours = control(&cloud, &[&hub]);
+    let connection = ours.connection(&hub).await;
+    let created = ours.flow(DATA_ACTIVATION, json!({}), &connection, HUB).await;
+    let flow = ours.item(&format!("/flows/{}", text(&created["id"]))).await;
+    let (source, target) = (text(&flow["sourceConnectionIds"][0]), text(&flow["targetConnectionIds"][0]));
+    let others = [
+        Caller { organisation: "other", ..ours.clone() },
+        Caller { sandbox: "dev", ..ours.clone() },
+        // An organisation that looks like a part of our keys.
+        Caller { organisation: "acme@AdobeOrg#prod#flows", ..ours.clone() },
+    ];
+    for other in &others {
+        for (collection, id) in [
+            ("connections", &connection),
+            ("sourceConnections", &source),
+            ("targetConnections", &target),
+            ("flows", &text(&created["id"])),
+        ] {
+            assert_eq!(other.get(&format!("/{collection}")).await.expect(200), json!({ "items": [] }));
+            let path = format!("/{collection}/{id}");
+            let missing = other.get(&path).await.expect(404);
+            assert!(!missing.to_string().contains("etag"));
+            let rename = json!([{ "op": "replace", "path": "/name", "value": "mine" }]);
+            other.patch(&path, "*", &rename).await.expect(404);
+            other.delete(&path).await.expect(404);
+        }
+        for suffix in ["test", "explore"] {
+            other.get(&format!("/connections/{connection}/{suffix}")).await.expect(404);
+        }
+        let id = text(&created["id"]);
+        other.post(&format!("/flows/{id}/action?op=disable"), &Value::Null).await.expect(404);
+        let body = json!({
+            "name": "n", "connectionSpec": spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e"), "baseConnectionId": connection,
+            "params": { "eventHubName": HUB },
+        });
+        for ends in ["/sourceConnections", "/targetConnections"] {
+            other.post(ends, &body).await.expect(400);
+        }
+        let body = json!({
+            "name": "n", "flowSpec": spec("71471eba-b620-49e4-90fd-23f1fa0174d8"),
+            "sourceConnectionIds": [source], "targetConnectionIds": [target],
+        });
+        other.post("/flows", &body).await.expect(400);
+    }
+    assert_eq!(ours.item(&format!("/flows/{}", text(&created["id"]))).await, flow, "nothing has changed");
+}
+
+#[tokio::test]
+async fn of_two_hundred_updates_with_one_etag_one_wins() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
+    let api = control(&cloud, &[&hub]);
+    let connection = api.connection(&hub).await;
+    let created = api.flow(DATA_ACTIVATION, json!({}), &connection, HUB).await;
+    let path = format!("/flows/{}", text(&created["id"]));
+    let etag = text(&created["etag"]);
+    let updates: Vec<_> = (0..200)
+        .map(|n| {
+            let (api, path, etag) = (api.clone(), path.clone(), etag.clone());
+            tokio::spawn(async move {
+                let rename = json!([{ "op": "replace", "path": "/name", "value": format!("name {n}") }]);
+                (n, api.patch(&path, &etag, &rename).await)
+            })
+        })
+        .collect();
+    let mut winners = Vec::new();
+    for update in updates {
+        let (n, answer) = update.await.unwrap();
+        match answer.status {
+            200 => winners.push((n, answer.body)),
+            _ => drop(answer.expect(412)),
+        }
+    }
+    assert_eq!(winners.len(), 1, "{winners:?}");
+    let flow = api.item(&path).await;
+    assert_eq!((&flow["name"], &flow["etag"]), (&json!(format!("name {}", winners[0].0)), &winners[0].1["etag"]));
+}
+
+#[tokio::test]
+async fn a_flow_carries_events_and_obeys() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB, "second"]).await);
+    let api = control(&cloud, &[&hub]);
+    let connection = api.connection(&hub).await;
+    let created = api.flow(DATA_ACTIVATION, json!({ "options": {} }), &connection, HUB).await;
+    let path = format!("/flows/{}", text(&created["id"]));
+    let function = || cloud.function("audience-change", &hub, &[]);
+    let long_lived = function();
+    assert_eq!(send(&long_lived, &created, DOCUMENTED).await, delivered(1));
+    assert_eq!(hub.events(HUB).len(), 1);
+    let mut stranger = created.clone();
+    stranger["senderAuth"] = json!([]);
+    send(&function(), &stranger, DOCUMENTED).await.problem(401);
+
+    // The credential is shown once.
+    let flow = api.item(&path).await;
+    let source = format!("/sourceConnections/{}", text(&flow["sourceConnectionIds"][0]));
+    assert_eq!(api.item(&source).await["params"]["senderAuth"], json!([{ "type": "bearer" }]));
+    let again = json!({
+        "name": "again", "flowSpec": flow["flowSpec"], "sourceConnectionIds": flow["sourceConnectionIds"],
+        "targetConnectionIds": flow["targetConnectionIds"],
+    });
+    let again = api.post("/flows", &again).await.expect(201);
+    assert_eq!(again["senderAuth"], json!([{ "type": "bearer" }]));
+    api.delete(&format!("/flows/{}", text(&again["id"]))).await.expect(204);
+
+    // The options are the kind's.
+    let options = |value: Value| json!([{ "op": "add", "path": "/params/options", "value": value }]);
+    api.patch(&source, "*", &options(json!({ "unknown": 1 }))).await.expect(400);
+    api.patch(&source, "*", &options(json!({ "partnerNumber": 44 }))).await.expect(200);
+    assert_eq!(send(&function(), &created, DOCUMENTED).await.body["status"], "filtered");
+    api.patch(&source, "*", &options(json!({}))).await.expect(200);
+
+    // The target's hub.
+    let target = format!("/targetConnections/{}", text(&flow["targetConnectionIds"][0]));
+    let hub_name = json!([{ "op": "replace", "path": "/params/eventHubName", "value": "second" }]);
+    api.patch(&target, "*", &hub_name).await.expect(200);
+    assert_eq!(send(&function(), &created, DOCUMENTED).await, delivered(1));
+    assert_eq!(hub.events("second").len(), 1);
+
+    // Another credential beside none of the old.
+    let senders =
+        json!([{ "op": "replace", "path": "/params/senderAuth", "value": [{ "type": "bearer", "secret": "mine" }] }]);
+    api.patch(&source, "*", &senders).await.expect(200);
+    let mut known = created.clone();
+    send(&function(), &known, DOCUMENTED).await.problem(401);
+    known["senderAuth"] = json!([{ "type": "bearer", "secret": "mine" }]);
+    assert_eq!(send(&function(), &known, DOCUMENTED).await, delivered(1));
+
+    let disabled = api.post(&format!("{path}/action?op=disable"), &Value::Null).await.expect(200);
+    assert_eq!(disabled["id"], created["id"]);
+    assert_eq!(api.item(&path).await["state"], "disabled");
+    send(&function(), &known, DOCUMENTED).await.problem(409);
+    // The one that has cached it follows within a minute.
+    let deadline = Instant::now() + Duration::from_secs(70);
+    while send(&long_lived, &known, DOCUMENTED).await.status != 409 {
+        assert!(Instant::now() < deadline, "a change takes effect within the cache time");
+        sleep(Duration::from_secs(1)).await;
+    }
+    api.post(&format!("{path}/action?op=enable"), &Value::Null).await.expect(200);
+    assert_eq!(send(&function(), &known, DOCUMENTED).await, delivered(1));
+    api.delete(&path).await.expect(204);
+    send(&function(), &known, DOCUMENTED).await.problem(404);
+}
+
+#[tokio::test]
+async fn a_connection_moves_with_its_flows() {
+    let (cloud, old, new) = (Cloud::start().await, emulator(&[HUB]).await, emulator(&[HUB]).await);
+    let api = control(&cloud, &[&old, &new]);
+    let connection = api.connection(&old).await;
+    let created = api.flow(DATA_ACTIVATION, json!({}), &connection, HUB).await;
+    let namespace = json!([{ "op": "replace", "path": "/auth/params/namespace", "value": host(&new) }]);
+    api.patch(&format!("/connections/{connection}"), "*", &namespace).await.expect(200);
+    let function = cloud.function("audience-change", &old, &[]);
+    assert_eq!(send(&function, &created, DOCUMENTED).await, delivered(1));
+    assert_eq!((old.events(HUB).len(), new.events(HUB).len()), (0, 1));
+    let scope = json!([{ "op": "add", "path": "/auth/params/eventHubName", "value": "another" }]);
+    api.patch(&format!("/connections/{connection}"), "*", &scope).await.expect(400);
+}
+
+#[tokio::test]
+async fn keys_are_rotated_while_events_flow() {
+    const EVENTS: usize = 60;
+    let cloud = Cloud::start().await;
+    let (here, there) = (emulator(&["a"]).await, emulator(&["b"]).await);
+    let key_name = hub_config().keys[0].name.clone();
+    there.set_key(&key_name, "dGhlcmUgMQ==");
+    let api = control(&cloud, &[&here, &there]);
+    let connections = [api.connection(&here).await, api.connection(&there).await];
+    let audience = api.flow(DATA_ACTIVATION, json!({}), &connections[0], "a").await;
+    let dataverse = api.flow(DATAVERSE, json!({}), &connections[1], "b").await;
+    let functions = [cloud.function("audience-change", &here, &[]), cloud.function("dataverse-event", &here, &[])];
+    let _redelivery = cloud.redeliver(&here);
+    let context = include_str!("../fixtures/dataverse-event/create_lead_sync.json");
+    let parsed: Value = serde_json::from_str(context).unwrap();
+    let entity_id = text(&parsed["PrimaryEntityId"]);
+    let sending = async {
+        for n in 0..EVENTS {
+            let subject = format!("00000000-0000-0000-0000-{n:012}");
+            let (one, other) = (crate::harness::event_of(&subject), context.replace(&entity_id, &subject));
+            let (one, other) =
+                tokio::join!(send(&functions[0], &audience, &one), send(&functions[1], &dataverse, &other));
+            for answer in [one, other] {
+                assert!([200, 202].contains(&answer.status), "{answer:?}");
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let rotating = async {
+        for round in 0..3 {
+            sleep(Duration::from_millis(900)).await;
+            for (hub, connection) in [&here, &there].into_iter().zip(&connections) {
+                let key = format!("key-{round}-{}", host(hub));
+                hub.set_key(&key_name, &key);
+                let patch = json!([{ "op": "replace", "path": "/auth/params/sasKey", "value": key }]);
+                api.patch(&format!("/connections/{connection}"), "*", &patch).await.expect(200);
+            }
+        }
+    };
+    tokio::join!(sending, rotating);
+    let subjects = |hub: &Emulator, name: &str| -> BTreeSet<String> {
+        hub.events(name).iter().map(|event| text(&event.properties["cloudEvents:subject"])).collect()
+    };
+    until("all events", async || subjects(&here, "a").len() == EVENTS && subjects(&there, "b").len() == EVENTS).await;
+    let kinds = |hub: &Emulator, name: &str| -> BTreeSet<String> {
+        hub.events(name).iter().map(|event| text(&event.properties["cloudEvents:source"])[..10].to_owned()).collect()
+    };
+    assert_eq!(kinds(&here, "a"), BTreeSet::from(["/audience-".to_owned()]), "nothing crossed");
+    assert_eq!(kinds(&there, "b"), BTreeSet::from(["/dataverse".to_owned()]), "nothing crossed");
+}
