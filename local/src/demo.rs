@@ -1,5 +1,5 @@
-//! `local demo`: sends every fixture of every kind by webhook and by queue to a running system, then one more while its
-//! hub is down, and looks for each in the hub.
+//! `local demo`: sends every fixture of every kind by webhook and by queue to a running system, one more by a flow that it
+//! makes at the control API, another while its hub is down, and looks for each in the hub.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use http::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use shared::aws::{AwsError, Service};
@@ -14,7 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::kinds::{KINDS, Kind};
 use crate::random;
-use crate::run::{INFO_PATH, Info, KindInfo, local_aws};
+use crate::run::{ControlInfo, INFO_PATH, Info, KindInfo, local_aws};
 
 /// Send the fixtures to a running system and wait for them in the hub.
 #[derive(Debug, clap::Args)]
@@ -56,6 +57,8 @@ pub enum DemoError {
     NoFixtures(PathBuf),
     #[error("no HTTP client: {0}")]
     Client(String),
+    #[error("the control API refused the call: {0}")]
+    Refused(String),
     #[error(transparent)]
     Http(#[from] reqwest::Error),
     #[error(transparent)]
@@ -96,6 +99,10 @@ pub async fn demo(options: Options) -> Result<bool, DemoError> {
         print_arrived(kind, &sent, &arrived);
         sent_count += sent.len();
         arrived_count += sent.iter().filter(|sent| arrived.contains_key(&sent.subject)).count();
+    }
+    if let Some(control) = &info.control {
+        sent_count += 1;
+        arrived_count += usize::from(own_flow(&http, &url, &info, control, &KINDS[0], &options.fixtures).await?);
     }
     if info.keeping.is_some() {
         sent_count += 1;
@@ -168,6 +175,74 @@ async fn send(
         sent.push(Sent { label: format!("queue   {name}"), subject });
     }
     Ok(sent)
+}
+
+/// Makes a connection and a flow at the control API, sends through the flow, and deletes what it made.
+async fn own_flow(
+    http: &reqwest::Client,
+    url: &str,
+    info: &Info,
+    control: &ControlInfo,
+    kind: &Kind,
+    fixtures_folder: &Path,
+) -> Result<bool, DemoError> {
+    const EVENT_HUBS: &str = "bf9f5905-92b7-48bf-bf20-455bc6b60a4e";
+    let call = async |method: Method, path: &str, body: Value| -> Result<Value, DemoError> {
+        let request = http
+            .request(method.clone(), format!("{url}{path}"))
+            .bearer_auth(&control.token)
+            .header("x-api-key", "demo")
+            .header("x-gw-ims-org-id", &control.organisation)
+            .header("content-type", "application/json")
+            .body(body.to_string());
+        let answer = request.send().await?;
+        let (status, text) = (answer.status(), answer.text().await?);
+        println!("  {} {method} {path}", status.as_u16());
+        if !status.is_success() {
+            return Err(DemoError::Refused(text));
+        }
+        Ok(serde_json::from_str(&text).unwrap_or_default())
+    };
+    let spec = |id: &str| json!({ "id": id, "version": "1.0" });
+    println!("\na flow of its own: the control API at {url}");
+    let made = json!({
+        "name": "demo hubs", "connectionSpec": spec(EVENT_HUBS),
+        "auth": {
+            "specName": "Azure EventHub authentication credentials",
+            "params": { "connectionString": control.hub_connection_string },
+        },
+    });
+    let connection = call(Method::POST, "/connections", made).await?;
+    let made = json!({ "name": "demo sender", "connectionSpec": spec(kind.sender_spec), "params": { "options": {} } });
+    let source = call(Method::POST, "/sourceConnections", made).await?;
+    let made = json!({
+        "name": "demo hub", "connectionSpec": spec(EVENT_HUBS), "baseConnectionId": connection["id"],
+        "params": { "eventHubName": kind.hub, "partitioning": format!("partitions:{}", kind.partitions) },
+    });
+    let target = call(Method::POST, "/targetConnections", made).await?;
+    let made = json!({
+        "name": "demo flow", "flowSpec": spec("71471eba-b620-49e4-90fd-23f1fa0174d8"),
+        "sourceConnectionIds": [source["id"]], "targetConnectionIds": [target["id"]],
+    });
+    let flow = call(Method::POST, "/flows", made).await?;
+
+    let path = fixtures_folder.join(kind.name).join(kind.sample);
+    let event = std::fs::read_to_string(&path).map_err(|source| DemoError::Fixtures { path, source })?;
+    let (event, subject) = (kind.stamp)(&event, &random::uuid());
+    let before = next_sequence_numbers(http, info, kind).await?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let webhook = http.post(text(&flow["webhookUrl"])).bearer_auth(text(&flow["senderAuth"][0]["secret"]));
+    let answer = webhook.header("content-type", "application/json").body(event).send().await?;
+    println!("  {} {} POST {}", answer.status().as_u16(), answer.text().await?, text(&flow["webhookUrl"]));
+    let sent = [Sent { label: "webhook, own flow".to_owned(), subject }];
+    let arrived = wait(http, info, kind, &before, &sent).await?;
+    print_arrived(kind, &sent, &arrived);
+    for (collection, made) in
+        [("flows", flow), ("targetConnections", target), ("sourceConnections", source), ("connections", connection)]
+    {
+        call(Method::DELETE, &format!("/{collection}/{}", text(&made["id"])), Value::Null).await?;
+    }
+    Ok(arrived.contains_key(&sent[0].subject))
 }
 
 /// Sends an event while its hub is down, and waits for it once the hub is up again.

@@ -1,19 +1,26 @@
 //! The control API through its built binary: the documented sequences, tenants, and what the data plane makes of it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use local::emulator::Emulator;
 use local::runner::{Function, FunctionConfig};
+use local::tokens::Tokens;
 use serde_json::{Value, json};
 use shared::aws::Service;
+use shared::clock::Clock;
+use tokio::net::TcpListener;
+use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 use crate::cloud::*;
-use crate::harness::{DOCUMENTED, HUB, binary, delivered, hub_config, request as webhook};
+use crate::harness::{DOCUMENTED, HUB, binary, delivered, hub_config, request as webhook, virtual_environment};
 
 const DATA_ACTIVATION: &str = "5d0f6a3e-8c41-4f0b-9a57-2b1de6c7f984";
 const DATAVERSE: &str = "e3b7c1d2-46a9-4d8e-b05f-7c92a1f4836d";
+/// No 5xx, and nothing outside of the document.
+const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance";
 const ABSENT: &str = "ca5c6e9a-8559-4a08-97a5-f15b756da600";
 
 /// What a caller sees.
@@ -338,6 +345,10 @@ async fn the_documented_sequence_for_a_source() {
     assert_eq!(next["items"][0]["id"], scoped.as_str());
     assert!(api.get("/connectionSpecs").await.expect(200)["items"].as_array().unwrap().len() >= 5);
     assert_eq!(api.item("/flowSpecs/d69717ba-71b4-4313-b654-49f9cf126d7a").await["version"], "1.0");
+    for kind in local::kinds::KINDS {
+        let spec = api.item(&format!("/connectionSpecs/{}", kind.sender_spec)).await;
+        assert_eq!(spec["attributes"]["kind"], kind.name, "every kind has its spec");
+    }
 }
 
 #[tokio::test]
@@ -657,4 +668,32 @@ async fn keys_are_rotated_while_events_flow() {
     };
     assert_eq!(kinds(&here, "a"), BTreeSet::from(["/audience-".to_owned()]), "nothing crossed");
     assert_eq!(kinds(&there, "b"), BTreeSet::from(["/dataverse".to_owned()]), "nothing crossed");
+}
+
+/// The API behind the gateway, as its document says it is, tried by somebody else.
+#[tokio::test]
+async fn answers_are_those_of_the_document() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
+    let api = control(&cloud, &[&hub]);
+    let tokens = Arc::new(Tokens::new(Clock::system()).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let router = local::gateway::control_router(api.function.clone(), tokens.clone());
+    tokio::spawn(local::gateway::serve(listener, router));
+    let http = shared::build_http_client(None).unwrap();
+    let status = http.get(format!("{url}/flows")).send().await.unwrap().status();
+    assert_eq!(status, 401, "the authorizer's");
+    let mut schemathesis = Command::new(virtual_environment().join("bin/schemathesis"));
+    schemathesis.args(["run", &format!("{url}/openapi.json"), "--no-color", "--seed", "1", "--max-examples", "8"]);
+    schemathesis.args(["--checks", CHECKS, "--phases", "examples,coverage,fuzzing,stateful"]);
+    schemathesis.args(["--generation-database", "none", "--suppress-health-check", "all", "--continue-on-failure"]);
+    for header in [
+        format!("authorization: Bearer {}", tokens.token().unwrap()),
+        "x-api-key: key".to_owned(),
+        format!("x-gw-ims-org-id: {}", local::tokens::ORGANISATION),
+    ] {
+        schemathesis.args(["-H", &header]);
+    }
+    let ran = schemathesis.current_dir(std::env::temp_dir()).kill_on_drop(true).output().await.unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stdout));
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::routes::{Collection, Operation, ROUTES};
 use crate::schemas;
-use crate::specs::{CONNECTION_SPECS, FLOW_SPECS};
+use crate::specs::{CONNECTION_SPECS, DATA_ACTIVATION, DATA_LAKE, FLOW_SPECS, PROFILE_STORE, VERSION};
 
 pub fn document() -> Value {
     let mut paths: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
@@ -145,8 +145,9 @@ fn operation(operation: Operation, path: &str) -> Value {
     if let Some(schema) = schema {
         success["content"] = content(schema);
     }
-    if status == 201 {
+    if let Operation::Create(collection) = operation {
         success["headers"] = json!({ "Location": { "schema": { "type": "string" } } });
+        success["links"] = links(collection);
     }
     responses.insert(status.to_string(), success);
     // The gateway's and the headers' own, then those of the operation.
@@ -159,8 +160,50 @@ fn operation(operation: Operation, path: &str) -> Value {
     });
     if let Some(body) = told.body {
         described["requestBody"] = json!({ "required": true, "content": content(body) });
+        if let Some(example) = example(operation) {
+            described["requestBody"]["content"]["application/json"]["example"] = example;
+        }
     }
     described
+}
+
+/// What can be done with a new object.
+fn links(collection: Collection) -> Value {
+    let mut operations = vec![Operation::Read(collection), Operation::Patch(collection), Operation::Delete(collection)];
+    match collection {
+        Collection::Connections => operations.extend([Operation::Test, Operation::Explore]),
+        Collection::Flows => operations.push(Operation::Action),
+        Collection::SourceConnections | Collection::TargetConnections => {}
+    }
+    let link = |operation| {
+        let id = told(operation).id;
+        (id.clone(), json!({ "operationId": id, "parameters": { "id": "$response.body#/id" } }))
+    };
+    Value::Object(operations.into_iter().map(link).collect())
+}
+
+/// Bodies that can be sent as they are.
+fn example(operation: Operation) -> Option<Value> {
+    let spec = |id: &str| json!({ "id": id, "version": VERSION });
+    Some(match operation {
+        Operation::Create(Collection::Connections) => {
+            json!({ "name": "Experience Platform", "connectionSpec": spec(PROFILE_STORE) })
+        }
+        Operation::Create(Collection::SourceConnections) => json!({
+            "name": "our CDP", "connectionSpec": spec(DATA_ACTIVATION), "data": { "format": "json" },
+            "params": { "options": { "partnerNumber": 33 }, "senderAuth": "generate" },
+        }),
+        Operation::Create(Collection::TargetConnections) => json!({
+            "name": "Data Lake", "connectionSpec": spec(DATA_LAKE),
+            "data": {
+                "format": "parquet_xdm",
+                "schema": { "id": "https://ns.adobe.com/acme/schemas/1", "version": "application/vnd.adobe.xed-full+json;version=1" },
+            },
+            "params": { "dataSetId": "5f7187bac6d00f194fb937c0" },
+        }),
+        Operation::Patch(_) => json!([{ "op": "replace", "path": "/name", "value": "winter" }]),
+        _ => return None,
+    })
 }
 
 fn description(status: u16) -> &'static str {
@@ -239,7 +282,9 @@ fn told(operation: Operation) -> Told {
             let id = format!("patch{}", pascal(collection.name()));
             let mut told = told(&id, "Change", (200, Some("Reference")), &[404, 409, 412, 413]);
             told.body = Some("JsonPatch");
-            told.parameters.push(header("If-Match", true, "The etag as it was given, quotes included; `*` for any"));
+            let mut if_match = header("If-Match", true, "The etag as it was given, quotes included; `*` for any");
+            if_match["example"] = "*".into();
+            told.parameters.push(if_match);
             told
         }
         Operation::Delete(collection) => {
