@@ -66,14 +66,14 @@ pub enum UserClaim {
 pub struct Step {
     /// `Create`, `Update`, …, or a custom message's unique name.
     #[serde(deserialize_with = "name")]
-    #[schemars(length(min = 1))]
+    #[schemars(regex(pattern = r"\S"))]
     pub message: String,
     /// The table's logical name; blank or left out means every table.
     #[serde(default)]
     pub entity: Option<String>,
     /// Of an Update: passes when one of these columns is in the request, or when that can't be seen.
     #[serde(default, deserialize_with = "columns")]
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), inner(regex(pattern = r"\S")))]
     pub filtering_attributes: Option<Vec<String>>,
 }
 

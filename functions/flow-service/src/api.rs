@@ -21,7 +21,7 @@ use crate::secrets::{Secrets, uuid};
 use crate::specs::{
     CONNECTION_SPECS, ConnectionSpec, EVENT_HUBS, FLOW_SPECS, FlowSpec, TO_HUB, VERSION, connection_spec, flow_spec,
 };
-use crate::store::{Document, Entity, MAX_USERS, MAX_WRITES, Store, Unwritten, Write};
+use crate::store::{Document, Entity, MAX_WRITES, Store, Unwritten, Write};
 use crate::tenant::{Caller, Tenant};
 
 /// Rounds of read, decide and write before a request gives way to the others.
@@ -339,9 +339,9 @@ impl Api {
     }
 
     fn add_user<'e>(&self, of: &'e Entity, user: &Entity, shown: bool) -> Result<Write<'e>, ApiError> {
-        if of.used_by.len() >= MAX_USERS {
-            let what = of.collection.name();
-            return Err(ApiError::Conflict(format!("{what} [{}] is used by {MAX_USERS} others already", of.id)));
+        if of.used_by.len() >= of.max_users() {
+            let (what, most) = (of.collection.name(), of.max_users());
+            return Err(ApiError::Conflict(format!("{what} [{}] is used by {most} others already", of.id)));
         }
         Ok(Write::AddUser { of, user: user.user_name(), shown })
     }
@@ -517,8 +517,14 @@ impl Api {
                 hub_of(new, scope.as_deref()).map_err(failed)?;
             }
         }
+        // Of a connection only where it leads stands in the items: a key is rotated however many flows there are.
+        let place = |connection: &Entity| {
+            let params = &connection.member("auth")["params"];
+            (params["namespace"].clone(), params["eventHubName"].clone())
+        };
+        let reaches = new.collection != Collection::Connections || place(old) != place(new);
         let mut flow_ids = Vec::new();
-        for user in &old.used_by {
+        for user in old.used_by.iter().filter(|_| reaches) {
             match user.split_once('#') {
                 Some(("flows", id)) => flow_ids.push(id.to_owned()),
                 Some((name, id)) => {

@@ -21,6 +21,9 @@ const KEY: &str = "sasKey";
 /// Of other kinds of credentials: they must not be kept in a document.
 const OTHER_SECRETS: [&str; 3] = ["clientSecretValue", "secretKey", "sharedAccessSignature"];
 
+/// A secret has at most 65,536 bytes.
+const MAX_SENDER_AUTH: usize = 60_000;
+
 /// A key, and where it leads.
 #[derive(Debug, Clone)]
 pub struct Credentials {
@@ -235,6 +238,16 @@ pub fn check_options(kind: Kind, options: &Map<String, Value>, max_bytes: u64) -
         let place = error.instance_path().to_string();
         return unusable(format!("params.options{place}: {}", error.masked()));
     }
+    // To JSON Schema 33.0 is an integer too, and so is one that fits no register; to the kinds they are not.
+    let schema = options_schema(kind);
+    for (name, value) in options.as_object().into_iter().flatten() {
+        let of_type = &schema["properties"][name]["type"];
+        let is_integer =
+            of_type == "integer" || of_type.as_array().is_some_and(|types| types.contains(&json!("integer")));
+        if is_integer && value.is_number() && value.as_i64().is_none() {
+            return unusable(format!("params.options/{name}: expected an integer without a fraction, of 64 bits"));
+        }
+    }
     if options["maxBytes"].as_u64().is_some_and(|bytes| bytes > max_bytes) {
         return unusable(format!("params.options/maxBytes: a request to a hub holds {max_bytes} at most"));
     }
@@ -274,6 +287,9 @@ impl Senders {
             Some(list @ Value::Array(_)) => list.to_string(),
             _ => return unusable("params.senderAuth: expected `generate`, `none` or a list of credentials"),
         };
+        if text.len() > MAX_SENDER_AUTH {
+            return unusable(format!("params.senderAuth: more than {MAX_SENDER_AUTH} bytes"));
+        }
         let secret = SecretString::from(text.as_str());
         if let Err(problem) = SenderAuth::parse(&secret) {
             return unusable(format!("params.senderAuth: {problem}"));

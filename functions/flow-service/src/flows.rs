@@ -170,6 +170,9 @@ mod tests {
             (json!({}), source(json!({ "unknown": 1 })), target.clone()),
             (json!({}), source(json!({ "maxBytes": 2_000_000 })), target.clone()),
             (json!({}), source(json!({ "steps": [] })), target.clone()),
+            (json!({}), source(json!({ "steps": [{ "message": " " }] })), target.clone()),
+            (json!({}), source(json!({ "maxBytes": 5.0 })), target.clone()),
+            (json!({}), source(json!({ "maxBytes": 1e30 })), target.clone()),
             (json!({}), source(json!({})), json!({ "params": {} })),
             (json!({}), source(json!({})), json!({ "params": { "eventHubName": "h", "partitioning": "keys:0" } })),
             (

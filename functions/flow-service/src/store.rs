@@ -15,8 +15,10 @@ use crate::errors::ApiError;
 use crate::routes::Collection;
 use crate::tenant::Tenant;
 
-/// Of an object: a change of it must fit one transaction, with the items of all flows that it reaches.
-pub const MAX_USERS: usize = 80;
+/// Of a source or target connection: a change of it must fit one transaction, with the items of all its flows.
+const MAX_FLOWS: usize = 80;
+/// Of a connection: their names must fit its item.
+const MAX_ENDS: usize = 1000;
 /// What one transaction may have.
 pub const MAX_WRITES: usize = 100;
 /// Of a document, as JSON: an item has at most 400 KB.
@@ -57,6 +59,11 @@ impl Entity {
 
     pub fn member(&self, name: &str) -> &Value {
         self.document.get(name).unwrap_or(&Value::Null)
+    }
+
+    /// How many others may refer to it.
+    pub fn max_users(&self) -> usize {
+        if self.collection == Collection::Connections { MAX_ENDS } else { MAX_FLOWS }
     }
 
     /// How it stands among those that use another.
