@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use crate::errors::{ApiError, bad_request};
@@ -51,6 +52,12 @@ struct Context {
 }
 
 #[derive(Deserialize)]
+struct OddRequest {
+    #[serde(rename = "requestContext")]
+    _request_context: IgnoredAny,
+}
+
+#[derive(Deserialize)]
 struct Http {
     method: String,
 }
@@ -68,7 +75,14 @@ struct Jwt {
 impl Request {
     /// Reads an event; `None` when it is no HTTP request.
     pub fn read(event: &str) -> Option<Result<Self, ApiError>> {
-        let event: Event = serde_json::from_str(event).ok()?;
+        let event: Event = match serde_json::from_str(event) {
+            Ok(event) => event,
+            // A request that has not all that one needs, or text that is no Unicode.
+            Err(_) => {
+                serde_json::from_str::<OddRequest>(event).ok()?;
+                return Some(bad_request("the request can't be read; expected an HTTP API event, payload 2.0"));
+            }
+        };
         let stage = event.request_context.stage.filter(|stage| stage != "$default");
         let mut path: Vec<String> =
             event.raw_path.split('/').filter(|segment| !segment.is_empty()).map(decoded).collect();
@@ -162,5 +176,7 @@ mod tests {
         assert_eq!(request.base_url, "https://api.example.net/prod");
         assert_eq!(request.claims.unwrap()["org"], "o");
         assert!(Request::read(r#"{"Records":[]}"#).is_none());
+        let no_unicode = event.to_string().replace("e30=", r"\ud800");
+        assert_eq!(Request::read(&no_unicode).unwrap().unwrap_err().status(), 400);
     }
 }
