@@ -539,6 +539,50 @@ async fn of_two_hundred_updates_with_one_etag_one_wins() {
 }
 
 #[tokio::test]
+async fn a_flow_made_while_its_target_changes_leads_where_the_target_does() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB, "other"]).await);
+    let api = control(&cloud, &[&hub]);
+    let connection = api.connection(&hub).await;
+    for round in 0..8 {
+        let created = api.flow(DATA_ACTIVATION, json!({}), &connection, HUB).await;
+        let flow = api.item(&format!("/flows/{}", text(&created["id"]))).await;
+        let (source, target) = (text(&flow["sourceConnectionIds"][0]), text(&flow["targetConnectionIds"][0]));
+        api.delete(&format!("/flows/{}", text(&created["id"]))).await;
+        let again = json!({
+            "name": "again", "flowSpec": spec("71471eba-b620-49e4-90fd-23f1fa0174d8"),
+            "sourceConnectionIds": [source], "targetConnectionIds": [target],
+        });
+        let path = format!("/targetConnections/{target}");
+        let moved = json!([{ "op": "replace", "path": "/params/eventHubName", "value": "other" }]);
+        let (created, patched) = tokio::join!(api.post("/flows", &again), api.patch(&path, "*", &moved));
+        let id = text(&created.expect(201)["id"]);
+        patched.expect(200);
+        let key = json!({ "TableName": TABLE, "Key": { "pk": { "S": format!("FLOW#{id}") } } });
+        let item = cloud.call(Service::DynamoDb, "GetItem", key).await;
+        assert_eq!(item["Item"]["hub"]["S"], "other", "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn no_member_and_no_patch_makes_an_object_that_nobody_can_remove() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
+    let api = control(&cloud, &[&hub]);
+    let odd = json!({
+        "name": "odd", "connectionSpec": spec("8a9c3494-9708-43d7-ae3f-cda01e5030e1"),
+        "baseConnectionId": ABSENT, "sourceConnectionIds": [ABSENT], "targetConnectionIds": [ABSENT],
+    });
+    let path = format!("/connections/{}", api.post("/connections", &odd).await.id());
+    let nested = |levels: usize| (0..levels).fold(json!(1), |inner, _| json!([inner]));
+    let add = |path: String, levels: usize| json!([{ "op": "add", "path": path, "value": nested(levels) }]);
+    api.patch(&path, "*", &add("/x".to_owned(), 90)).await.expect(200);
+    api.patch(&path, "*", &add(format!("/x{}/-", "/0".repeat(80)), 90)).await.expect(400);
+    api.item(&path).await;
+    let deleted = api.delete(&path).await;
+    assert!(deleted.status < 300, "{deleted:?}");
+    api.get(&path).await.expect(404);
+}
+
+#[tokio::test]
 async fn a_flow_carries_events_and_obeys() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB, "second"]).await);
     let api = control(&cloud, &[&hub]);

@@ -226,10 +226,19 @@ impl Api {
         let name = self.secrets.create("connections", &credentials.secret(key.expose_secret())).await?;
         connection.secret_id = Some(name.clone());
         if let Err(error) = self.write(&caller.tenant, vec![Write::Create(&connection)]).await {
-            self.secrets.delete(&name).await;
+            self.abandon(&name, &error).await;
             return Err(error);
         }
         Ok(Reply::created(&connection, json!({})))
+    }
+
+    /// Deletes the secret of what was not written; unless nobody can tell whether it was.
+    async fn abandon(&self, name: &str, error: &ApiError) {
+        if let ApiError::Unavailable(_) = error {
+            tracing::error!(secret = name, "a write was not answered: the secret stays, and may be nobody's");
+        } else {
+            self.secrets.delete(name).await;
+        }
     }
 
     /// Asks the namespace. By default only a definite refusal counts.
@@ -315,7 +324,7 @@ impl Api {
         let written: Result<(), ApiError> = written.await;
         if let Err(error) = written {
             if let Some(name) = &entity.secret_id {
-                self.secrets.delete(name).await;
+                self.abandon(name, &error).await;
             }
             return Err(error);
         }
@@ -445,9 +454,11 @@ impl Api {
                 Collection::Flows => self.write_flow(tenant, &old, &mut new, change).await,
                 _ => self.write_and_reach(tenant, &old, &new).await,
             };
-            let abandoned = new.secret_id.as_ref().filter(|_| moved && written.is_err());
-            if let Some(name) = abandoned {
-                self.secrets.delete(name).await;
+            if let (true, Some(name), Err(unwritten)) = (moved, &new.secret_id, &written) {
+                match unwritten {
+                    Unwritten::Lost => self.secrets.delete(name).await,
+                    Unwritten::Failed(error) => self.abandon(name, error).await,
+                }
             }
             match written {
                 Ok(()) => {}
@@ -523,7 +534,7 @@ impl Api {
             (params["namespace"].clone(), params["eventHubName"].clone())
         };
         let reaches = new.collection != Collection::Connections || place(old) != place(new);
-        let mut flow_ids = Vec::new();
+        let (mut flow_ids, mut ends) = (Vec::new(), Vec::new());
         for user in old.used_by.iter().filter(|_| reaches) {
             match user.split_once('#') {
                 Some(("flows", id)) => flow_ids.push(id.to_owned()),
@@ -539,12 +550,14 @@ impl Api {
                     }
                     let flows = end.used_by.iter().filter_map(|user| user.strip_prefix("flows#"));
                     flow_ids.extend(flows.map(str::to_owned));
+                    ends.push(end);
                 }
                 None => {}
             }
         }
         let mut writes = vec![Write::Update { entity: new, old_etag: old.etag() }];
-        let mut reached = Vec::new();
+        // A flow that comes meanwhile would be made from what is changed here.
+        let mut reached: Vec<Write<'_>> = ends.iter().map(Write::SameUsers).collect();
         for id in flow_ids {
             // The version first: whoever changes the flow after this makes the write below fail.
             let Some(seen) = self.store.flow_version(&id).await.map_err(failed)? else { continue };
@@ -630,11 +643,18 @@ impl Api {
                 return Err(ApiError::Conflict(text));
             }
             let mut writes = vec![Write::Delete { entity: &entity }];
-            for (collection, member) in [
-                (Collection::SourceConnections, "sourceConnectionIds"),
-                (Collection::TargetConnections, "targetConnectionIds"),
-                (Collection::Connections, "baseConnectionId"),
-            ] {
+            // A member of that name elsewhere is only a member.
+            let refers_to: &[(Collection, &str)] = match collection {
+                Collection::Flows => &[
+                    (Collection::SourceConnections, "sourceConnectionIds"),
+                    (Collection::TargetConnections, "targetConnectionIds"),
+                ],
+                Collection::SourceConnections | Collection::TargetConnections => {
+                    &[(Collection::Connections, "baseConnectionId")]
+                }
+                Collection::Connections => &[],
+            };
+            for &(collection, member) in refers_to {
                 let id = match entity.member(member) {
                     Value::String(id) => id,
                     Value::Array(ids) => match ids.first().and_then(Value::as_str) {

@@ -83,10 +83,31 @@ fn parse_one(place: usize, operation: &Value) -> Result<Operation, ApiError> {
     Ok(Operation { path, change })
 }
 
+/// What is deeper could be written, and not be read again.
+const MAX_DEPTH: usize = 100;
+
+/// Levels of nesting. A value of a request has no more than its parser takes.
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(elements) => 1 + elements.iter().map(depth).max().unwrap_or_default(),
+        Value::Object(members) => 1 + members.values().map(depth).max().unwrap_or_default(),
+        _ => 0,
+    }
+}
+
 /// Applies the operations in their order.
 pub fn apply(document: &Map<String, Value>, operations: &[Operation]) -> Result<Map<String, Value>, ApiError> {
     let mut root = Value::Object(document.clone());
     for (place, operation) in operations.iter().enumerate() {
+        let added = match &operation.change {
+            Change::Add(value) | Change::Replace(value) => depth(value),
+            Change::Remove => 0,
+        };
+        if operation.path.len() + added > MAX_DEPTH {
+            return bad_request(format!(
+                "operation {place}: the object would be nested deeper than {MAX_DEPTH} levels"
+            ));
+        }
         if apply_one(&mut root, operation).is_none() {
             return unusable(format!("operation {place}: the object has no such place"));
         }

@@ -90,7 +90,7 @@ pub struct FlowItem {
 
 pub enum Write<'a> {
     Create(&'a Entity),
-    /// Writes the document over the one with this etag.
+    /// Writes the document over the one with this etag, if its users are still those that were read.
     Update {
         entity: &'a Entity,
         old_etag: &'a str,
@@ -101,6 +101,8 @@ pub enum Write<'a> {
     },
     /// Nothing changes of it meanwhile.
     Unchanged(&'a Entity),
+    /// Nobody comes to use it meanwhile, or ceases to.
+    SameUsers(&'a Entity),
     /// Refers to it as it was read. `shown`: its generated credentials are.
     AddUser {
         of: &'a Entity,
@@ -259,7 +261,7 @@ impl Store {
                 let mut update = Update::builder()
                     .table_name(&self.table)
                     .key("pk", entity_key(entity))
-                    .condition_expression("etag = :old")
+                    .condition_expression(format!("etag = :old AND {}", same_users(entity)))
                     .expression_attribute_names("#d", "document")
                     .expression_attribute_values(":old", text(old_etag))
                     .expression_attribute_values(":new", text(entity.etag()))
@@ -268,6 +270,9 @@ impl Store {
                 if let Some(secret) = &entity.secret_id {
                     expression.push_str(", secretId = :s");
                     update = update.expression_attribute_values(":s", text(secret));
+                }
+                if let Some(users) = users(entity) {
+                    update = update.expression_attribute_values(":users", users);
                 }
                 if !entity.is_unseen {
                     expression.push_str(" REMOVE unseen");
@@ -289,6 +294,17 @@ impl Store {
                     .key("pk", entity_key(entity))
                     .condition_expression("etag = :e")
                     .expression_attribute_values(":e", text(entity.etag()))
+                    .build()
+                    .expect("all is given"),
+            ),
+            Write::SameUsers(entity) => builder.condition_check(
+                ConditionCheck::builder()
+                    .table_name(&self.table)
+                    .key("pk", entity_key(entity))
+                    .condition_expression(same_users(entity))
+                    .set_expression_attribute_values(
+                        users(entity).map(|users| HashMap::from([(":users".to_owned(), users)])),
+                    )
                     .build()
                     .expect("all is given"),
             ),
@@ -338,6 +354,15 @@ impl Store {
         };
         Ok(built.build())
     }
+}
+
+fn users(entity: &Entity) -> Option<AttributeValue> {
+    (!entity.used_by.is_empty()).then(|| AttributeValue::Ss(entity.used_by.clone()))
+}
+
+/// The condition that goes with [`users`].
+fn same_users(entity: &Entity) -> &'static str {
+    if entity.used_by.is_empty() { "attribute_not_exists(usedBy)" } else { "usedBy = :users" }
 }
 
 fn serialized(document: &Document) -> Result<String, ApiError> {
