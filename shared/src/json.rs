@@ -115,16 +115,18 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
 ///
 /// The error tells what is wrong and where, without repeating any of the text.
 pub fn events(text: &str) -> Result<Vec<&str>, String> {
-    if text.trim_ascii().is_empty() {
+    // JSON's own white space: a form feed is none of it.
+    let text = text.trim_matches([' ', '\t', '\n', '\r']);
+    if text.is_empty() {
         return Err("the body is empty; expected a JSON object".to_owned());
     }
     check_shape(text.as_bytes())?;
-    if text.trim_ascii_start().starts_with('[') {
+    if text.starts_with('[') {
         let elements: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| explain(&error))?;
         return Ok(elements.into_iter().map(RawValue::get).collect());
     }
     // Whether it is JSON shows when its kind reads it.
-    Ok(vec![text.trim_ascii()])
+    Ok(vec![text])
 }
 
 /// Checks that `text` is one JSON value.
@@ -227,6 +229,8 @@ mod tests {
         assert_eq!(events(" [ {\"a\" : 19.9900} ,{\"b\":\"\\/\"}]").unwrap(), ["{\"a\" : 19.9900}", "{\"b\":\"\\/\"}"]);
         assert_eq!(events(" {\"a\":1} ").unwrap(), ["{\"a\":1}"]);
         assert!(events("[]").unwrap().is_empty());
+        let form_feed = "\u{c}{}";
+        assert!(check_syntax(events(form_feed).unwrap()[0]).is_err(), "what is no white space of JSON stays");
     }
 
     #[test]

@@ -237,6 +237,7 @@ impl Store {
         Err(Unwritten::Failed(failed("TransactWriteItems", &error)))
     }
 
+    // The builders fail for a table, key, item or condition that was not given, and for nothing else: each gets all of its own.
     fn item(&self, tenant: &Tenant, write: Write<'_>) -> Result<TransactWriteItem, ApiError> {
         let entity_key = |entity: &Entity| text(key(tenant, entity.collection, &entity.id));
         let builder = TransactWriteItem::builder();
