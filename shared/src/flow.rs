@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::event::{Event, Header, Kind, Reason, Rejection};
 use crate::event_hubs::EventHub;
-use crate::json;
+use crate::json::{self, Events};
 use crate::message::Message;
 use crate::senders::Senders;
 
@@ -93,28 +93,32 @@ impl<'a> Mapping<'a> {
 }
 
 impl<O> Flow<O> {
-    /// Maps a body, each event by itself.
-    pub fn map<'a>(&'a self, kind: &Kind<O>, body: &'a [u8], headers: &'a [Header<'a>]) -> Mapping<'a> {
-        let text = match std::str::from_utf8(body) {
-            Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
+    /// Maps a body that came as bytes.
+    pub fn map_bytes<'a>(&'a self, kind: &Kind<O>, body: &'a [u8], headers: &'a [Header<'a>]) -> Mapping<'a> {
+        match std::str::from_utf8(body) {
+            Ok(text) => self.map(kind, text, headers),
             Err(error) => {
-                let place = error.valid_up_to();
-                return Mapping::rejected(
-                    Rejection::unreadable(format!("the body is not UTF-8 (at byte {place})")),
-                    body,
-                );
+                let problem = format!("the body is not UTF-8 (at byte {})", error.valid_up_to());
+                Mapping::rejected(Rejection::unreadable(problem), body)
             }
-        };
+        }
+    }
+
+    /// Maps a body, each event by itself.
+    pub fn map<'a>(&'a self, kind: &Kind<O>, text: &'a str, headers: &'a [Header<'a>]) -> Mapping<'a> {
+        let body = text.as_bytes();
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let events = match json::events(text) {
             Ok(events) => events,
             Err(problem) => return Mapping::rejected(Rejection::unreadable(problem), body),
         };
-        let is_array = text.trim_ascii_start().starts_with('[');
+        let is_array = matches!(events, Events::Array(_));
         if is_array && !kind.arrays {
             return Mapping::rejected(Rejection::unmappable("expected one event, not an array"), body);
         }
+        let events = events.as_slice();
         let mut mapping = Mapping { received: events.len(), body, ..Mapping::default() };
-        for (position, json) in events.into_iter().enumerate() {
+        for (position, json) in events.iter().copied().enumerate() {
             let event = Event { json, flow: &self.id, headers, max_bytes: self.hub.max_batch_bytes() };
             let mapped = if mapping.bytes > MAX_MESSAGES_BYTES {
                 Err(Rejection::too_large("the events of one body make more messages than fit the memory"))
@@ -134,7 +138,11 @@ impl<O> Flow<O> {
                     }
                     mapping.bytes += mapped.messages.iter().map(|message| message.body.len()).sum::<usize>();
                     mapping.events.extend(std::iter::repeat_n(json, mapped.messages.len()));
-                    mapping.messages.extend(mapped.messages);
+                    if mapping.messages.is_empty() {
+                        mapping.messages = mapped.messages;
+                    } else {
+                        mapping.messages.extend(mapped.messages);
+                    }
                 }
                 Err(rejection) => {
                     let rejection = match json::check_syntax(json) {

@@ -53,6 +53,8 @@ pub async fn handle<O: DeserializeOwned + Default>(
     // Of each record; `None` where the name can't be read.
     let names: Vec<Option<Cow<'_, str>>> = records.iter().map(Record::flow).collect();
     let flows = flows(relay, &names, sending_ends.min(began + LOOKING_UP)).await;
+    let flow_of =
+        |position: usize| names[position].as_ref().and_then(|name| flows.iter().find(|(known, _)| *known == name));
     let mut counts = Counts::default();
 
     // Which records come again. On a FIFO queue what stands behind one of them in its group does too, or would overtake.
@@ -73,7 +75,7 @@ pub async fn handle<O: DeserializeOwned + Default>(
     let mut bytes = 0;
     for (position, record) in records.iter().enumerate() {
         let rejected = |rejection| Mapping::rejected(rejection, record.raw_body());
-        let mapping = match (names[position].as_ref().map(|name| &flows[name]), record.body()) {
+        let mapping = match (flow_of(position).map(|(_, flow)| flow), record.body()) {
             (None | Some(Err(NoFlow::Unknown)), _) => {
                 rejected(Rejection { reason: Reason::UnknownFlow, detail: "no such flow".into() })
             }
@@ -86,7 +88,7 @@ pub async fn handle<O: DeserializeOwned + Default>(
                 failed[position] = true;
                 Mapping::default()
             }
-            (Some(Ok(flow)), Ok(body)) => flow.map(&relay.kind, body.as_bytes(), &[]),
+            (Some(Ok(flow)), Ok(body)) => flow.map(&relay.kind, body, &[]),
             (Some(Ok(_)), Err(rejection)) => rejected(rejection),
         };
         bytes += mapping.bytes;
@@ -111,18 +113,22 @@ pub async fn handle<O: DeserializeOwned + Default>(
     reject(relay, records, rejects, request_id, sending_ends.min(began + KEEPING), &mut failed).await;
     hold_groups(&mut failed);
 
-    let mut loads: HashMap<&str, Load<'_, O>> = HashMap::new();
+    let mut loads: Vec<Load<'_, O>> = Vec::new();
     for (position, mapping) in mappings.into_iter().enumerate() {
-        let flow = names[position].as_ref().and_then(|name| flows[name].as_deref().ok());
+        let flow = flow_of(position).and_then(|(_, flow)| flow.as_deref().ok());
         let (false, Some(flow)) = (failed[position], flow) else { continue };
         for (note, count) in mapping.notes {
             *counts.notes.entry(note).or_default() += count;
         }
-        let load = loads.entry(&flow.id).or_insert_with(|| Load { flow, messages: Vec::new(), origins: Vec::new() });
+        let place = loads.iter().position(|load| std::ptr::eq(load.flow, flow)).unwrap_or_else(|| {
+            loads.push(Load { flow, messages: Vec::new(), origins: Vec::new() });
+            loads.len() - 1
+        });
+        let load = &mut loads[place];
         load.origins.extend(mapping.events.into_iter().map(|event| Origin { record: position, event }));
         load.messages.extend(mapping.messages);
     }
-    let sendings = loads.into_values().map(async |load| {
+    let sendings = loads.into_iter().map(async |load| {
         let report = load.flow.hub.send(&load.messages, Pace::Together, sending_ends).await;
         // Parking would give up the order that a FIFO queue keeps.
         let to_park: Vec<(usize, Cause)> = report
@@ -213,15 +219,19 @@ struct Origin<'a> {
     event: &'a str,
 }
 
-/// The flows that records name, each looked up once.
-async fn flows<'a, O: DeserializeOwned + Default>(
+/// The flows that records name, each looked up once. They are few: most queues bring events of one.
+async fn flows<'n, O: DeserializeOwned + Default>(
     relay: &Relay<O>,
-    names: &[Option<Cow<'a, str>>],
+    names: &'n [Option<Cow<'_, str>>],
     deadline: Instant,
-) -> HashMap<Cow<'a, str>, Result<Arc<Flow<O>>, NoFlow>> {
-    let names: HashSet<&Cow<'a, str>> = names.iter().flatten().collect();
-    let lookups = names.into_iter().map(async |name| (name.clone(), relay.flow(name, deadline).await));
-    join_all(lookups).await.into_iter().collect()
+) -> Vec<(&'n str, Result<Arc<Flow<O>>, NoFlow>)> {
+    let mut known: Vec<&str> = Vec::new();
+    for name in names.iter().flatten() {
+        if !known.contains(&name.as_ref()) {
+            known.push(name);
+        }
+    }
+    join_all(known.into_iter().map(async |name| (name, relay.flow(name, deadline).await))).await
 }
 
 /// Keeps copies of rejected events; a record of which one can't be kept has failed.

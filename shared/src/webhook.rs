@@ -185,7 +185,7 @@ async fn answer<O: DeserializeOwned + Default>(
         return Answer::problem(409, "the flow is disabled");
     }
     let mapping = match &body {
-        Some(body) => flow.map(&relay.kind, body, &headers),
+        Some(body) => flow.map_bytes(&relay.kind, body, &headers),
         None => {
             let as_it_came = request.body.as_ref().map_or("", |body| body.0.as_ref()).as_bytes();
             Mapping::rejected(Rejection::unreadable("the body is marked as base64, and is not"), as_it_came)

@@ -8,7 +8,6 @@ use std::time::Duration;
 use aws_lambda_events::sqs::SqsBatchResponse;
 use futures_util::future::join_all;
 use lambda_runtime::Diagnostic;
-use serde_json::value::RawValue;
 use shared::answer::Cause;
 use shared::clock::Clock;
 use shared::event_hubs::{EventHub, Outcome, Pace};
@@ -84,7 +83,7 @@ impl Redelivery {
 impl Function for Redelivery {
     type Answer = SqsBatchResponse;
 
-    async fn invoke(&self, event: &RawValue, invocation: Invocation<'_>) -> Result<SqsBatchResponse, Diagnostic> {
+    async fn invoke(&self, event: &str, invocation: Invocation<'_>) -> Result<SqsBatchResponse, Diagnostic> {
         match sqs_event::records(event) {
             Some(Ok(records)) => Ok(self.handle(&records, invocation).await),
             Some(Err(error)) => Err(diagnostic("UnreadableRecord", &error.to_string())),
