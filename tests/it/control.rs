@@ -851,6 +851,46 @@ async fn options_and_objects_have_sizes_that_the_table_takes() {
 }
 
 #[tokio::test]
+async fn a_change_reaches_what_one_transaction_takes() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
+    let api = control(&cloud, &[&hub]);
+    let connection = api.connection(&hub).await;
+    let audiences: Vec<String> = (0..1_000).map(|n| format!("{n:036}")).collect();
+    let params = json!({ "options": { "audiences": audiences } });
+    let created = api.flow("8a9c3494-9708-43d7-ae3f-cda01e5030e1", params, &connection, HUB).await;
+    let first = api.item(&format!("/flows/{}", text(&created["id"]))).await;
+    let again = json!({
+        "name": "again", "flowSpec": first["flowSpec"], "sourceConnectionIds": first["sourceConnectionIds"],
+        "targetConnectionIds": first["targetConnectionIds"],
+    });
+    let mut last = String::new();
+    for _ in 1..80 {
+        last = api.post("/flows", &again).await.id();
+    }
+    api.post("/flows", &again).await.expect(409);
+    let source = format!("/sourceConnections/{}", text(&first["sourceConnectionIds"][0]));
+    let split = json!([{ "op": "add", "path": "/params/options/split", "value": "membership" }]);
+    api.patch(&source, "*", &split).await.expect(200);
+    assert!(attribute(&cloud, &format!("FLOW#{last}"), "options").await.unwrap().contains("membership"));
+    // Of a connection with so many and so large ends the key can change, and not the place.
+    let other = api.connection(&hub).await;
+    let target = json!({
+        "name": "t", "connectionSpec": spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e"), "baseConnectionId": other,
+        "params": { "eventHubName": HUB }, "note": "x".repeat(60_000),
+    });
+    for _ in 0..70 {
+        api.post("/targetConnections?validate=false", &target).await.id();
+    }
+    let path = format!("/connections/{other}");
+    let namespace =
+        json!([{ "op": "replace", "path": "/auth/params/namespace", "value": format!("sb://{}", host(&hub)) }]);
+    let problem = api.patch(&path, "*", &namespace).await.expect(409);
+    assert!(text(&problem["errorMessage"]).contains("70 objects of 4"), "{problem}");
+    let key = json!([{ "op": "replace", "path": "/auth/params/sasKey", "value": "another" }]);
+    api.patch(&path, "*", &key).await.expect(200);
+}
+
+#[tokio::test]
 async fn a_page_fits_the_answer_of_a_function() {
     const COUNT: usize = 60;
     let cloud = Cloud::start().await;
