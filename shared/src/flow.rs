@@ -117,9 +117,11 @@ impl<O> Flow<O> {
             return Mapping::rejected(Rejection::unmappable("expected one event, not an array"), body);
         }
         let events = events.as_slice();
+        let trace = traceparent(headers);
+        let max_bytes = self.hub.max_batch_bytes().saturating_sub(trace.map_or(0, |_| DIAGNOSTIC_ID_BYTES));
         let mut mapping = Mapping { received: events.len(), body, ..Mapping::default() };
         for (position, json) in events.iter().copied().enumerate() {
-            let event = Event { json, flow: &self.id, headers, max_bytes: self.hub.max_batch_bytes() };
+            let event = Event { json, flow: &self.id, headers, max_bytes };
             let mapped = if mapping.bytes > MAX_MESSAGES_BYTES {
                 Err(Rejection::too_large("the events of one body make more messages than fit the memory"))
             } else {
@@ -129,9 +131,14 @@ impl<O> Flow<O> {
                 })
             };
             match mapped {
-                Ok(mapped) => {
+                Ok(mut mapped) => {
                     if mapped.messages.is_empty() {
                         mapping.filtered += 1;
+                    }
+                    if let Some(trace) = trace {
+                        for message in &mut mapped.messages {
+                            message.properties.insert(DIAGNOSTIC_ID, trace);
+                        }
                     }
                     for note in mapped.notes {
                         *mapping.notes.entry(note).or_default() += 1;
@@ -156,6 +163,24 @@ impl<O> Flow<O> {
         }
         mapping
     }
+}
+
+/// The property by which Azure's SDKs link a consumer's trace to the sender's.
+const DIAGNOSTIC_ID: &str = "Diagnostic-Id";
+/// As much as it takes of a request.
+const DIAGNOSTIC_ID_BYTES: usize = 80;
+
+/// The caller's place in its trace (<https://www.w3.org/TR/trace-context/#traceparent-header>, version 00), if it is well formed.
+fn traceparent<'a>(headers: &'a [Header<'a>]) -> Option<&'a str> {
+    let (_, value) = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("traceparent"))?;
+    let lengths = [2, 32, 16, 2];
+    let parts: Vec<&str> = value.split('-').collect();
+    let is_hex = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let well_formed = parts.len() == lengths.len()
+        && parts.iter().zip(lengths).all(|(part, length)| part.len() == length && is_hex(part))
+        && parts[0] == "00"
+        && parts[1..3].iter().all(|id| id.bytes().any(|byte| byte != b'0'));
+    well_formed.then_some(value.as_ref())
 }
 
 impl Reason {

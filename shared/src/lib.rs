@@ -28,6 +28,7 @@ mod senders;
 pub mod settings;
 pub mod sqs;
 pub mod sqs_event;
+pub mod telemetry;
 mod webhook;
 
 pub use clock::rfc3339;

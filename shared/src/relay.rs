@@ -159,10 +159,10 @@ impl<O: DeserializeOwned + Default + Send + Sync + 'static> Function for Relay<O
         if !sqs_event::begins_like_a_batch(event) {
             if let Ok(request) = serde_json::from_str::<HttpRequest<'_>>(event) {
                 let handled = AssertUnwindSafe(webhook::handle(self, &request, invocation)).catch_unwind().await;
-                return Ok(Answer::Webhook(Box::new(handled.unwrap_or_else(|_| webhook::failed(request_id)))));
+                return Ok(Answer::Webhook(Box::new(handled.unwrap_or_else(|_| webhook::failed(self, request_id)))));
             }
             if serde_json::from_str::<Object<OddRequest>>(event).is_ok() {
-                return Ok(Answer::Webhook(Box::new(webhook::unreadable(request_id))));
+                return Ok(Answer::Webhook(Box::new(webhook::unreadable(self, request_id))));
             }
         }
         let records = match sqs_event::records(event) {

@@ -105,11 +105,23 @@ impl<'a> Record<'a> {
 
     /// How often it was received, this time included.
     pub fn receive_count(&self) -> u32 {
-        let count = || {
-            let attributes: Members<'_> = serde_json::from_str(self.attributes?.get()).ok()?;
-            text(member(&attributes, "ApproximateReceiveCount")?.get())?.parse().ok()
-        };
-        count().unwrap_or(1)
+        self.number("ApproximateReceiveCount").and_then(|count| count.try_into().ok()).unwrap_or(1)
+    }
+
+    /// When it was sent, in milliseconds since 1970.
+    pub fn sent_at(&self) -> Option<u64> {
+        self.number("SentTimestamp")
+    }
+
+    fn number(&self, attribute: &str) -> Option<u64> {
+        let attributes: Members<'_> = serde_json::from_str(self.attributes?.get()).ok()?;
+        text(member(&attributes, attribute)?.get())?.parse().ok()
+    }
+
+    /// Whether it was received before, told at first sight; what was handled then is a duplicate now.
+    pub fn came_before(&self) -> bool {
+        self.attributes.is_some_and(|attributes| !attributes.get().contains(r#""ApproximateReceiveCount":"1""#))
+            && self.receive_count() > 1
     }
 
     /// The group within which a FIFO queue promises order.

@@ -169,12 +169,15 @@ impl CallType {
         }
     }
 
-    /// As it stands in the event's type.
-    pub fn in_event_type(self) -> &'static str {
-        match self {
-            Self::New => "new",
-            Self::Modified => "modified",
-            Self::Removed => "removed",
+    /// The event's type; a journey has no `sourceNumber`.
+    pub fn event_type(self, is_audience: bool) -> &'static str {
+        match (self, is_audience) {
+            (Self::New, true) => "com.supermetrics.dataactivation.audience.new",
+            (Self::Modified, true) => "com.supermetrics.dataactivation.audience.modified",
+            (Self::Removed, true) => "com.supermetrics.dataactivation.audience.removed",
+            (Self::New, false) => "com.supermetrics.dataactivation.journey.new",
+            (Self::Modified, false) => "com.supermetrics.dataactivation.journey.modified",
+            (Self::Removed, false) => "com.supermetrics.dataactivation.journey.removed",
         }
     }
 }

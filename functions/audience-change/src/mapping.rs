@@ -70,36 +70,40 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
         return Err(Rejection::too_large("partnerIds: the messages of all ids would be larger than 8 MB"));
     }
 
-    let origin = if source_number.is_some() { "audience" } else { "journey" };
-    let event_type = ["com.supermetrics.dataactivation.", origin, ".", call_type.in_event_type()].concat();
-    let [partner_text, timestamp_text, site_text] = [partner_number, timestamp, site_number].map(|n| n.to_string());
-    let mut ce_source = ["/audience-change/", &site_text, "/"].concat();
+    let event_type = call_type.event_type(source_number.is_some());
+    let mut digits = [itoa::Buffer::new(); 3];
+    let [partner_text, timestamp_text, site_text] = {
+        let [partner, time, site] = &mut digits;
+        [partner.format(partner_number), time.format(timestamp), site.format(site_number)]
+    };
+    let mut ce_source = String::with_capacity(64);
+    ce_source.extend(["/audience-change/", site_text, "/"]);
     ce_source.extend(utf8_percent_encode(&source_id, ENCODED));
     let time = rfc3339(timestamp);
     let messages = ids.into_iter().map(|partner_id| {
         let id = deterministic_id([
-            site_text.as_str(),
+            site_text,
             &source_id,
             &profile_id,
-            &partner_text,
+            partner_text,
             &partner_id,
             call_type.as_str(),
-            &timestamp_text,
+            timestamp_text,
         ]);
         let body = Documented {
             profile_id: &profile_id,
             source_id: &source_id,
-            partner_number: &partner_text,
+            partner_number: partner_text,
             call_type,
             partner_id: &partner_id,
             profile_vars: &profile_vars,
-            timestamp: &timestamp_text,
-            site_number: &site_text,
+            timestamp: timestamp_text,
+            site_number: site_text,
             source_name: &source_name,
             source_number,
             data: &data,
         };
-        let attributes = CloudEvent { id, event_type: &event_type, source: &ce_source, time: time.as_deref() };
+        let attributes = CloudEvent { id, event_type, source: &ce_source, time: time.as_deref() };
         let body = Body::of_json(event.json.len() * 3 / 2, |out| body.write(out));
         Message::new(attributes, profile_id.clone(), body)
     });
