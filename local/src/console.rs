@@ -218,8 +218,11 @@ impl Console {
             .route_layer(middleware::from_fn(own_page_only))
             .merge(open_to_all)
             .layer(middleware::map_response(async |mut response: Response| {
-                let headers: [(HeaderName, &str); 3] =
-                    [(CONTENT_SECURITY_POLICY, POLICY), (X_CONTENT_TYPE_OPTIONS, "nosniff"), (CACHE_CONTROL, "no-store")];
+                let headers: [(HeaderName, &str); 3] = [
+                    (CONTENT_SECURITY_POLICY, POLICY),
+                    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+                    (CACHE_CONTROL, "no-store"),
+                ];
                 for (name, value) in headers {
                     response.headers_mut().insert(name, HeaderValue::from_static(value));
                 }
@@ -336,7 +339,7 @@ impl Shared {
             rows.insert((&flow.kind, &flow.id), (&flow.hub, &flow.state));
         }
         for (kind, flow) in ledger.flows().keys() {
-            rows.entry((kind, flow)).or_insert(("", ""));
+            rows.entry((kind, flow)).or_insert(("", "not in the table"));
         }
         let flows: Vec<Value> = rows
             .into_iter()
@@ -414,8 +417,10 @@ impl Shared {
             Sample::Good => (kind.stamp)(kind.sample_event, &random::uuid()).0,
             Sample::Bad => json!({ "nobody": "maps this" }).to_string(),
         };
-        let answers: Vec<Result<String, Undone>> =
-            stream::iter((0..count).map(|_| self.send_one(kind, by, event()))).buffer_unordered(SENT_AT_ONCE).collect().await;
+        let answers: Vec<Result<String, Undone>> = stream::iter((0..count).map(|_| self.send_one(kind, by, event())))
+            .buffer_unordered(SENT_AT_ONCE)
+            .collect()
+            .await;
         let mut by_answer = BTreeMap::<String, usize>::new();
         for answer in answers {
             *by_answer.entry(answer?).or_default() += 1;

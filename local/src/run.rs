@@ -347,11 +347,8 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
         println!("queues       {endpoint} (moto server)");
     }
 
-    let key = SendersKey {
-        name: SENDERS_KEY_NAME,
-        key: senders_key,
-        secret_id: aws.is_some().then_some(SENDERS_SECRET_ID),
-    };
+    let key =
+        SendersKey { name: SENDERS_KEY_NAME, key: senders_key, secret_id: aws.is_some().then_some(SENDERS_SECRET_ID) };
     let console = Console {
         emulator: emulator.clone(),
         commands: info.keeping.as_ref().map(|keeping| down_and_up(&info, keeping)).unwrap_or_default(),
@@ -403,13 +400,7 @@ async fn keeping(aws: &Aws) -> Result<Keeping, AwsError> {
 }
 
 /// `hub` are the variables that lead there.
-fn function_config(
-    name: &str,
-    hub: &[(&str, &str)],
-    options: &Options,
-    folder: &Path,
-    info: &Info,
-) -> FunctionConfig {
+fn function_config(name: &str, hub: &[(&str, &str)], options: &Options, folder: &Path, info: &Info) -> FunctionConfig {
     let mut environment = vec![
         (settings::SENDER_AUTH.to_owned(), options.sender_auth.clone()),
         ("AWS_REGION".to_owned(), REGION.to_owned()),

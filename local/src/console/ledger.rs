@@ -332,7 +332,8 @@ impl Ledger {
         self.rejected_ever += line.rejected;
         let failed = failed(answer);
         for (id, record) in records(payload) {
-            let attempts = record["attributes"]["ApproximateReceiveCount"].as_str().and_then(|count| count.parse().ok());
+            let attempts =
+                record["attributes"]["ApproximateReceiveCount"].as_str().and_then(|count| count.parse().ok());
             if let Some(parked) = self.parked.get_mut(id)
                 && failed.contains(id)
             {
@@ -368,7 +369,8 @@ impl Ledger {
                     flow: parked.flow,
                     by: "redelivery",
                     reason: "after parking".to_owned(),
-                    detail: "its flow was deleted, or the hub refused it: the rejected queue holds the reason".to_owned(),
+                    detail: "its flow was deleted, or the hub refused it: the rejected queue holds the reason"
+                        .to_owned(),
                 });
             }
         }
