@@ -292,6 +292,7 @@ async function tell(asked) {
     setText(by("done"), await act(asked));
   } catch (error) {
     setText(by("done"), `not done: ${error.message}`);
+    if (state) drawSwitches();
   }
 }
 

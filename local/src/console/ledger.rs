@@ -56,6 +56,7 @@ pub struct FlowCounts {
     refused: u64,
 }
 
+/// Messages that wait, of one envelope or of several that wait alike.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Parked {
@@ -64,9 +65,9 @@ pub struct Parked {
     hub: String,
     messages: usize,
     reason: String,
-    /// RFC 3339.
+    /// The first one, in RFC 3339.
     since: String,
-    /// How often redelivery tried.
+    /// How often redelivery tried, at most.
     attempts: u64,
 }
 
@@ -208,8 +209,13 @@ impl Ledger {
                 request_id
             }
             What::Answered { request_id, payload, answer } => {
-                let read = |bytes: &[u8]| serde_json::from_slice(bytes).unwrap_or_default();
-                self.half(&request_id).answered = Some((read(&payload), read(&answer)));
+                let read = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap_or_default();
+                let (mut payload, answer) = (read(&payload), read(&answer));
+                if let Some(body) = payload.get_mut("body") {
+                    // A webhook's, which can be large and tells nothing here.
+                    *body = Value::Null;
+                }
+                self.half(&request_id).answered = Some((payload, answer));
                 request_id
             }
         };
@@ -423,11 +429,22 @@ impl Ledger {
     }
 
     /// The oldest come first.
-    pub fn parked(&self) -> Vec<&Parked> {
-        let mut parked: Vec<&Parked> = self.parked.values().collect();
-        parked.sort_by(|a, b| a.since.cmp(&b.since));
-        parked.truncate(MOST_ROWS);
-        parked
+    pub fn parked(&self) -> Vec<Parked> {
+        let mut alike = BTreeMap::<_, Parked>::new();
+        for parked in self.parked.values() {
+            let row = alike
+                .entry((&parked.kind, &parked.flow, &parked.hub, &parked.reason))
+                .or_insert_with(|| Parked { messages: 0, ..parked.clone() });
+            row.messages += parked.messages;
+            row.attempts = row.attempts.max(parked.attempts);
+            if parked.since < row.since {
+                row.since.clone_from(&parked.since);
+            }
+        }
+        let mut rows: Vec<Parked> = alike.into_values().collect();
+        rows.sort_by(|a, b| a.since.cmp(&b.since));
+        rows.truncate(MOST_ROWS);
+        rows
     }
 
     /// The newest come first.
@@ -452,4 +469,119 @@ fn records(payload: &Value) -> impl Iterator<Item = (&str, &Value)> {
 fn failed(answer: &Value) -> BTreeSet<&str> {
     let failures = answer["batchItemFailures"].as_array().into_iter().flatten();
     failures.filter_map(|failure| failure["itemIdentifier"].as_str()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use shared::parking::pack;
+
+    use super::*;
+
+    fn tell(ledger: &mut Ledger, function: &str, line: Value, payload: Value, answer: Value) {
+        let told = |what| Observed { function: function.to_owned(), what };
+        let request_id = line["request_id"].as_str().unwrap().to_owned();
+        let (payload, answer) = (payload.to_string().into_bytes(), answer.to_string().into_bytes());
+        // In this order or the other.
+        let mut halves = [What::Wrote(line.to_string()), What::Answered { request_id, payload, answer }];
+        if ledger.accepted % 2 == 0 {
+            halves.reverse();
+        }
+        for half in halves {
+            ledger.observe(told(half));
+        }
+    }
+
+    /// A webhook whose sender was told of `promised` messages.
+    fn webhook(ledger: &mut Ledger, promised: u64, delivered: u64, parked: u64) {
+        let line = json!({
+            "message": "webhook answered", "request_id": "w", "messages.delivered": delivered, "messages.parked": parked,
+        });
+        let body = json!({ "status": "delivered", "messages": promised }).to_string();
+        tell(ledger, "audience-change", line, json!({ "body": "{}" }), json!({ "statusCode": 200, "body": body }));
+    }
+
+    /// Redelivery had one envelope with the message `id`.
+    fn redelivery(ledger: &mut Ledger, id: &str, is_handled: bool, delivered: u64, rejected: u64) {
+        let envelope = json!({
+            "v": 1, "kind": "audience-change", "flow": "default", "hub": "events", "host": "h", "reason": "throttled",
+            "firstSeen": "2026-01-01T00:00:00Z",
+            "messages": [{ "id": id, "subject": "s", "body": "{}", "properties": {} }],
+        });
+        let record = json!({
+            "messageId": "m", "body": pack(envelope.to_string().as_bytes()), "attributes": { "ApproximateReceiveCount": "2" },
+        });
+        let failures = if is_handled { json!([]) } else { json!([{ "itemIdentifier": "m" }]) };
+        let line = json!({
+            "message": "parked batch handled", "request_id": "r", "messages.delivered": delivered, "events.rejected": rejected,
+        });
+        tell(ledger, "redelivery", line, json!({ "Records": [record] }), json!({ "batchItemFailures": failures }));
+    }
+
+    #[test]
+    fn what_no_hub_confirmed_is_lost() {
+        let mut ledger = Ledger::default();
+        webhook(&mut ledger, 2, 2, 0);
+        assert_eq!((ledger.counts(2).accepted, ledger.counts(2).lost), (2, 0));
+        assert_eq!(ledger.counts(1).lost, 1);
+    }
+
+    #[test]
+    fn what_a_sender_was_told_and_nobody_knows_of_is_lost() {
+        let mut ledger = Ledger::default();
+        webhook(&mut ledger, 3, 1, 1);
+        let counts = ledger.counts(1);
+        assert_eq!((counts.accepted, counts.parked, counts.lost), (3, 1, 1));
+    }
+
+    #[test]
+    fn what_is_parked_is_counted_until_redelivery_handled_it() {
+        let mut ledger = Ledger::default();
+        webhook(&mut ledger, 1, 0, 1);
+        assert_eq!((ledger.counts(0).parked, ledger.parked().len()), (1, 0), "redelivery has not seen it");
+        redelivery(&mut ledger, "a", false, 0, 0);
+        assert_eq!((ledger.counts(0).parked, ledger.counts(0).lost), (1, 0));
+        assert_eq!((ledger.parked()[0].messages, ledger.parked()[0].attempts), (1, 2));
+        redelivery(&mut ledger, "a", true, 0, 1);
+        let counts = ledger.counts(0);
+        assert_eq!((counts.parked, counts.rejected, counts.lost), (0, 1, 0));
+        assert_eq!(ledger.rejected()[0].by, "redelivery");
+    }
+
+    #[test]
+    fn what_left_the_parking_queue_for_nowhere_is_lost() {
+        let mut ledger = Ledger::default();
+        webhook(&mut ledger, 1, 0, 1);
+        redelivery(&mut ledger, "a", true, 0, 0);
+        assert_eq!((ledger.counts(0).parked, ledger.counts(0).lost), (0, 1));
+        ledger.ids.insert(hash(("events", "b")));
+        ledger.arrived = 1;
+        webhook(&mut ledger, 1, 0, 1);
+        redelivery(&mut ledger, "b", true, 0, 0);
+        assert_eq!((ledger.counts(0).parked, ledger.counts(0).lost), (0, 1), "the other one is in its hub");
+    }
+
+    #[test]
+    fn what_the_parking_queue_no_longer_has_is_lost() {
+        let mut ledger = Ledger::default();
+        let queues = |parking| QueueCounts { parking, dead_letters: 0, rejected: 0 };
+        let before = ledger.parking_mark();
+        webhook(&mut ledger, 1, 0, 1);
+        ledger.compare(before, queues(0));
+        assert_eq!((ledger.counts(0).parked, ledger.counts(0).lost), (1, 0), "it came after the look");
+        ledger.compare(ledger.parking_mark(), queues(1));
+        assert_eq!((ledger.counts(0).parked, ledger.counts(0).lost), (1, 0));
+        ledger.compare(ledger.parking_mark(), queues(0));
+        assert_eq!((ledger.counts(0).parked, ledger.counts(0).lost), (0, 1));
+    }
+
+    #[test]
+    fn a_killed_instance_leaves_nothing_for_good() {
+        let mut ledger = Ledger::default();
+        for n in 0..2 * MOST_HALVES {
+            let line = json!({ "message": "webhook answered", "request_id": n.to_string() }).to_string();
+            ledger.observe(Observed { function: "audience-change".to_owned(), what: What::Wrote(line) });
+        }
+        assert_eq!(ledger.halves.len(), MOST_HALVES);
+    }
 }
