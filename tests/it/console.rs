@@ -95,18 +95,18 @@ async fn picture(browser: &Browser, name: &str) {
 #[tokio::test]
 async fn one_sees_that_an_outage_loses_nothing() {
     let (run, browser) = tokio::join!(Run::start(), Browser::start());
-    browser.resize(1120, 1030).await;
+    browser.resize(1120, 1160).await;
     browser.open(&run.url).await;
     browser.until("document.getElementById('connection').textContent === 'live'").await;
-    browser.read("document.getElementById('count').value = '4'").await;
+    browser.read("document.getElementById('count').value = '3'").await;
     browser.click(&button("audience-change", "Webhook")).await;
-    browser.until(&shows("in-hub", 4)).await;
-    browser.until("document.querySelector('#done').textContent === 'audience-change: 4 × 200 delivered'").await;
+    browser.until(&shows("in-hub", 3)).await;
+    browser.until("document.querySelector('#done').textContent === 'audience-change: 3 × 200 delivered'").await;
     browser.click(&button("dataverse-event", "Queue")).await;
-    browser.until(&shows("in-hub", 8)).await;
+    browser.until(&shows("in-hub", 6)).await;
 
     // Each event with its place, its properties and its body.
-    browser.until("document.querySelectorAll('#events li').length === 8").await;
+    browser.until("document.querySelectorAll('#events li').length === 6").await;
     browser.click("#events li:last-child summary").await;
     browser.until("document.querySelector('#events li:last-child pre')").await;
     let row = browser.read("document.querySelector('#events li:last-child').innerText").await;
@@ -122,28 +122,28 @@ async fn one_sees_that_an_outage_loses_nothing() {
     browser.until("document.querySelector('#done').textContent === 'outage is on'").await;
     for kind in ["audience-change", "profile-export", "dataverse-event"] {
         browser.click(&button(kind, "Webhook")).await;
-        browser.until(&format!("document.querySelector('#done').textContent === '{kind}: 4 × 202 parked'")).await;
+        browser.until(&format!("document.querySelector('#done').textContent === '{kind}: 3 × 202 parked'")).await;
     }
-    browser.until(&shows("parked", 12)).await;
-    let parked = "document.querySelector('#parked-rows').innerText.match(/\\t4\\tconnection_lost\\t[1-9]/g)?.length";
+    browser.until(&shows("parked", 9)).await;
+    let parked = "document.querySelector('#parked-rows').innerText.match(/\\t3\\tconnection_lost\\t[1-9]/g)?.length";
     browser.until(&format!("{parked} === 3")).await;
-    assert_eq!(browser.read("document.getElementById('in-hub').textContent").await, "8");
+    assert_eq!(browser.read("document.getElementById('in-hub').textContent").await, "6");
     assert_eq!(browser.read("document.getElementById('lost').textContent").await, "0");
     browser.click(&button("profile-export", "A bad one")).await;
-    browser.until("document.querySelectorAll('#rejected-rows td.detail').length === 4").await;
+    browser.until("document.querySelectorAll('#rejected-rows td.detail').length === 3").await;
     let rejected = browser.read("document.querySelector('#rejected-rows').innerText").await;
     assert!(rejected.as_str().unwrap().contains("webhook\tunmappable\tsegmentMembership"), "{rejected}");
-    browser.until("document.getElementById('rejected-note').textContent === 'events; 4 in the rejected queue'").await;
+    browser.until("document.getElementById('rejected-note').textContent === 'events; 3 in the rejected queue'").await;
     browser.read("scrollTo(0, 0)").await;
     picture(&browser, "console.png").await;
 
     browser.click("[data-fault=outage]").await;
-    browser.until(&shows("in-hub", 20)).await;
+    browser.until(&shows("in-hub", 15)).await;
     browser.until(&shows("parked", 0)).await;
-    assert_eq!(browser.read("document.getElementById('accepted').textContent").await, "20");
+    assert_eq!(browser.read("document.getElementById('accepted').textContent").await, "15");
     assert_eq!(browser.read("document.getElementById('lost').textContent").await, "0");
-    browser.until("document.getElementById('spoken').textContent.includes('20 in the hubs, 0 parked')").await;
-    assert_eq!(browser.read("document.querySelectorAll('#events li').length").await, 20);
+    browser.until("document.getElementById('spoken').textContent.includes('15 in the hubs, 0 parked')").await;
+    assert_eq!(browser.read("document.querySelectorAll('#events li').length").await, 15);
 
     let partition = browser.read("document.querySelector('#events li span:nth-child(2)').textContent").await;
     let (hub, rest) = partition.as_str().unwrap().split_once(" / ").unwrap();
