@@ -51,10 +51,11 @@ impl Run {
     async fn update(&self, last: &str) -> (String, Value) {
         let request = self.http.get(format!("{}/console/events", self.url)).header("last-event-id", last);
         let mut answer = request.send().await.unwrap();
-        let mut text = String::new();
-        while !text.contains("\n\n") {
-            text.push_str(&String::from_utf8(answer.chunk().await.unwrap().unwrap().to_vec()).unwrap());
+        let mut bytes = Vec::new();
+        while !bytes.ends_with(b"\n\n") {
+            bytes.extend_from_slice(&answer.chunk().await.unwrap().unwrap());
         }
+        let text = String::from_utf8(bytes).unwrap();
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
         (field("id:"), serde_json::from_str(&field("data:")).unwrap())
     }

@@ -484,7 +484,7 @@ mod tests {
         let (payload, answer) = (payload.to_string().into_bytes(), answer.to_string().into_bytes());
         // In this order or the other.
         let mut halves = [What::Wrote(line.to_string()), What::Answered { request_id, payload, answer }];
-        if ledger.accepted % 2 == 0 {
+        if ledger.accepted.is_multiple_of(2) {
             halves.reverse();
         }
         for half in halves {
