@@ -1,5 +1,7 @@
 //! Headless Chromium by its driver: as much of the W3C's WebDriver protocol as the tests of a page need.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -34,7 +36,6 @@ impl Browser {
             .arg("--port=0")
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
-            .kill_on_drop(true)
             .spawn()
             .expect("chromedriver is missing: run `make browser`");
         let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
@@ -157,11 +158,18 @@ impl Browser {
         let answer = self.http.get(format!("{}/screenshot", self.session)).send().await.unwrap();
         STANDARD.decode(self.value("screenshot", answer).await.as_str().unwrap()).unwrap()
     }
+}
 
-    /// Closes the window.
-    pub async fn close(mut self) {
-        self.http.delete(&self.session).timeout(TIME_LIMIT).send().await.unwrap();
-        let _ = self.driver.kill().await;
+impl Drop for Browser {
+    /// The driver ends its Chromium when it is asked to, and not when it is killed.
+    fn drop(&mut self) {
+        if let Some((address, path)) = self.session.trim_start_matches("http://").split_once('/')
+            && let Ok(mut connection) = TcpStream::connect(address)
+        {
+            let _ = write!(connection, "DELETE /{path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+            let _ = connection.read(&mut [0; 1]);
+        }
+        let _ = self.driver.start_kill();
         let _ = std::fs::remove_dir_all(&self.profile);
     }
 }

@@ -155,7 +155,6 @@ async fn one_sees_that_an_outage_loses_nothing() {
     assert_eq!(browser.read(&others).await, 0);
     assert!(browser.read(&format!("{rows}.length")).await.as_u64().unwrap() > 0);
     assert_eq!(browser.complaints().await, json!([]));
-    browser.close().await;
     run.stop().await;
 }
 
@@ -217,7 +216,6 @@ async fn a_changed_key_is_mended_by_keyboard_on_a_narrow_dark_page() {
     browser.read("scrollTo(0, 0)").await;
     picture(&browser, "console-dark.png").await;
     assert_eq!(browser.complaints().await, json!([]));
-    browser.close().await;
     run.stop().await;
 }
 
