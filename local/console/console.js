@@ -1,6 +1,8 @@
 // The page of `make run`. Everything that comes from a hub or a sender is set as text, never as markup.
 
 const MOST_EVENTS = 500;
+// More would make a frame late.
+const MOST_PER_FRAME = 40;
 const SPEAK_MS = 2000;
 
 const by = (id) => document.getElementById(id);
@@ -35,13 +37,16 @@ source.onmessage = (message) => {
   if (update.about) about(update.about);
   waiting.push(...update.events);
   waiting = waiting.slice(-MOST_EVENTS);
-  if (!drawing) {
-    drawing = true;
-    // A hidden tab gets no frames.
-    if (document.hidden) setTimeout(draw);
-    else requestAnimationFrame(draw);
-  }
+  drawSoon();
 };
+
+function drawSoon() {
+  if (drawing) return;
+  drawing = true;
+  // A hidden tab gets no frames.
+  if (document.hidden) setTimeout(draw);
+  else requestAnimationFrame(draw);
+}
 
 function connection(live) {
   by("connection").classList.toggle("live", live);
@@ -50,6 +55,7 @@ function connection(live) {
 
 function draw() {
   drawing = false;
+  if (!state) return;
   drawCounts();
   drawSwitches();
   drawHubs();
@@ -188,17 +194,16 @@ const held = () => by("hold").ariaPressed === "true";
 
 by("hold").addEventListener("click", () => {
   by("hold").ariaPressed = String(!held());
-  if (!held()) drawEvents();
-  drawShown();
+  drawSoon();
 });
 
 function drawEvents() {
   const list = by("events");
-  const isFirst = list.childElementCount === 0;
-  const made = waiting.map((event) => eventRow(event, !isFirst));
-  waiting = [];
+  const isBurst = waiting.length > MOST_PER_FRAME || list.childElementCount === 0;
+  const made = waiting.splice(0, MOST_PER_FRAME).map((event) => eventRow(event, !isBurst));
   list.prepend(...made.reverse());
   while (list.childElementCount > MOST_EVENTS) list.lastElementChild.remove();
+  if (waiting.length > 0) drawSoon();
 }
 
 function drawShown() {
