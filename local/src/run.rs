@@ -370,7 +370,7 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
             eprintln!("gateway: {error}");
         }
     });
-    println!("gateway      {url}");
+    println!("gateway      {url} (its page is the console)");
     for page in [format!("{url}/"), format!("{}/_emulator/hubs", info.hub_url)] {
         if !http.get(&page).send().await.is_ok_and(|answer| answer.status().is_success()) {
             return Err(RunError::Silent(page));
