@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 ARGS ?=
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # What is built is looked for in ./target.
 unexport CARGO_TARGET_DIR
 export SAM_CLI_TELEMETRY := 0
@@ -12,7 +13,7 @@ export SAM_CLI_TELEMETRY := 0
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 .PHONY: run
 run: setup ## Start the whole system on this machine (ARGS="--port 9000": options, see --help)
@@ -30,9 +31,14 @@ replay: ## Send rejected events through again, once a mapping or option is mende
 	target/debug/local replay $(ARGS)
 
 .PHONY: test
-test: setup ## Run all tests
+test: setup browser ## Run all tests
 	cargo build --workspace --bins
 	cargo test --workspace $(ARGS)
+
+.PHONY: screenshot
+screenshot: setup browser ## Make docs/console.png anew
+	cargo build --workspace --bins
+	SCREENSHOTS=$(CURDIR)/docs cargo test --package tests --test it one_sees_that_an_outage_loses_nothing
 
 .PHONY: faults
 faults: setup ## Send 100,000 events while everything fails in turns, account for every one (ARGS=--help: other forms)
@@ -69,8 +75,14 @@ $(VENV)/.installed: requirements.txt
 .PHONY: packages
 packages:
 	@echo "installing a C compiler and Python's venv (Debian packages)"
-	apt-get update -qq
-	apt-get install -y -qq build-essential python3 python3-venv
+	$(SUDO) apt-get update -qq
+	$(SUDO) apt-get install -y -qq build-essential python3 python3-venv
+
+.PHONY: browser
+browser: ## Install headless Chromium and its driver, for the tests of the console, where they are missing
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+	  { echo "installing Chromium and its driver (Debian packages)" && \
+	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq chromium chromium-driver fonts-liberation; }
 
 .PHONY: clean
 clean: ## Remove everything that was built or installed here

@@ -8,7 +8,7 @@ mod authorization;
 mod incoming;
 mod store;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -34,6 +34,7 @@ use serde_json::{Value, json};
 use shared::clock::Clock;
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
 use self::authorization::{Asked, Claim};
@@ -197,6 +198,7 @@ struct Namespace {
     throughput_units: Option<u32>,
     clock: Clock,
     state: Mutex<NamespaceState>,
+    confirmed: watch::Sender<u64>,
 }
 
 struct NamespaceState {
@@ -225,6 +227,7 @@ impl Emulator {
                 requests_begun: 0,
                 throughput: Throughput::default(),
             }),
+            confirmed: watch::Sender::new(0),
         });
         let server = tokio::spawn(accept(listener, router(namespace.clone())));
         Self { namespace, address, server: Arc::new(Server(server.abort_handle())) }
@@ -265,6 +268,26 @@ impl Emulator {
         hub.partitions.iter().flat_map(|partition| partition.events.iter().cloned()).collect()
     }
 
+    /// How many events were answered 201 so far. It changes whenever events are stored, answered or not.
+    pub fn confirmed(&self) -> watch::Receiver<u64> {
+        self.namespace.confirmed.subscribe()
+    }
+
+    /// The events from the sequence numbers on that `next` has, by hub and partition, and moves them on.
+    pub fn events_from(&self, next: &mut BTreeMap<(String, u32), u64>) -> Vec<StoredEvent> {
+        let state = self.namespace.state();
+        let mut events = Vec::new();
+        for hub in &state.hubs {
+            for (id, partition) in hub.partitions.iter().enumerate() {
+                let next = next.entry((hub.name.clone(), id as u32)).or_default();
+                let first = partition.events.partition_point(|event| event.sequence_number < *next);
+                events.extend_from_slice(&partition.events[first..]);
+                *next = partition.next_sequence_number();
+            }
+        }
+        events
+    }
+
     /// The send requests so far, in their order of arrival.
     pub fn requests(&self) -> Vec<RequestRecord> {
         self.namespace.state().requests.iter().cloned().collect()
@@ -275,8 +298,23 @@ impl Emulator {
         self.namespace.state().faults.extend(faults);
     }
 
+    /// The faults that wait, the next one first.
+    pub fn faults(&self) -> Vec<Fault> {
+        self.namespace.state().faults.iter().cloned().collect()
+    }
+
+    /// Puts other faults in the place of those that wait.
+    pub fn change_faults(&self, change: impl FnOnce(&mut VecDeque<Fault>)) {
+        change(&mut self.namespace.state().faults);
+    }
+
     pub fn clear_faults(&self) {
         self.namespace.state().faults.clear();
+    }
+
+    /// The key of a policy, if there is one of that name.
+    pub fn key(&self, name: &str) -> Option<String> {
+        self.namespace.state().keys.iter().find(|key| key.name == name).map(|key| key.key.clone())
     }
 
     /// Gives a policy another key; false: no policy has that name.
@@ -467,9 +505,9 @@ async fn send(State(namespace): State<Arc<Namespace>>, request: Request<Body>) -
     };
     let size = body.as_ref().map_or(0, Bytes::len);
     let events = body.and_then(|body| incoming::read(&parts.headers, &body));
+    let events_in_it = events.as_ref().map_or(0, Vec::len);
     let (record, fault) = {
         let mut state = namespace.state();
-        let events_in_it = events.as_ref().map_or(0, Vec::len);
         let record = state.begin(request.hub, &path, events_in_it, namespace.clock.unix_seconds());
         (record, state.take_fault(request.hub))
     };
@@ -494,6 +532,10 @@ async fn send(State(namespace): State<Arc<Namespace>>, request: Request<Body>) -
             events.and_then(|events| namespace.store(&request, &parts, size, events))
         }
     };
+    if refusal.is_ok() {
+        let confirmed = if reset_after { 0 } else { events_in_it as u64 };
+        namespace.confirmed.send_modify(|count| *count += confirmed);
+    }
     if reset_after {
         return no_answer();
     }

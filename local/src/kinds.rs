@@ -14,6 +14,8 @@ pub struct Kind {
     pub sender_spec: &'static str,
     /// A file below the fixtures' folder to show in a command.
     pub sample: &'static str,
+    /// What stands in it.
+    pub sample_event: &'static str,
     /// Gives an event a fresh identity and leaves its other bytes; with the `cloudEvents:subject` of its message.
     pub stamp: fn(event: &str, uuid: &str) -> (String, String),
 }
@@ -26,6 +28,7 @@ pub const KINDS: &[Kind] = &[
         queue: "audience-changes",
         sender_spec: "5d0f6a3e-8c41-4f0b-9a57-2b1de6c7f984",
         sample: "new_audience_documented.json",
+        sample_event: include_str!("../../tests/fixtures/audience-change/new_audience_documented.json"),
         stamp: |event, uuid| (with_value(event, "profileId", uuid), uuid.to_owned()),
     },
     Kind {
@@ -35,6 +38,7 @@ pub const KINDS: &[Kind] = &[
         queue: "profile-exports",
         sender_spec: "8a9c3494-9708-43d7-ae3f-cda01e5030e1",
         sample: "profile-export-current.json",
+        sample_event: include_str!("../../tests/fixtures/profile-export/profile-export-current.json"),
         // The smallest of all identities is the subject.
         stamp: |event, uuid| (with_identity(event, "0demo", uuid), format!("0demo:{uuid}")),
     },
@@ -45,6 +49,7 @@ pub const KINDS: &[Kind] = &[
         queue: "dataverse-events",
         sender_spec: "e3b7c1d2-46a9-4d8e-b05f-7c92a1f4836d",
         sample: "create_lead_sync.json",
+        sample_event: include_str!("../../tests/fixtures/dataverse-event/create_lead_sync.json"),
         stamp: |event, uuid| (with_value(event, "PrimaryEntityId", uuid), uuid.to_owned()),
     },
 ];

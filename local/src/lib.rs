@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod body;
+mod console;
 pub mod demo;
 pub mod emulator;
 pub mod gateway;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ConnectInfo;
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use http::StatusCode;
@@ -19,14 +19,17 @@ use shared::clock::Clock;
 use shared::settings::{self, Environment};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::emulator::{Config, Emulator, ROOT_KEY_NAME};
+use crate::console::{self, Console, SendersKey};
+use crate::emulator::{Config, Emulator, Key, ROOT_KEY_NAME, Rights};
 use crate::gateway;
 use crate::kinds::KINDS;
 use crate::moto::{self, Moto, MotoError};
 use crate::queue_source;
+use crate::random;
 use crate::runner::{Function, FunctionConfig};
 use crate::tokens::{self, Tokens};
 
@@ -76,6 +79,9 @@ const BATCH_SIZE: usize = 50;
 const REDELIVERY: &str = "redelivery";
 const FLOW_SERVICE: &str = "flow-service";
 const FLOWS_TABLE: &str = "flows";
+/// The policy that the default flows send with, and the secret that they read its key from.
+const SENDERS_KEY_NAME: &str = "senders";
+const SENDERS_SECRET_ID: &str = "eventhubs-relay/local";
 /// Of the parking queue, as in the template.
 const MAX_REDELIVERIES: u32 = 100;
 /// Batches of parked messages in flight together, as in the template.
@@ -245,11 +251,18 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
     let aws_listener = if options.no_queue { None } else { Some(listen(options.aws_port, "--aws-port").await?) };
     let http = shared::build_http_client(None).map_err(RunError::Client)?;
 
-    let config = Config {
+    let mut config = Config {
         hubs: KINDS.iter().map(|kind| (kind.hub.to_owned(), kind.partitions)).collect(),
         throughput_units: options.throughput_units,
         ..Config::default()
     };
+    let senders_key = random::uuid();
+    config.keys.push(Key {
+        name: SENDERS_KEY_NAME.to_owned(),
+        key: senders_key.clone(),
+        rights: Rights { send: true, ..Rights::default() },
+        hub: None,
+    });
     let emulator = Emulator::start(config, hub_listener).await;
     println!("event hubs   {} (emulator)", emulator.url());
 
@@ -280,13 +293,18 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
         let poll = queue_source::poll(aws.clone(), url.to_owned(), REGION.to_owned(), function.clone(), BATCH_SIZE);
         tasks.spawn(poll);
     };
+    let (observer, observed) = mpsc::unbounded_channel();
     let mut control = None;
     if let Some(aws) = &aws {
+        let secret = console::secret(&emulator.connection_string(SENDERS_KEY_NAME, None));
+        let secret = json!({ "Name": SENDERS_SECRET_ID, "SecretString": secret });
+        aws.call(Service::SecretsManager, "CreateSecret", &secret, Instant::now() + CREATE_TIMEOUT).await?;
         aws.call(Service::DynamoDb, "CreateTable", &flows_table(FLOWS_TABLE), Instant::now() + CREATE_TIMEOUT).await?;
         let keeping = keeping(aws).await?;
-        let connection = emulator.connection_string(ROOT_KEY_NAME, None);
         info.keeping = Some(keeping.clone());
-        let mut config = function_config(REDELIVERY, connection, options, functions_folder, &info);
+        // Envelopes name the secret.
+        let mut config = function_config(REDELIVERY, &[], options, functions_folder, &info);
+        config.observer = Some(observer.clone());
         config.environment.push(("REDELIVERY_DELAY".to_owned(), REDELIVERY_DELAY.to_owned()));
         config.max_instances = REDELIVERY_CONCURRENCY;
         let function = Function::new(config);
@@ -307,8 +325,14 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
     }
     let mut kinds = BTreeMap::new();
     for kind in KINDS {
-        let connection = emulator.connection_string(ROOT_KEY_NAME, Some(kind.hub));
-        let function = Function::new(function_config(kind.name, connection, options, functions_folder, &info));
+        let connection = emulator.connection_string(SENDERS_KEY_NAME, Some(kind.hub));
+        let hub: &[(&str, &str)] = match &aws {
+            Some(_) => &[(settings::CONNECTION_SECRET_ID, SENDERS_SECRET_ID), (settings::HUB_NAME, kind.hub)],
+            None => &[(settings::CONNECTION_STRING, &connection)],
+        };
+        let mut config = function_config(kind.name, hub, options, functions_folder, &info);
+        config.observer = Some(observer.clone());
+        let function = Function::new(config);
         let mut queue_url = None;
         if let Some(aws) = &aws {
             let (url, _) = queue_source::create_queue(aws, kind.queue, VISIBILITY_TIMEOUT, MAX_RECEIVE_COUNT).await?;
@@ -323,7 +347,21 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
         println!("queues       {endpoint} (moto server)");
     }
 
-    let mut router = gateway::router(kinds).merge(pages(&url, &info));
+    let key =
+        SendersKey { name: SENDERS_KEY_NAME, key: senders_key, secret_id: aws.is_some().then_some(SENDERS_SECRET_ID) };
+    let console = Console {
+        emulator: emulator.clone(),
+        commands: info.keeping.as_ref().map(|keeping| down_and_up(&info, keeping)).unwrap_or_default(),
+        info: info.clone(),
+        url: url.clone(),
+        http: http.clone(),
+        aws,
+        table: FLOWS_TABLE,
+        key,
+    };
+    let (console, watching) = console.open(observed);
+    tasks.spawn(watching);
+    let mut router = gateway::router(kinds).merge(console).merge(info_route(&info));
     if let Some((function, tokens)) = control {
         router = router.merge(gateway::control_router(function, tokens));
     }
@@ -332,7 +370,7 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
             eprintln!("gateway: {error}");
         }
     });
-    println!("gateway      {url}");
+    println!("gateway      {url} (its page is the console)");
     for page in [format!("{url}/"), format!("{}/_emulator/hubs", info.hub_url)] {
         if !http.get(&page).send().await.is_ok_and(|answer| answer.status().is_success()) {
             return Err(RunError::Silent(page));
@@ -361,12 +399,13 @@ async fn keeping(aws: &Aws) -> Result<Keeping, AwsError> {
     Ok(Keeping { parking_queue_url, parking_dead_letters_url, rejected_queue_url })
 }
 
-fn function_config(name: &str, connection: String, options: &Options, folder: &Path, info: &Info) -> FunctionConfig {
+/// `hub` are the variables that lead there.
+fn function_config(name: &str, hub: &[(&str, &str)], options: &Options, folder: &Path, info: &Info) -> FunctionConfig {
     let mut environment = vec![
-        (settings::CONNECTION_STRING.to_owned(), connection),
         (settings::SENDER_AUTH.to_owned(), options.sender_auth.clone()),
         ("AWS_REGION".to_owned(), REGION.to_owned()),
     ];
+    environment.extend(hub.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     if let Some(endpoint) = &info.aws_endpoint {
         environment.push(("AWS_ENDPOINT_URL".to_owned(), endpoint.clone()));
         environment.push((settings::FLOWS_TABLE.to_owned(), FLOWS_TABLE.to_owned()));
@@ -384,7 +423,7 @@ fn function_config(name: &str, connection: String, options: &Options, folder: &P
 
 /// Of the control API, which takes no events.
 fn control_config(url: &str, emulator: &Emulator, options: &Options, folder: &Path, info: &Info) -> FunctionConfig {
-    let mut config = function_config(FLOW_SERVICE, String::new(), options, folder, info);
+    let mut config = function_config(FLOW_SERVICE, &[], options, folder, info);
     config.environment.push(("PUBLIC_URL".to_owned(), url.to_owned()));
     config.environment.push(("EMULATOR_HOSTS".to_owned(), emulator.url().replace("http://", "")));
     config
@@ -468,52 +507,14 @@ impl Info {
     }
 }
 
-/// What the gateway serves beside the functions.
-fn pages(url: &str, info: &Info) -> Router {
-    let page = page(url, info);
+/// For `local demo` and `local replay`.
+fn info_route(info: &Info) -> Router {
     let info = info.clone();
-    Router::new().route("/", get(async || Html(page))).route(
-        INFO_PATH,
-        get(async move |ConnectInfo(peer): ConnectInfo<SocketAddr>| -> Response {
-            // It holds the senders' token.
-            if peer.ip().is_loopback() { Json(info).into_response() } else { StatusCode::NOT_FOUND.into_response() }
-        }),
-    )
-}
-
-fn page(url: &str, info: &Info) -> String {
-    let mut rows = String::new();
-    let hub_url = &info.hub_url;
-    for kind in KINDS {
-        let queue = info.queue_url(kind.name).unwrap_or("none");
-        rows.push_str(&format!(
-            "<tr><th>{name}<td><code>POST {url}/{name}</code><td><code>{queue}</code>\
-             <td><a href=\"{hub_url}/_emulator/hubs/{hub}/events\">{hub}</a>\n",
-            name = kind.name,
-            hub = kind.hub,
-        ));
-    }
-    let keeping = info.keeping.as_ref().map_or_else(String::new, |keeping| {
-        let commands = down_and_up(info, keeping).replace('&', "&amp;").replace('<', "&lt;");
-        format!(
-            "<h2>While a hub is down</h2>\n\
-             <p>Webhooks are answered 202, and their messages wait in <code>{}</code> until the hub answers again; after\n\
-             {MAX_REDELIVERIES} attempts they go to <code>{}</code>. What can never be delivered is kept in\n\
-             <code>{}</code>.</p>\n<pre>{commands}</pre>\n",
-            keeping.parking_queue_url, keeping.parking_dead_letters_url, keeping.rejected_queue_url,
-        )
-    });
-    format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>eventhubs-relay</title>\n\
-         <meta name=\"viewport\" content=\"width=device-width\">\n\
-         <style>:root{{color-scheme:light dark}}body{{font:1rem/1.5 system-ui;margin:2rem auto;max-width:70rem;\
-         padding:0 1rem}}pre{{overflow-x:auto}}td,th{{padding:.3rem 1rem .3rem 0;text-align:left;vertical-align:top}}</style>\n\
-         <h1>eventhubs-relay</h1>\n\
-         <table><thead><tr><th>kind<th>webhook<th>queue<th>event hub</thead>\n{rows}</table>\n\
-         <p>Emulator: <a href=\"{hub_url}/_emulator/hubs\">hubs</a>,\n\
-         <a href=\"{hub_url}/_emulator/requests\">requests</a>,\n\
-         <a href=\"{hub_url}/_emulator/faults\">faults</a>.</p>\n{keeping}</html>\n",
-    )
+    let answer = async move |ConnectInfo(peer): ConnectInfo<SocketAddr>| -> Response {
+        // It holds the senders' token.
+        if peer.ip().is_loopback() { Json(info).into_response() } else { StatusCode::NOT_FOUND.into_response() }
+    };
+    Router::new().route(INFO_PATH, get(answer))
 }
 
 /// Signals that end the system.

@@ -44,6 +44,24 @@ pub struct FunctionConfig {
     pub print_logs: bool,
     /// Whether whoever passes invocations on prints those that fail.
     pub print_failures: bool,
+    /// Is told what the instances do.
+    pub observer: Option<mpsc::UnboundedSender<Observed>>,
+}
+
+/// What an instance did.
+#[derive(Debug)]
+pub struct Observed {
+    /// The function's name.
+    pub function: String,
+    pub what: What,
+}
+
+#[derive(Debug)]
+pub enum What {
+    /// It wrote a line.
+    Wrote(String),
+    /// It answered. Of what it wrote, some may be told later.
+    Answered { request_id: String, payload: Vec<u8>, answer: Vec<u8> },
 }
 
 impl FunctionConfig {
@@ -57,6 +75,14 @@ impl FunctionConfig {
             max_instances: 10,
             print_logs: false,
             print_failures: true,
+            observer: None,
+        }
+    }
+
+    fn tell(&self, what: impl FnOnce() -> What) {
+        if let Some(observer) = &self.observer {
+            // Whoever watched may be gone.
+            let _ = observer.send(Observed { function: self.name.clone(), what: what() });
         }
     }
 }
@@ -108,7 +134,7 @@ struct Inner {
 impl Function {
     /// Starts nothing yet: instances come with invocations.
     pub fn new(config: FunctionConfig) -> Self {
-        let logs = Logs { prefix: config.print_logs.then(|| config.name.clone()), lines: Mutex::default() };
+        let logs = Logs { config: config.clone(), lines: Mutex::default() };
         Self(Arc::new(Inner {
             clock: Clock::system(),
             idle: Mutex::default(),
@@ -255,16 +281,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 struct Logs {
-    /// Whether, and under which name, lines are printed too.
-    prefix: Option<String>,
+    config: FunctionConfig,
     lines: Mutex<VecDeque<String>>,
 }
 
 impl Logs {
     fn push(&self, line: String) {
-        if let Some(prefix) = &self.prefix {
-            println!("[{prefix}] {line}");
+        if self.config.print_logs {
+            println!("[{}] {line}", self.config.name);
         }
+        self.config.tell(|| What::Wrote(line.clone()));
         let mut lines = lock(&self.lines);
         if lines.len() == MAX_LOG_LINES {
             lines.pop_front();
@@ -379,8 +405,9 @@ impl Instance {
         let since_epoch = function.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let (answer, mut answered) = oneshot::channel();
         let (taken, mut was_taken) = oneshot::channel();
+        let (id, observed) = (random::uuid(), function.config.observer.is_some().then(|| payload.clone()));
         let invocation = Invocation {
-            id: random::uuid(),
+            id: id.clone(),
             payload,
             deadline_ms: (since_epoch + limit).as_millis(),
             arn: function.arn(),
@@ -391,7 +418,7 @@ impl Instance {
         if self.invocations.send(invocation).is_err() {
             return Ended::Exited { taken: false };
         }
-        tokio::select! {
+        let ended = tokio::select! {
             biased;
             Ok(answer) = &mut answered => Ended::Answered(answer),
             _ = self.until_exit() => match answered.try_recv() {
@@ -399,7 +426,11 @@ impl Instance {
                 Err(_) => Ended::Exited { taken: was_taken.try_recv().is_ok() },
             },
             () = sleep_until(deadline) => Ended::TimedOut,
+        };
+        if let (Ended::Answered(Ok(answer)), Some(payload)) = (&ended, observed) {
+            function.config.tell(|| What::Answered { request_id: id, payload, answer: answer.clone() });
         }
+        ended
     }
 }
 

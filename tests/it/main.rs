@@ -4,8 +4,10 @@
 #![expect(clippy::unwrap_used, reason = "a test whose own steps fail has failed")]
 
 mod aws;
+mod browser;
 mod cloud;
 mod connection_strings;
+mod console;
 mod control;
 mod dataverse_event;
 mod faults;
