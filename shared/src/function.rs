@@ -38,6 +38,16 @@ pub trait Function: Sized + Send + Sync + 'static {
         event: &RawValue,
         invocation: Invocation<'_>,
     ) -> impl Future<Output = Result<Self::Answer, Diagnostic>>;
+
+    /// The same, told by which ARN it was invoked: an alias there may say what the event does not.
+    fn invoke_as(
+        &self,
+        _invoked_arn: &str,
+        event: &RawValue,
+        invocation: Invocation<'_>,
+    ) -> impl Future<Output = Result<Self::Answer, Diagnostic>> {
+        self.invoke(event, invocation)
+    }
 }
 
 /// Runs a function until the runtime ends it. A setting that can't be used ends the process before its first invocation,
@@ -78,7 +88,7 @@ pub fn run_function<F: Function>(
             let time_up = began + remaining(&clock, &event.context);
             async move {
                 let invocation = Invocation { request_id: &event.context.request_id, began, time_up };
-                function.invoke(&event.payload, invocation).await
+                function.invoke_as(&event.context.invoked_function_arn, &event.payload, invocation).await
             }
         });
         match lambda_runtime::run(handler).await {

@@ -11,6 +11,7 @@ mod dataverse_event;
 mod faults;
 mod harness;
 mod hub_answers;
+mod ingest;
 mod input;
 mod mapping;
 mod parking;
