@@ -531,3 +531,15 @@ async fn nothing_that_is_in_the_hub_is_lost_on_the_way_back() {
 fn place(detail: &str) -> String {
     detail.split(": ").next().unwrap().to_owned()
 }
+
+/// How many records reach an inlet that is configured as `sam local` does, but for its address.
+pub async fn ingested(event: &Value, environment: &Value) -> usize {
+    let config = Config { id: "local".to_owned(), ..Config::default() };
+    let inlet = Inlet::start(config, TcpListener::bind("127.0.0.1:0").await.unwrap()).await;
+    let local = environment["EMULATOR_HOSTS"].as_str().unwrap();
+    let variables = environment.as_object().unwrap().iter();
+    let variables: Vec<(&str, String)> =
+        variables.map(|(name, value)| (name.as_str(), value.as_str().unwrap().replace(local, &inlet.host()))).collect();
+    assert!(failures(&function(&variables), event).await.is_empty());
+    inlet.taken().len()
+}
