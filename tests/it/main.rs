@@ -13,6 +13,7 @@ mod harness;
 mod hub_answers;
 mod ingest;
 mod input;
+mod kafka;
 mod mapping;
 mod parking;
 mod profile_export;
