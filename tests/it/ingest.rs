@@ -218,6 +218,7 @@ async fn one_bad_record_holds_nothing_back_and_is_kept() {
     let without_queue = function(&variables(&inlet, "xdm", &[]));
     assert_eq!(failures(&without_queue, &event(&records)).await, [of(0, 500)], "what nobody keeps stays in the hub");
     let logs = [function_.logs(), without_queue.logs()].concat();
+    assert!(logs.iter().any(|line| line.contains("profiles-0 at 500") && line.contains("holds back its partition")));
     assert!(!logs.iter().any(|line| line.contains("broken")), "no log shows a record");
 }
 

@@ -82,8 +82,8 @@ struct Ending {
     accepted: usize,
     /// By position in the partition.
     rejected: Vec<(usize, Rejection)>,
-    /// The first position that must come again, and why.
-    stopped: Option<(usize, Cause)>,
+    /// The first position that must come again, and why, if that is the inlet's doing.
+    stopped: Option<(usize, Option<Cause>)>,
     tally: Tally,
 }
 
@@ -165,7 +165,7 @@ impl PlatformIngest {
             if let Some((position, cause)) = ending.stopped {
                 failures.push(Failure::new(&partition.name, partition.records[position].offset));
                 failed += partition.records.len() - position;
-                causes.push(cause);
+                causes.extend(cause);
             }
             tally.requests += ending.tally.requests;
             tally.retries += ending.tally.retries;
@@ -223,10 +223,15 @@ impl PlatformIngest {
             })
             .collect();
         let kept = self.parts.keep(&rejects, deadline).await;
-        for ((index, position, _), _) in places.iter().zip(&kept).filter(|(_, kept)| !**kept) {
+        let mut lost = places.iter().zip(&kept).filter(|(_, kept)| !**kept).map(|(place, _)| place).peekable();
+        if let Some((.., rejection)) = lost.peek() {
+            let (reason, detail) = (rejection.reason.word(), rejection.detail.as_ref());
+            tracing::error!(flow, reason, detail, "a rejected record can't be kept, and holds back its partition");
+        }
+        for (index, position, _) in lost {
             let stopped = &mut endings[*index].stopped;
             if stopped.is_none_or(|(known, _)| *position < known) {
-                *stopped = Some((*position, Cause::Unexpected));
+                *stopped = Some((*position, None));
             }
         }
         kept.into_iter().filter(|kept| *kept).count()
@@ -284,7 +289,7 @@ async fn send(inlet: &Inlet, items: &[Item], deadline: Instant, shut: &OnceLock<
     // One that the inlet fails at, alone: rejected if it takes the one behind it, else the inlet is down.
     let mut suspect: Option<usize> = None;
     while next < items.len() {
-        let stop = |cause| Some((items[suspect.unwrap_or(next)].position, cause));
+        let stop = |cause| Some((items[suspect.unwrap_or(next)].position, Some(cause)));
         if let Some(cause) = shut.get() {
             ending.stopped = stop(*cause);
             return;
@@ -355,14 +360,14 @@ async fn send(inlet: &Inlet, items: &[Item], deadline: Instant, shut: &OnceLock<
         }
         let wait = wait_before_retry(attempt, &again);
         if attempt >= ATTEMPTS || wait >= deadline.saturating_duration_since(Instant::now()) {
-            ending.stopped = Some((items[suspect.unwrap_or(next)].position, again.cause));
+            ending.stopped = Some((items[suspect.unwrap_or(next)].position, Some(again.cause)));
             return;
         }
         ending.tally.retries += 1;
         sleep(wait).await;
     }
     // Nothing behind it shows that the inlet works.
-    ending.stopped = suspect.map(|suspect| (items[suspect].position, Cause::Unavailable));
+    ending.stopped = suspect.map(|suspect| (items[suspect].position, Some(Cause::Unavailable)));
 }
 
 /// Books the records up to the first that is not done with: their number, and what was said of that one.
@@ -409,7 +414,7 @@ fn hint(cause: Cause) -> Option<&'static str> {
             Some("the inlet or the token endpoint refuses the client: check IMS_SECRET_ID, IMS_SCOPE and the sandbox")
         }
         Cause::NotFound => Some("the inlet does not exist: check INLET_URL"),
-        Cause::Unexpected => Some("an answer that is not documented, or a record that could not be kept: see the log"),
+        Cause::Unexpected => Some("the inlet gave an answer that is not documented: check INLET_URL"),
         _ => None,
     }
 }
