@@ -104,6 +104,11 @@ pub fn classify(status: u16, retry_after: Option<Duration>, body: &str) -> Dispo
     }
 }
 
+/// The hub's own code in an error document: five digits, such as 40103 or 50002.
+pub fn own_code(body: &str) -> Option<&str> {
+    body.split(|character: char| !character.is_ascii_digit()).find(|digits| digits.len() == 5)
+}
+
 /// A 403 has three meanings: no right, quota exceeded, message too large. Only its text tells; in doubt the event is
 /// fine.
 fn says_too_large(body: &str) -> bool {
@@ -117,6 +122,20 @@ fn says_too_large(body: &str) -> bool {
 mod tests {
     use super::*;
     use Disposition::{Delivered, Refused, Retry, SignAnew, Stop};
+
+    #[test]
+    fn the_hubs_own_code_is_found() {
+        for (body, code) in [
+            (
+                "<Error><Code>401</Code><Detail>40103: Invalid. TrackingId:5c1e_G31, Timestamp:2026-05-01T10</Detail></Error>",
+                Some("40103"),
+            ),
+            ("The entity is being throttled. Error code : 50002. Please wait 4 seconds and try again.", Some("50002")),
+            ("<Error><Code>401</Code><Detail>InvalidSignature</Detail></Error>", None),
+        ] {
+            assert_eq!(own_code(body), code);
+        }
+    }
 
     #[test]
     fn each_status_ends_as_documented() {

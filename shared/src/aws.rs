@@ -166,7 +166,8 @@ impl Aws {
             #[serde(rename = "SecretString")]
             text: SecretString,
         }
-        let body = serde_json::json!({ "SecretId": secret_id });
+        // The version that is in force is AWS's default, but not that of every stand-in.
+        let body = serde_json::json!({ "SecretId": secret_id, "VersionStage": "AWSCURRENT" });
         let answer = self.call(Service::SecretsManager, OPERATION, &body, deadline).await?;
         serde_json::from_slice::<Answer>(&answer)
             .map(|answer| answer.text)

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::json::push_string;
+use crate::json::{escaped_len, push_string};
 use crate::message::Message;
 use crate::partitioning::{Partitioning, Route};
 
@@ -36,13 +36,15 @@ struct Element {
 }
 
 impl Growing {
-    fn new() -> Self {
-        Self { body: vec![b'['], elements: Vec::new() }
+    fn with_capacity(bytes: usize) -> Self {
+        let mut body = Vec::with_capacity(bytes);
+        body.push(b'[');
+        Self { body, elements: Vec::new() }
     }
 
-    fn push(&mut self, element: &[u8], message: usize) {
+    fn push(&mut self, message: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.body.len();
-        self.body.extend_from_slice(element);
+        write(&mut self.body);
         self.elements.push(Element { bytes: start..self.body.len(), message });
         self.body.push(b',');
     }
@@ -69,9 +71,9 @@ impl Request {
     pub fn halve(&self) -> [Self; 2] {
         let (first, second) = self.elements.split_at(self.elements.len() / 2);
         [first, second].map(|elements| {
-            let mut half = Growing::new();
+            let mut half = Growing::with_capacity(self.body.len());
             for element in elements {
-                half.push(&self.body[element.bytes.clone()], element.message);
+                half.push(element.message, |body| body.extend_from_slice(&self.body[element.bytes.clone()]));
             }
             half.close()
         })
@@ -87,32 +89,38 @@ pub fn pack<'a>(
     partitioning: Partitioning,
     max_bytes: usize,
 ) -> (Vec<Group<'a>>, Vec<usize>) {
-    let mut growing: Vec<(Route<'a>, Vec<Growing>)> = Vec::new();
+    // First the groups and their sizes, so that no buffer has to grow.
+    let mut sizes: Vec<(Route<'a>, usize)> = Vec::new();
     let mut by_route: HashMap<Route<'a>, usize> = HashMap::new();
-    let mut too_large = Vec::new();
-    let mut element = Vec::new();
-    for (position, message) in messages.iter().enumerate() {
+    let mut group_of = Vec::with_capacity(messages.len());
+    for message in messages {
         let route = partitioning.route(&message.subject);
-        element.clear();
-        push_element(&mut element, message, &route);
+        let group = *by_route.entry(route).or_insert_with_key(|route| {
+            sizes.push((route.clone(), 2));
+            sizes.len() - 1
+        });
+        sizes[group].1 += element_len(message, &sizes[group].0) + 1;
+        group_of.push(group);
+    }
+    let mut growing: Vec<(Route<'a>, Vec<Growing>)> =
+        sizes.into_iter().map(|(route, bytes)| (route, vec![Growing::with_capacity(bytes.min(max_bytes))])).collect();
+    let mut too_large = Vec::new();
+    for (position, (message, group)) in messages.iter().zip(group_of).enumerate() {
+        let (route, requests) = &mut growing[group];
+        let len = element_len(message, route);
         // The brackets around a single element.
-        if element.len() + 2 > max_bytes {
+        if len + 2 > max_bytes {
             too_large.push(position);
             continue;
         }
-        let group = *by_route.entry(route).or_insert_with_key(|route| {
-            growing.push((route.clone(), Vec::new()));
-            growing.len() - 1
-        });
-        let requests = &mut growing[group].1;
-        match requests.last_mut() {
-            Some(last) if last.body.len() + element.len() < max_bytes => last.push(&element, position),
-            _ => {
-                let mut next = Growing::new();
-                next.push(&element, position);
-                requests.push(next);
-            }
+        if requests.last().is_none_or(|last| last.body.len() + len >= max_bytes) {
+            requests.push(Growing::with_capacity(len + 2));
         }
+        let last = requests.last_mut().expect("there is one");
+        last.push(position, |body| push_element(body, message, route));
+    }
+    for (_, requests) in &mut growing {
+        requests.retain(|request| !request.elements.is_empty());
     }
     let groups = growing
         .into_iter()
@@ -120,29 +128,42 @@ pub fn pack<'a>(
     (groups.collect(), too_large)
 }
 
+const BODY: &[u8] = b"{\"Body\":";
+const PROPERTIES: &[u8] = b",\"UserProperties\":";
+const KEY: &[u8] = b",\"BrokerProperties\":{\"PartitionKey\":";
+
 fn push_element(out: &mut Vec<u8>, message: &Message<'_>, route: &Route<'_>) {
-    out.extend_from_slice(b"{\"Body\":");
-    push_string(out, &message.body);
-    out.extend_from_slice(b",\"UserProperties\":");
+    out.extend_from_slice(BODY);
+    out.extend_from_slice(message.body.as_bytes());
+    out.extend_from_slice(PROPERTIES);
     out.extend_from_slice(message.properties.as_bytes());
     if let Route::Key(key) = route {
-        out.extend_from_slice(b",\"BrokerProperties\":{\"PartitionKey\":");
+        out.extend_from_slice(KEY);
         push_string(out, key);
         out.push(b'}');
     }
     out.push(b'}');
 }
 
+/// As many bytes as [`push_element`] writes.
+fn element_len(message: &Message<'_>, route: &Route<'_>) -> usize {
+    let key = match route {
+        Route::Key(key) => KEY.len() + escaped_len(key) + "\"\"}".len(),
+        Route::Partition(_) | Route::Anywhere => 0,
+    };
+    BODY.len() + message.body.len() + PROPERTIES.len() + message.properties.as_bytes().len() + key + "}".len()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::Properties;
+    use crate::message::{Body, Properties};
 
     fn message(subject: &str, body: &str) -> Message<'static> {
         Message {
             id: String::new(),
             subject: subject.to_owned().into(),
-            body: body.to_owned().into(),
+            body: Body::new(body),
             properties: Properties::default(),
         }
     }
@@ -196,6 +217,11 @@ mod tests {
                 proptest::prop_assert!(request.body.len() <= budget);
                 let elements = parsed(request);
                 proptest::prop_assert_eq!(elements.len(), request.len());
+                let measured: usize = request
+                    .messages()
+                    .map(|position| element_len(&messages[position], &Partitioning::Keys(3).route(&messages[position].subject)) + 1)
+                    .sum();
+                proptest::prop_assert_eq!(measured + 1, request.body.len());
                 for (element, position) in elements.iter().zip(request.messages()) {
                     proptest::prop_assert_eq!(element["Body"].as_str(), Some(bodies[position].as_str()));
                 }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 /// Where the time of day comes from. Token expiry is judged by it at use: a monotonic clock may stand still while the
 /// sandbox is frozen between invocations.
@@ -32,8 +31,34 @@ impl Clock {
         self.now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
     }
 
-    /// Now as RFC 3339, in UTC.
+    /// Now as RFC 3339, in UTC with milliseconds.
     pub fn rfc3339(&self) -> String {
-        OffsetDateTime::from(self.now()).format(&Rfc3339).unwrap_or_default()
+        let since = self.now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_millis()).ok().and_then(rfc3339).unwrap_or_default()
     }
+}
+
+/// Milliseconds since 1970 as RFC 3339, in UTC with milliseconds; `None` for years that it can't spell.
+pub fn rfc3339(milliseconds: i64) -> Option<String> {
+    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(milliseconds) * 1_000_000).ok()?;
+    let (year, month, day) = time.to_calendar_date();
+    let (hour, minute, second, millisecond) = time.to_hms_milli();
+    let year = u32::try_from(year).ok().filter(|year| *year <= 9999)?;
+    let mut text = *b"0000-00-00T00:00:00.000Z";
+    let numbers = [
+        (0..4, year),
+        (5..7, u8::from(month).into()),
+        (8..10, day.into()),
+        (11..13, hour.into()),
+        (14..16, minute.into()),
+        (17..19, second.into()),
+        (20..23, millisecond.into()),
+    ];
+    for (place, mut number) in numbers {
+        for digit in text[place].iter_mut().rev() {
+            *digit += (number % 10) as u8;
+            number /= 10;
+        }
+    }
+    Some(String::from_utf8_lossy(&text).into_owned())
 }

@@ -1,7 +1,7 @@
 //! A connection to one event hub: where to send, and a token that is signed once and used until shortly before it expires.
 
-use std::sync::Arc;
-
+use reqwest::Url;
+use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -12,16 +12,20 @@ use crate::connection_string::{ConnectionString, Credential};
 use crate::sas;
 use crate::settings::{HUB_NAME, SecretSource, SettingsError, connection_string_of};
 
+/// The service's own limit in seconds, and the version of its interface, as in every sample of the reference.
+const QUERY: &str = "timeout=60&api-version=2014-01";
+
 /// How long a token is good for, and how much of that must be left at use, both in seconds.
 const TOKEN_LIFETIME: u64 = 3600;
 const REFRESH_MARGIN: u64 = 300;
 
-/// Where to send, and with which token. Cheap to clone.
+/// Where to send, and with which token.
 #[derive(Debug, Clone)]
 pub struct Access {
-    /// `https://{host}/{hub}`, without a trailing slash. Also the resource that is signed.
-    pub hub_url: Arc<str>,
-    pub token: Arc<SecretString>,
+    /// `https://{host}/{hub}/messages` with its query.
+    pub messages_url: Url,
+    /// The token, as a header that prints as nothing.
+    pub token: HeaderValue,
     /// Counts renewals, so that requests refused together renew once.
     pub generation: u64,
 }
@@ -63,12 +67,14 @@ pub struct Connection {
 struct Current {
     target: Target,
     /// The token and its expiry. A failure is never kept.
-    token: Option<(Arc<SecretString>, u64)>,
+    token: Option<(HeaderValue, u64)>,
     generation: u64,
 }
 
 struct Target {
-    hub_url: Arc<str>,
+    /// `https://{host}/{hub}`, without a trailing slash: the resource that is signed.
+    hub_url: String,
+    messages_url: Url,
     host: String,
     hub: String,
     credential: Credential,
@@ -123,21 +129,23 @@ impl Connection {
     pub async fn access(&self) -> Result<Access, TokenExpired> {
         let now = self.clock.unix_seconds();
         let mut current = self.current.lock().await;
-        let (hub_url, generation) = (current.target.hub_url.clone(), current.generation);
+        let (messages_url, generation) = (current.target.messages_url.clone(), current.generation);
         if let Some((token, expiry)) = &current.token
             && now + REFRESH_MARGIN <= *expiry
         {
-            return Ok(Access { hub_url, token: token.clone(), generation });
+            return Ok(Access { messages_url, token: token.clone(), generation });
         }
         match &current.target.credential {
             Credential::Key { name, key } => {
                 let expiry = now + TOKEN_LIFETIME;
-                let token = Arc::new(sas::sign(&hub_url, name, key, expiry));
+                let token = header(&sas::sign(&current.target.hub_url, name, key, expiry));
+                let token = token.expect("a signed token is percent-encoded");
                 current.token = Some((token.clone(), expiry));
-                Ok(Access { hub_url, token, generation })
+                Ok(Access { messages_url, token, generation })
             }
             Credential::Signature(token) if sas::expiry(token).is_some_and(|expiry| now < expiry) => {
-                Ok(Access { hub_url, token: Arc::new(token.clone()), generation })
+                let token = header(token).expect("looked at when the connection string was read");
+                Ok(Access { messages_url, token, generation })
             }
             Credential::Signature(_) => Err(TokenExpired { generation }),
         }
@@ -199,13 +207,21 @@ impl Target {
                 "a hub's name has letters, digits, `.`, `-` and `_`, begins with a letter or digit and has at most 256 characters",
             ));
         }
-        Ok(Self {
-            hub_url: format!("{}/{hub}", parsed.base_url).into(),
-            host: host.to_owned(),
-            hub: hub.to_owned(),
-            credential: parsed.credential,
-        })
+        if matches!(&parsed.credential, Credential::Signature(token) if header(token).is_none()) {
+            return Err(unusable(&"`SharedAccessSignature` has characters that no token has"));
+        }
+        let hub_url = format!("{}/{hub}", parsed.base_url);
+        let messages_url = Url::parse(&format!("{hub_url}/messages?{QUERY}"))
+            .map_err(|_| unusable(&"`Endpoint` is no address that can be sent to"))?;
+        Ok(Self { hub_url, messages_url, host: host.to_owned(), hub: hub.to_owned(), credential: parsed.credential })
     }
+}
+
+/// The `Authorization` header; `None` where the token has characters that no header takes.
+fn header(token: &SecretString) -> Option<HeaderValue> {
+    let mut header = HeaderValue::from_str(token.expose_secret()).ok()?;
+    header.set_sensitive(true);
+    Some(header)
 }
 
 /// Whether a hub can have that name.

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use secrecy::ExposeSecret;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::answer::{Cause, Disposition, Refusal, classify};
+use crate::answer::{Cause, Disposition, Refusal, classify, own_code};
 use crate::batch::{Group, Request, pack};
 use crate::clock::Clock;
 use crate::connection::{Access, Connection, Destination, TokenExpired, Wanted};
@@ -35,8 +34,6 @@ const MAX_ERROR_BODY: usize = 4096;
 /// What an answer's body may take beyond its head.
 const BODY_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// The service's own limit in seconds, and the version of its interface, as in every sample of the reference.
-const QUERY: &str = "timeout=60&api-version=2014-01";
 /// Only the content type tells a batch from a single event.
 const BATCH: HeaderValue = HeaderValue::from_static("application/vnd.microsoft.servicebus.json");
 
@@ -57,7 +54,10 @@ pub struct Report {
     pub outcomes: Vec<Outcome>,
     pub requests: u32,
     pub retries: u32,
-    /// What went wrong last, for the log: a status, or why there was none.
+    /// Answers by which the hub asked for less.
+    pub throttled: u32,
+    pub took: Duration,
+    /// What went wrong last, for the log: a status and the hub's own code, or why there was none.
     pub problem: Option<String>,
 }
 
@@ -138,6 +138,7 @@ impl EventHub {
     ///
     /// A message whose outcome is `Unsent` may all the same be stored, after a timeout or a lost connection.
     pub async fn send(&self, messages: &[Message<'_>], pace: Pace, deadline: Instant) -> Report {
+        let began = Instant::now();
         let (groups, too_large) = pack(messages, self.partitioning, self.max_batch_bytes);
         let mut report =
             Report { outcomes: vec![Outcome::Unsent(Cause::Timeout); messages.len()], ..Report::default() };
@@ -156,8 +157,10 @@ impl EventHub {
             }
             report.requests += sent.requests;
             report.retries += sent.retries;
+            report.throttled += sent.throttled;
             report.problem = sent.problem.or(report.problem);
         }
+        report.took = began.elapsed();
         report
     }
 
@@ -253,19 +256,15 @@ impl EventHub {
         bound: Instant,
         sent: &mut Sent,
     ) -> Disposition {
-        let hub_url = &access.hub_url;
-        let url = match route {
-            Route::Partition(id) => format!("{hub_url}/partitions/{id}/messages?{QUERY}"),
-            Route::Key(_) | Route::Anywhere => format!("{hub_url}/messages?{QUERY}"),
-        };
-        let Ok(mut token) = HeaderValue::from_str(access.token.expose_secret()) else {
-            return Disposition::Stop(Cause::Unauthorized);
-        };
-        token.set_sensitive(true);
+        let mut url = access.messages_url.clone();
+        if let Route::Partition(id) = route {
+            let hub = url.path().strip_suffix("/messages").unwrap_or_default();
+            url.set_path(&format!("{hub}/partitions/{id}/messages"));
+        }
         let sending = self
             .http
             .post(url)
-            .header(AUTHORIZATION, token)
+            .header(AUTHORIZATION, access.token.clone())
             .header(CONTENT_TYPE, BATCH)
             // Our loop alone decides on repeats.
             .header("x-ms-retrypolicy", "NoRetry")
@@ -289,7 +288,11 @@ impl EventHub {
         let body = if response.content_length() == Some(0) { String::new() } else { read_start(response, bound).await };
         let disposition = classify(status, retry_after, &body);
         if disposition != Disposition::Delivered {
-            sent.problem = Some(format!("answered {status}"));
+            sent.throttled += u32::from(matches!(disposition, Disposition::Retry { cause: Cause::Throttled, .. }));
+            sent.problem = Some(match own_code(&body) {
+                Some(code) => format!("answered {status}, code {code}"),
+                None => format!("answered {status}"),
+            });
         }
         disposition
     }
@@ -324,6 +327,7 @@ struct Sent {
     outcomes: Vec<(usize, Outcome)>,
     requests: u32,
     retries: u32,
+    throttled: u32,
     problem: Option<String>,
 }
 

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::event::{Event, Header, Kind, Reason, Rejection};
 use crate::event_hubs::EventHub;
-use crate::json;
+use crate::json::{self, Events};
 use crate::message::Message;
 use crate::senders::Senders;
 
@@ -93,29 +93,35 @@ impl<'a> Mapping<'a> {
 }
 
 impl<O> Flow<O> {
-    /// Maps a body, each event by itself.
-    pub fn map<'a>(&'a self, kind: &Kind<O>, body: &'a [u8], headers: &'a [Header<'a>]) -> Mapping<'a> {
-        let text = match std::str::from_utf8(body) {
-            Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
+    /// Maps a body that came as bytes.
+    pub fn map_bytes<'a>(&'a self, kind: &Kind<O>, body: &'a [u8], headers: &'a [Header<'a>]) -> Mapping<'a> {
+        match std::str::from_utf8(body) {
+            Ok(text) => self.map(kind, text, headers),
             Err(error) => {
-                let place = error.valid_up_to();
-                return Mapping::rejected(
-                    Rejection::unreadable(format!("the body is not UTF-8 (at byte {place})")),
-                    body,
-                );
+                let problem = format!("the body is not UTF-8 (at byte {})", error.valid_up_to());
+                Mapping::rejected(Rejection::unreadable(problem), body)
             }
-        };
+        }
+    }
+
+    /// Maps a body, each event by itself.
+    pub fn map<'a>(&'a self, kind: &Kind<O>, text: &'a str, headers: &'a [Header<'a>]) -> Mapping<'a> {
+        let body = text.as_bytes();
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let events = match json::events(text) {
             Ok(events) => events,
             Err(problem) => return Mapping::rejected(Rejection::unreadable(problem), body),
         };
-        let is_array = text.trim_ascii_start().starts_with('[');
+        let is_array = matches!(events, Events::Array(_));
         if is_array && !kind.arrays {
             return Mapping::rejected(Rejection::unmappable("expected one event, not an array"), body);
         }
+        let events = events.as_slice();
+        let trace = traceparent(headers);
+        let max_bytes = self.hub.max_batch_bytes().saturating_sub(trace.map_or(0, |_| DIAGNOSTIC_ID_BYTES));
         let mut mapping = Mapping { received: events.len(), body, ..Mapping::default() };
-        for (position, json) in events.into_iter().enumerate() {
-            let event = Event { json, flow: &self.id, headers, max_bytes: self.hub.max_batch_bytes() };
+        for (position, json) in events.iter().copied().enumerate() {
+            let event = Event { json, flow: &self.id, headers, max_bytes };
             let mapped = if mapping.bytes > MAX_MESSAGES_BYTES {
                 Err(Rejection::too_large("the events of one body make more messages than fit the memory"))
             } else {
@@ -125,16 +131,25 @@ impl<O> Flow<O> {
                 })
             };
             match mapped {
-                Ok(mapped) => {
+                Ok(mut mapped) => {
                     if mapped.messages.is_empty() {
                         mapping.filtered += 1;
+                    }
+                    if let Some(trace) = trace {
+                        for message in &mut mapped.messages {
+                            message.properties.insert(DIAGNOSTIC_ID, trace);
+                        }
                     }
                     for note in mapped.notes {
                         *mapping.notes.entry(note).or_default() += 1;
                     }
                     mapping.bytes += mapped.messages.iter().map(|message| message.body.len()).sum::<usize>();
                     mapping.events.extend(std::iter::repeat_n(json, mapped.messages.len()));
-                    mapping.messages.extend(mapped.messages);
+                    if mapping.messages.is_empty() {
+                        mapping.messages = mapped.messages;
+                    } else {
+                        mapping.messages.extend(mapped.messages);
+                    }
                 }
                 Err(rejection) => {
                     let rejection = match json::check_syntax(json) {
@@ -148,6 +163,24 @@ impl<O> Flow<O> {
         }
         mapping
     }
+}
+
+/// The property by which Azure's SDKs link a consumer's trace to the sender's.
+const DIAGNOSTIC_ID: &str = "Diagnostic-Id";
+/// As much as it takes of a request.
+const DIAGNOSTIC_ID_BYTES: usize = 80;
+
+/// The caller's place in its trace (<https://www.w3.org/TR/trace-context/#traceparent-header>, version 00), if it is well formed.
+fn traceparent<'a>(headers: &'a [Header<'a>]) -> Option<&'a str> {
+    let (_, value) = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("traceparent"))?;
+    let lengths = [2, 32, 16, 2];
+    let parts: Vec<&str> = value.split('-').collect();
+    let is_hex = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let well_formed = parts.len() == lengths.len()
+        && parts.iter().zip(lengths).all(|(part, length)| part.len() == length && is_hex(part))
+        && parts[0] == "00"
+        && parts[1..3].iter().all(|id| id.bytes().any(|byte| byte != b'0'));
+    well_formed.then_some(value.as_ref())
 }
 
 impl Reason {

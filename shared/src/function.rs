@@ -1,12 +1,15 @@
 //! A Lambda function's life: what it needs once, then one invocation after another.
 
+use std::mem;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
-use lambda_runtime::{Context, Diagnostic, LambdaEvent, service_fn};
+use bytes::Bytes;
+use lambda_runtime::tower::util::MapRequestLayer;
+use lambda_runtime::{Context, Diagnostic, LambdaEvent, LambdaInvocation, Runtime, service_fn};
 use serde::Serialize;
-use serde_json::value::RawValue;
+use serde::de::IgnoredAny;
 use tokio::time::{Instant, sleep};
 
 use crate::clock::Clock;
@@ -31,19 +34,16 @@ pub struct Invocation<'a> {
 pub trait Function: Sized + Send + Sync + 'static {
     type Answer: Serialize + Send;
 
-    /// Handles one event. An error means that nobody is there to be answered: the event is no trigger's, or all of its
-    /// records must come again.
-    fn invoke(
-        &self,
-        event: &RawValue,
-        invocation: Invocation<'_>,
-    ) -> impl Future<Output = Result<Self::Answer, Diagnostic>>;
+    /// Handles one event, given as it came. An error means that nobody is there to be answered: the event is no trigger's, or all
+    /// of its records must come again.
+    fn invoke(&self, event: &str, invocation: Invocation<'_>)
+    -> impl Future<Output = Result<Self::Answer, Diagnostic>>;
 
     /// The same, told by which ARN it was invoked: an alias there may say what the event does not.
     fn invoke_as(
         &self,
         _invoked_arn: &str,
-        event: &RawValue,
+        event: &str,
         invocation: Invocation<'_>,
     ) -> impl Future<Output = Result<Self::Answer, Diagnostic>> {
         self.invoke(event, invocation)
@@ -82,16 +82,31 @@ pub fn run_function<F: Function>(
             }
             sleep(PAUSE).await;
         };
-        let handler = service_fn(move |event: LambdaEvent<Box<RawValue>>| {
-            let function = function.clone();
-            let began = Instant::now();
-            let time_up = began + remaining(&clock, &event.context);
-            async move {
-                let invocation = Invocation { request_id: &event.context.request_id, began, time_up };
-                function.invoke_as(&event.context.invoked_function_arn, &event.payload, invocation).await
+        // The bytes of the event at hand. What `lambda_runtime` reads an event into would be a copy, made in a pass of its own.
+        let arrived = Arc::new(Mutex::new(Bytes::new()));
+        let take = {
+            let arrived = arrived.clone();
+            move |next| mem::replace(&mut *arrived.lock().unwrap_or_else(PoisonError::into_inner), next)
+        };
+        let handler = service_fn({
+            let take = take.clone();
+            move |LambdaEvent { context, .. }: LambdaEvent<IgnoredAny>| {
+                let (function, bytes) = (function.clone(), take(Bytes::new()));
+                let began = Instant::now();
+                let time_up = began + remaining(&clock, &context);
+                async move {
+                    let invocation = Invocation { request_id: &context.request_id, began, time_up };
+                    let event = std::str::from_utf8(&bytes)
+                        .map_err(|_| diagnostic("UnknownTrigger", "the event is not UTF-8, as every trigger's is"))?;
+                    function.invoke_as(&context.invoked_function_arn, event, invocation).await
+                }
             }
         });
-        match lambda_runtime::run(handler).await {
+        let arriving = MapRequestLayer::new(move |mut invocation: LambdaInvocation| {
+            take(mem::replace(&mut invocation.body, Bytes::from_static(b"null")));
+            invocation
+        });
+        match Runtime::new(handler).layer(arriving).run().await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 // As when a local container is stopped; Lambda itself never takes it away.

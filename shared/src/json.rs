@@ -111,10 +111,28 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// The elements of `text` when it is an array, else all of it; refuses what is empty or nested too deep.
+/// What a body holds.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Events<'a> {
+    /// One value that is no array. Whether it is JSON shows when its kind reads it.
+    One(&'a str),
+    /// The elements of an array.
+    Array(Vec<&'a str>),
+}
+
+impl<'a> Events<'a> {
+    pub fn as_slice(&self) -> &[&'a str] {
+        match self {
+            Self::One(event) => std::slice::from_ref(event),
+            Self::Array(events) => events,
+        }
+    }
+}
+
+/// The events of a body; refuses what is empty or nested too deep.
 ///
 /// The error tells what is wrong and where, without repeating any of the text.
-pub fn events(text: &str) -> Result<Vec<&str>, String> {
+pub fn events(text: &str) -> Result<Events<'_>, String> {
     // JSON's own white space: a form feed is none of it.
     let text = text.trim_matches([' ', '\t', '\n', '\r']);
     if text.is_empty() {
@@ -123,10 +141,9 @@ pub fn events(text: &str) -> Result<Vec<&str>, String> {
     check_shape(text.as_bytes())?;
     if text.starts_with('[') {
         let elements: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| explain(&error))?;
-        return Ok(elements.into_iter().map(RawValue::get).collect());
+        return Ok(Events::Array(elements.into_iter().map(RawValue::get).collect()));
     }
-    // Whether it is JSON shows when its kind reads it.
-    Ok(vec![text])
+    Ok(Events::One(text))
 }
 
 /// Checks that `text` is one JSON value.
@@ -137,9 +154,7 @@ pub fn check_syntax(text: &str) -> Result<(), String> {
 /// Counts brackets and commas outside of strings, before anything is built from them.
 fn check_shape(text: &[u8]) -> Result<(), String> {
     // Nearly all bodies have fewer of either than is allowed anywhere, which takes no look at strings to see.
-    let brackets = text.iter().filter(|byte| matches!(byte, b'[' | b'{')).count();
-    let commas = text.iter().filter(|byte| **byte == b',').count();
-    if brackets <= MAX_DEPTH && commas < MAX_EVENTS {
+    if text.len() < MAX_EVENTS && brackets(text) <= MAX_DEPTH {
         return Ok(());
     }
     let (mut depth, mut commas, mut in_string, mut escaped) = (0usize, 0usize, false, false);
@@ -167,6 +182,13 @@ fn check_shape(text: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// How many opening brackets there are, strings included.
+fn brackets(text: &[u8]) -> usize {
+    // Sums of a byte each, so that many are counted at once. `[` and `{` differ in one bit.
+    let in_chunk = |chunk: &[u8]| chunk.iter().map(|byte| u8::from(byte | 0x20 == b'{')).sum::<u8>();
+    text.chunks(255).map(|chunk| usize::from(in_chunk(chunk))).sum()
+}
+
 /// What `error` says, less the offending value, which may be secret or personal.
 pub fn explain(error: &serde_json::Error) -> String {
     let text = error.to_string();
@@ -183,6 +205,12 @@ pub fn explain(error: &serde_json::Error) -> String {
     text.split(" at line ").next().unwrap_or(&text).to_owned()
 }
 
+/// The path to what of `text` can't be read as a `T`, such as a number beyond all types or half a character.
+pub fn unreadable_place<'de, T: Deserialize<'de>>(text: &'de str) -> Option<String> {
+    let read = serde_path_to_error::deserialize::<_, T>(&mut serde_json::Deserializer::from_str(text));
+    Some(read.err()?.path().to_string())
+}
+
 /// Reads configuration: an unusable member is named by its path, its value is not repeated.
 pub fn from_config<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, String> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
@@ -195,18 +223,68 @@ pub fn from_config<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, String
     Ok(value)
 }
 
+/// Whether `text` can't stand in a JSON string as it is.
+pub fn needs_escapes(text: &str) -> bool {
+    text.bytes().fold(false, |found, byte| found | (byte < 0x20) | (byte == b'"') | (byte == b'\\'))
+}
+
 /// Appends `text` as a JSON string.
 pub fn push_string(out: &mut Vec<u8>, text: &str) {
-    let has_escapes = text.bytes().fold(false, |found, byte| found | (byte < 0x20) | (byte == b'"') | (byte == b'\\'));
-    if !has_escapes {
-        out.reserve(text.len() + 2);
-        out.push(b'"');
+    out.push(b'"');
+    if needs_escapes(text) {
+        push_escaped(out, text);
+    } else {
         out.extend_from_slice(text.as_bytes());
-        out.push(b'"');
-        return;
     }
-    serde_json::to_writer(out, text).expect("text always serialises, and a Vec takes every write");
+    out.push(b'"');
 }
+
+/// Appends `text` as the inside of a JSON string.
+pub fn push_escaped(out: &mut Vec<u8>, text: &str) {
+    let bytes = text.as_bytes();
+    let mut copied = 0;
+    for (place, byte) in bytes.iter().enumerate() {
+        if !ESCAPED[usize::from(*byte)] {
+            continue;
+        }
+        out.extend_from_slice(&bytes[copied..place]);
+        copied = place + 1;
+        match byte {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', *byte]),
+            0x08 => out.extend_from_slice(b"\\b"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            0x0c => out.extend_from_slice(b"\\f"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            _ => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+        }
+    }
+    out.extend_from_slice(&bytes[copied..]);
+}
+
+/// The length of `text` as the inside of a JSON string.
+pub fn escaped_len(text: &str) -> usize {
+    text.bytes()
+        .map(|byte| match byte {
+            b'"' | b'\\' | 0x08 | b'\t' | b'\n' | 0x0c | b'\r' => 2,
+            0..0x20 => 6,
+            _ => 1,
+        })
+        .sum()
+}
+
+/// Which bytes can't stand in a JSON string.
+const ESCAPED: [bool; 256] = {
+    let mut escaped = [false; 256];
+    let mut control = 0;
+    while control < 0x20 {
+        escaped[control] = true;
+        control += 1;
+    }
+    escaped[b'"' as usize] = true;
+    escaped[b'\\' as usize] = true;
+    escaped
+};
 
 #[cfg(test)]
 mod tests {
@@ -220,17 +298,21 @@ mod tests {
         assert!(events(&"[".repeat(1_000_000)).unwrap_err().contains("128 levels"));
         assert!(events(&format!(r#"{{"a":"\"{}{}"}}"#, "[".repeat(500), ",".repeat(MAX_EVENTS))).is_ok());
         let list = |elements: usize| format!("[{}1]", "1,".repeat(elements - 1));
-        assert_eq!(events(&list(MAX_EVENTS)).unwrap().len(), MAX_EVENTS);
+        assert_eq!(events(&list(MAX_EVENTS)).unwrap().as_slice().len(), MAX_EVENTS);
         assert!(events(&list(MAX_EVENTS + 1)).unwrap_err().contains("50000 elements"));
     }
 
     #[test]
     fn elements_keep_their_bytes() {
-        assert_eq!(events(" [ {\"a\" : 19.9900} ,{\"b\":\"\\/\"}]").unwrap(), ["{\"a\" : 19.9900}", "{\"b\":\"\\/\"}"]);
-        assert_eq!(events(" {\"a\":1} ").unwrap(), ["{\"a\":1}"]);
-        assert!(events("[]").unwrap().is_empty());
+        let array = events(" [ {\"a\" : 19.9900} ,{\"b\":\"\\/\"}]").unwrap();
+        assert_eq!(array, Events::Array(vec!["{\"a\" : 19.9900}", "{\"b\":\"\\/\"}"]));
+        assert_eq!(events(" {\"a\":1} ").unwrap(), Events::One("{\"a\":1}"));
+        assert_eq!(events("[]").unwrap(), Events::Array(Vec::new()));
         let form_feed = "\u{c}{}";
-        assert!(check_syntax(events(form_feed).unwrap()[0]).is_err(), "what is no white space of JSON stays");
+        assert!(
+            check_syntax(events(form_feed).unwrap().as_slice()[0]).is_err(),
+            "what is no white space of JSON stays"
+        );
     }
 
     #[test]
@@ -249,6 +331,14 @@ mod tests {
             push_string(&mut out, text);
             assert_eq!(out, serde_json::to_vec(text).unwrap());
         }
+    }
+
+    #[test]
+    fn escaped_lengths_are_those_that_are_written() {
+        let text: String = (0..=0x2fff).filter_map(char::from_u32).collect();
+        let mut written = Vec::new();
+        push_string(&mut written, &text);
+        assert_eq!(escaped_len(&text), written.len() - 2);
     }
 
     #[test]

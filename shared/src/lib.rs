@@ -28,13 +28,15 @@ mod senders;
 pub mod settings;
 pub mod sqs;
 pub mod sqs_event;
+pub mod telemetry;
 mod webhook;
 
+pub use clock::rfc3339;
 pub use event::{Event, Header, Kind, Mapped, Reason, Rejection};
 pub use flow::DEFAULT_FLOW;
 pub use function::{Function, Invocation, run_function};
 pub use http_client::build as build_http_client;
-pub use message::{CloudEvent, Message, Properties, deterministic_id, digest};
+pub use message::{Body, CloudEvent, JsonWriter, Message, Properties, deterministic_id, digest};
 pub use partitioning::Partitioning;
 pub use relay::run;
 pub use sender_auth::SenderAuth;

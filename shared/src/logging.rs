@@ -8,7 +8,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::settings::Environment;
 
 /// The crates that log.
-const OURS: [&str; 2] = ["redelivery", "shared"];
+const OURS: [&str; 4] = ["flow_service", "platform_ingest", "redelivery", "shared"];
 
 /// Starts logging at `AWS_LAMBDA_LOG_LEVEL` (`TRACE` … `FATAL`, default `INFO`).
 ///

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::answer::Cause;
 use crate::clock::Clock;
 use crate::connection::Destination;
-use crate::message::{Message, Properties};
+use crate::message::{Body, Message, Properties};
 use crate::sqs::{MAX_BYTES, Queue};
 
 /// Envelopes are packed up to this, so that a batch of them fits redelivery's memory. One large message may exceed it.
@@ -58,8 +58,9 @@ struct Parked<'a> {
     id: Cow<'a, str>,
     #[serde(borrow)]
     subject: Cow<'a, str>,
+    /// A string.
     #[serde(borrow)]
-    body: Cow<'a, str>,
+    body: &'a RawValue,
     #[serde(borrow)]
     properties: &'a RawValue,
 }
@@ -83,7 +84,10 @@ impl<'a> Envelope<'a> {
             v: u32,
         }
         match serde_json::from_str(json) {
-            Ok(Version { v: 1 }) => serde_json::from_str(json).map_err(|_| EnvelopeError::Shape),
+            Ok(Version { v: 1 }) => serde_json::from_str(json)
+                .ok()
+                .filter(|envelope: &Self| envelope.messages.iter().all(|parked| is_string(parked.body)))
+                .ok_or(EnvelopeError::Shape),
             Ok(Version { v }) => Err(EnvelopeError::Version(v)),
             Err(_) => Err(EnvelopeError::Shape),
         }
@@ -94,7 +98,7 @@ impl<'a> Envelope<'a> {
         self.messages.iter().map(|parked| Message {
             id: parked.id.clone().into_owned(),
             subject: parked.subject.as_ref().into(),
-            body: parked.body.as_ref().into(),
+            body: Body::from_json_string(parked.body).expect("looked at when the envelope was read"),
             properties: Properties::from_object(parked.properties),
         })
     }
@@ -121,10 +125,14 @@ impl Parked<'_> {
         Parked {
             id: self.id.as_ref().into(),
             subject: self.subject.as_ref().into(),
-            body: self.body.as_ref().into(),
+            body: self.body,
             properties: self.properties,
         }
     }
+}
+
+fn is_string(json: &RawValue) -> bool {
+    json.get().starts_with('"')
 }
 
 fn to_json(envelope: &Envelope<'_>) -> String {
@@ -210,7 +218,7 @@ fn parked<'m>(message: &'m Message<'_>) -> Parked<'m> {
     Parked {
         id: message.id.as_str().into(),
         subject: message.subject.as_ref().into(),
-        body: message.body.as_ref().into(),
+        body: message.body.as_json_string(),
         properties: message.properties.as_object(),
     }
 }

@@ -20,6 +20,8 @@ pub struct Parts {
     pub flow_table: Option<FlowTable>,
     pub parking: Option<Parking>,
     pub rejects: Option<Rejects>,
+    /// Whether the flow is a dimension of the metrics.
+    pub metrics_by_flow: bool,
 }
 
 impl Parts {
@@ -34,6 +36,7 @@ impl Parts {
         let queue = |url: &Option<String>| url.as_ref().map(|url| Queue::new(aws.clone(), url.clone()));
         Ok(Self {
             max_batch_bytes: settings.max_batch_bytes,
+            metrics_by_flow: settings.metrics_by_flow,
             flow_table: settings
                 .flows_table
                 .as_ref()

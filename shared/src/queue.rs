@@ -1,7 +1,7 @@
 //! The queue trigger: batches of SQS records, each a raw event, answered with exactly the records that must come again.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,12 +13,13 @@ use tokio::time::Instant;
 use crate::answer::Cause;
 use crate::event::{Reason, Rejection};
 use crate::event_hubs::{Outcome, Pace};
-use crate::flow::{Flow, MAX_MESSAGES_BYTES, Mapping, Notes};
+use crate::flow::{Flow, MAX_MESSAGES_BYTES, Mapping};
 use crate::function::Invocation;
 use crate::message::Message;
 use crate::rejects::{Reject, Source};
 use crate::relay::{NoFlow, Relay};
 use crate::sqs_event::{ANSWERING, Record, come_again, sending_ends};
+use crate::telemetry::{self, Counts, Line};
 
 /// As long one flow that can't be looked up may keep the others waiting.
 const LOOKING_UP: Duration = Duration::from_secs(3);
@@ -26,21 +27,6 @@ const LOOKING_UP: Duration = Duration::from_secs(3);
 const KEEPING: Duration = Duration::from_secs(5);
 /// As many rejected records get a log line of their own.
 const MOST_LINES: usize = 10;
-
-/// What is counted for the log line.
-#[derive(Default)]
-struct Counts {
-    received: usize,
-    filtered: usize,
-    rejected: usize,
-    delivered: usize,
-    parked: usize,
-    requests: u32,
-    retries: u32,
-    problem: Option<String>,
-    notes: Notes,
-    causes: HashMap<Cause, u32>,
-}
 
 /// Handles one batch.
 pub async fn handle<O: DeserializeOwned + Default>(
@@ -53,7 +39,13 @@ pub async fn handle<O: DeserializeOwned + Default>(
     // Of each record; `None` where the name can't be read.
     let names: Vec<Option<Cow<'_, str>>> = records.iter().map(Record::flow).collect();
     let flows = flows(relay, &names, sending_ends.min(began + LOOKING_UP)).await;
-    let mut counts = Counts::default();
+    // The place among `flows` of each record's own; behind them all where the name can't be read.
+    let place_of = |name: &Option<Cow<'_, str>>| {
+        flows.iter().position(|(known, _)| Some(*known) == name.as_deref()).unwrap_or(flows.len())
+    };
+    let places: Vec<usize> = names.iter().map(place_of).collect();
+    let flow_at = |place: usize| flows.get(place).map(|(_, flow)| flow);
+    let mut counts: Vec<Counts> = std::iter::repeat_with(Counts::default).take(flows.len() + 1).collect();
 
     // Which records come again. On a FIFO queue what stands behind one of them in its group does too, or would overtake.
     let mut failed = vec![false; records.len()];
@@ -73,7 +65,7 @@ pub async fn handle<O: DeserializeOwned + Default>(
     let mut bytes = 0;
     for (position, record) in records.iter().enumerate() {
         let rejected = |rejection| Mapping::rejected(rejection, record.raw_body());
-        let mapping = match (names[position].as_ref().map(|name| &flows[name]), record.body()) {
+        let mapping = match (flow_at(places[position]), record.body()) {
             (None | Some(Err(NoFlow::Unknown)), _) => {
                 rejected(Rejection { reason: Reason::UnknownFlow, detail: "no such flow".into() })
             }
@@ -86,12 +78,14 @@ pub async fn handle<O: DeserializeOwned + Default>(
                 failed[position] = true;
                 Mapping::default()
             }
-            (Some(Ok(flow)), Ok(body)) => flow.map(&relay.kind, body.as_bytes(), &[]),
+            (Some(Ok(flow)), Ok(body)) => flow.map(&relay.kind, body, &[]),
             (Some(Ok(_)), Err(rejection)) => rejected(rejection),
         };
         bytes += mapping.bytes;
+        let counts = &mut counts[places[position]];
         counts.received += mapping.received;
         counts.filtered += mapping.filtered;
+        counts.duplicates += usize::from(record.came_before());
         mappings.push(mapping);
     }
 
@@ -99,7 +93,9 @@ pub async fn handle<O: DeserializeOwned + Default>(
     hold_groups(&mut failed);
     let mut rejects = Vec::new();
     for (position, mapping) in mappings.iter().enumerate().filter(|(position, _)| !failed[*position]) {
-        counts.rejected += mapping.rejections.len();
+        for rejected in &mapping.rejections {
+            counts[places[position]].reject(rejected.rejection.reason);
+        }
         let name = names[position].as_deref().unwrap_or_default();
         rejects.extend(
             mapping
@@ -111,19 +107,21 @@ pub async fn handle<O: DeserializeOwned + Default>(
     reject(relay, records, rejects, request_id, sending_ends.min(began + KEEPING), &mut failed).await;
     hold_groups(&mut failed);
 
-    let mut loads: HashMap<&str, Load<'_, O>> = HashMap::new();
+    let mut loads: Vec<Load<'_>> = std::iter::repeat_with(Load::default).take(flows.len()).collect();
     for (position, mapping) in mappings.into_iter().enumerate() {
-        let flow = names[position].as_ref().and_then(|name| flows[name].as_deref().ok());
-        let (false, Some(flow)) = (failed[position], flow) else { continue };
+        let Some(load) = loads.get_mut(places[position]).filter(|_| !failed[position]) else { continue };
         for (note, count) in mapping.notes {
-            *counts.notes.entry(note).or_default() += count;
+            *counts[places[position]].notes.entry(note).or_default() += count;
         }
-        let load = loads.entry(&flow.id).or_insert_with(|| Load { flow, messages: Vec::new(), origins: Vec::new() });
         load.origins.extend(mapping.events.into_iter().map(|event| Origin { record: position, event }));
         load.messages.extend(mapping.messages);
     }
-    let sendings = loads.into_values().map(async |load| {
-        let report = load.flow.hub.send(&load.messages, Pace::Together, sending_ends).await;
+    let to_send = loads.into_iter().enumerate().filter_map(|(place, load)| {
+        let flow = flow_at(place)?.as_deref().ok()?;
+        (!load.messages.is_empty()).then_some((place, flow, load))
+    });
+    let sendings = to_send.map(async |(place, flow, load)| {
+        let report = flow.hub.send(&load.messages, Pace::Together, sending_ends).await;
         // Parking would give up the order that a FIFO queue keeps.
         let to_park: Vec<(usize, Cause)> = report
             .outcomes
@@ -139,69 +137,65 @@ pub async fn handle<O: DeserializeOwned + Default>(
             Some((_, cause)) => {
                 let messages: Vec<&Message<'_>> =
                     to_park.iter().map(|(position, _)| &load.messages[*position]).collect();
-                relay.park(load.flow, *cause, &messages, parking_ends).await
+                relay.park(flow, *cause, &messages, parking_ends).await
             }
         };
         let parked: HashSet<usize> =
             to_park.into_iter().zip(parked).filter(|(_, parked)| *parked).map(|((position, _), _)| position).collect();
-        (load, report, parked)
+        (place, flow, load, report, parked)
     });
     let mut refused: Vec<(usize, Reject<'_>)> = Vec::new();
-    for (load, report, parked) in join_all(sendings).await {
-        counts.requests += report.requests;
-        counts.retries += report.retries;
-        counts.problem = report.problem.or(counts.problem.take());
+    for (place, flow, load, report, parked) in join_all(sendings).await {
+        let counts = &mut counts[place];
+        counts.sent(&report);
         counts.parked += parked.len();
         for (position, (outcome, origin)) in report.outcomes.iter().zip(&load.origins).enumerate() {
             match outcome {
-                Outcome::Delivered => counts.delivered += 1,
-                Outcome::Unsent(cause) => {
-                    *counts.causes.entry(*cause).or_insert(0u32) += 1;
-                    failed[origin.record] |= !parked.contains(&position);
-                }
+                Outcome::Delivered => {}
+                Outcome::Unsent(_) => failed[origin.record] |= !parked.contains(&position),
                 // An event that made several messages is kept once.
                 Outcome::Refused(_)
                     if refused.last().is_some_and(|(_, last)| last.body.as_ptr() == origin.event.as_ptr()) => {}
                 Outcome::Refused(refusal) => {
                     let (rejection, body) = (Rejection::refused(*refusal), origin.event.as_bytes());
-                    refused.push((origin.record, relay.reject(&load.flow.id, rejection, Source::Queue, body)));
+                    counts.reject(rejection.reason);
+                    refused.push((origin.record, relay.reject(&flow.id, rejection, Source::Queue, body)));
                 }
             }
         }
     }
-    counts.rejected += refused.len();
     reject(relay, records, refused, request_id, parking_ends, &mut failed).await;
-    for cause in counts.causes.keys() {
+    for cause in counts.iter().flat_map(|counts| counts.causes.keys()) {
         relay.tell_operator(*cause);
     }
     hold_groups(&mut failed);
 
-    let failures = || records.iter().zip(&failed).filter(|(_, failed)| **failed);
-    tracing::info!(
-        request_id,
-        kind = relay.kind.name,
-        trigger = "queue",
-        records.received = records.len(),
-        records.failed = failures().count(),
-        events.received = counts.received,
-        events.filtered = counts.filtered,
-        events.rejected = counts.rejected,
-        messages.delivered = counts.delivered,
-        messages.parked = counts.parked,
-        causes = ?counts.causes.iter().map(|(cause, count)| (cause.word(), count)).collect::<Vec<_>>(),
-        notes = ?counts.notes,
-        hub.requests = counts.requests,
-        hub.retries = counts.retries,
-        hub.problem = counts.problem,
-        duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-        "queue batch handled",
-    );
-    come_again(failures().map(|(record, _)| record.message_id.0.as_ref()))
+    // One line for each flow, the first with what belongs to the batch.
+    let mut is_first = true;
+    for (place, counts) in counts.iter().enumerate() {
+        let records_of_flow = || places.iter().zip(&failed).filter(|(of_record, _)| **of_record == place);
+        if records_of_flow().next().is_none() {
+            continue;
+        }
+        let known = flows.get(place).filter(|(_, flow)| !matches!(flow, Err(NoFlow::Unknown))).map(|(name, _)| *name);
+        let mut line = Line::new(&relay.parts, relay.kind.name, known, request_id);
+        line.property("trigger", "queue");
+        line.counts(counts);
+        if is_first {
+            line.count(telemetry::BATCH_SIZE, records.len());
+            line.number("duration_ms", began.elapsed().as_millis());
+        }
+        line.number("records.failed", records_of_flow().filter(|(_, failed)| **failed).count() as u128);
+        line.write("queue batch handled");
+        is_first = false;
+    }
+    let failures = records.iter().zip(&failed).filter(|(_, failed)| **failed);
+    come_again(failures.map(|(record, _)| record.message_id.0.as_ref()))
 }
 
 /// Messages of one flow.
-struct Load<'a, O> {
-    flow: &'a Flow<O>,
+#[derive(Default)]
+struct Load<'a> {
     messages: Vec<Message<'a>>,
     /// Of each message.
     origins: Vec<Origin<'a>>,
@@ -213,15 +207,19 @@ struct Origin<'a> {
     event: &'a str,
 }
 
-/// The flows that records name, each looked up once.
-async fn flows<'a, O: DeserializeOwned + Default>(
+/// The flows that records name, each looked up once. They are few: most queues bring events of one.
+async fn flows<'n, O: DeserializeOwned + Default>(
     relay: &Relay<O>,
-    names: &[Option<Cow<'a, str>>],
+    names: &'n [Option<Cow<'_, str>>],
     deadline: Instant,
-) -> HashMap<Cow<'a, str>, Result<Arc<Flow<O>>, NoFlow>> {
-    let names: HashSet<&Cow<'a, str>> = names.iter().flatten().collect();
-    let lookups = names.into_iter().map(async |name| (name.clone(), relay.flow(name, deadline).await));
-    join_all(lookups).await.into_iter().collect()
+) -> Vec<(&'n str, Result<Arc<Flow<O>>, NoFlow>)> {
+    let mut known: Vec<&str> = Vec::new();
+    for name in names.iter().flatten() {
+        if !known.contains(&name.as_ref()) {
+            known.push(name);
+        }
+    }
+    join_all(known.into_iter().map(async |name| (name, relay.flow(name, deadline).await))).await
 }
 
 /// Keeps copies of rejected events; a record of which one can't be kept has failed.

@@ -10,7 +10,6 @@ use futures_util::FutureExt;
 use lambda_runtime::Diagnostic;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
@@ -155,15 +154,15 @@ pub enum Answer {
 impl<O: DeserializeOwned + Default + Send + Sync + 'static> Function for Relay<O> {
     type Answer = Answer;
 
-    async fn invoke(&self, event: &RawValue, invocation: Invocation<'_>) -> Result<Answer, Diagnostic> {
+    async fn invoke(&self, event: &str, invocation: Invocation<'_>) -> Result<Answer, Diagnostic> {
         let request_id = invocation.request_id;
         if !sqs_event::begins_like_a_batch(event) {
-            if let Ok(request) = serde_json::from_str::<HttpRequest<'_>>(event.get()) {
+            if let Ok(request) = serde_json::from_str::<HttpRequest<'_>>(event) {
                 let handled = AssertUnwindSafe(webhook::handle(self, &request, invocation)).catch_unwind().await;
-                return Ok(Answer::Webhook(Box::new(handled.unwrap_or_else(|_| webhook::failed(request_id)))));
+                return Ok(Answer::Webhook(Box::new(handled.unwrap_or_else(|_| webhook::failed(self, request_id)))));
             }
-            if serde_json::from_str::<Object<OddRequest>>(event.get()).is_ok() {
-                return Ok(Answer::Webhook(Box::new(webhook::unreadable(request_id))));
+            if serde_json::from_str::<Object<OddRequest>>(event).is_ok() {
+                return Ok(Answer::Webhook(Box::new(webhook::unreadable(self, request_id))));
             }
         }
         let records = match sqs_event::records(event) {

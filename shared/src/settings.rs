@@ -65,6 +65,7 @@ pub const EXTRA_CA_CERTS: &str = "EXTRA_CA_CERTS";
 pub const FLOWS_TABLE: &str = "FLOWS_TABLE";
 pub const PARKING_QUEUE_URL: &str = "PARKING_QUEUE_URL";
 pub const REJECTED_QUEUE_URL: &str = "REJECTED_QUEUE_URL";
+const METRICS_BY_FLOW: &str = "METRICS_BY_FLOW";
 
 /// A secret text: in the environment, or in Secrets Manager.
 #[derive(Debug, Clone)]
@@ -135,6 +136,8 @@ pub struct Settings {
     pub flows_table: Option<String>,
     pub parking_queue_url: Option<String>,
     pub rejected_queue_url: Option<String>,
+    /// Whether the flow is a dimension of the metrics.
+    pub metrics_by_flow: bool,
 }
 
 /// The service takes 1 MB per request; a little is left for what the gateway counts and does not document.
@@ -189,6 +192,11 @@ impl Settings {
                 )?
             }
         };
+        let metrics_by_flow = match environment.get(METRICS_BY_FLOW).as_deref() {
+            None | Some("0") => false,
+            Some("1") => true,
+            Some(_) => return Err(SettingsError::new(METRICS_BY_FLOW, "expected 1, or nothing")),
+        };
         Ok(Self {
             connection: SecretSource::read(environment, CONNECTION_STRING, CONNECTION_SECRET_ID)?,
             hub_name: environment.get(HUB_NAME),
@@ -200,6 +208,7 @@ impl Settings {
             flows_table: environment.get(FLOWS_TABLE),
             parking_queue_url: queue_url(environment, PARKING_QUEUE_URL)?,
             rejected_queue_url: queue_url(environment, REJECTED_QUEUE_URL)?,
+            metrics_by_flow,
         })
     }
 }

@@ -105,16 +105,28 @@ impl<'a> Record<'a> {
 
     /// How often it was received, this time included.
     pub fn receive_count(&self) -> u32 {
-        let count = || {
-            let attributes: Members<'_> = serde_json::from_str(self.attributes?.get()).ok()?;
-            text(member(&attributes, "ApproximateReceiveCount")?.get())?.parse().ok()
-        };
-        count().unwrap_or(1)
+        self.number("ApproximateReceiveCount").and_then(|count| count.try_into().ok()).unwrap_or(1)
+    }
+
+    /// When it was sent, in milliseconds since 1970.
+    pub fn sent_at(&self) -> Option<u64> {
+        self.number("SentTimestamp")
+    }
+
+    fn number(&self, attribute: &str) -> Option<u64> {
+        let attributes: Members<'_> = serde_json::from_str(self.attributes?.get()).ok()?;
+        text(member(&attributes, attribute)?.get())?.parse().ok()
+    }
+
+    /// Whether it was received before, told at first sight; what was handled then is a duplicate now.
+    pub fn came_before(&self) -> bool {
+        self.attributes.is_some_and(|attributes| !attributes.get().contains(r#""ApproximateReceiveCount":"1""#))
+            && self.receive_count() > 1
     }
 
     /// The group within which a FIFO queue promises order.
     pub fn fifo_group(&self) -> Option<String> {
-        if !text(self.event_source_arn?.get())?.ends_with(".fifo") {
+        if !self.event_source_arn?.get().ends_with(".fifo\"") {
             return None;
         }
         let attributes: Members<'_> = serde_json::from_str(self.attributes?.get()).ok()?;
@@ -127,14 +139,14 @@ fn member<'a>(members: &Members<'a>, name: &str) -> Option<&'a RawValue> {
 }
 
 /// The records of an event, if it is a batch of them.
-pub fn records(event: &RawValue) -> Option<Result<Vec<Record<'_>>, UnreadableRecord>> {
+pub fn records(event: &str) -> Option<Result<Vec<Record<'_>>, UnreadableRecord>> {
     #[derive(Deserialize)]
     struct QueueEvent<T> {
         #[serde(rename = "Records")]
         records: Vec<T>,
     }
-    fn read<'a, T: Deserialize<'a>>(event: &'a RawValue) -> Option<Vec<T>> {
-        serde_json::from_str::<Object<QueueEvent<T>>>(event.get()).ok().map(|Object(event)| event.records)
+    fn read<'a, T: Deserialize<'a>>(event: &'a str) -> Option<Vec<T>> {
+        serde_json::from_str::<Object<QueueEvent<T>>>(event).ok().map(|Object(event)| event.records)
     }
     // One pass over the bodies, unless one of them is odd.
     let records: Option<Vec<Record<'_>>> = match read::<Record<'_, Text<'_>>>(event) {
@@ -150,8 +162,8 @@ pub fn records(event: &RawValue) -> Option<Result<Vec<Record<'_>>, UnreadableRec
 }
 
 /// Whether an event looks like a batch at first sight.
-pub fn begins_like_a_batch(event: &RawValue) -> bool {
-    let inside = event.get().trim_ascii_start().strip_prefix('{').unwrap_or_default();
+pub fn begins_like_a_batch(event: &str) -> bool {
+    let inside = event.trim_ascii_start().strip_prefix('{').unwrap_or_default();
     inside.trim_ascii_start().starts_with("\"Records\"")
 }
 

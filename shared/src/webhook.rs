@@ -18,14 +18,15 @@ use tokio::time::Instant;
 
 use crate::answer::Refusal;
 use crate::event::{Header, Reason, Rejection};
-use crate::event_hubs::{Outcome, Pace, Report};
-use crate::flow::{DEFAULT_FLOW, Flow, Mapping, Notes};
+use crate::event_hubs::{Outcome, Pace};
+use crate::flow::{DEFAULT_FLOW, Flow, Mapping};
 use crate::function::Invocation;
 use crate::json::{Members, Text};
 use crate::rejects::{Reject, Source};
 use crate::relay::{NoFlow, Relay};
 use crate::sender_auth::Presented;
 use crate::senders::Sender;
+use crate::telemetry::{self, Counts, Line};
 
 /// Sending ends this long after the invocation began: some senders hang up after 2 s, cold start included.
 const SENDING: Duration = Duration::from_millis(1200);
@@ -90,16 +91,12 @@ impl Answer {
     }
 }
 
-/// What the one log line tells beyond the answer.
+/// What the invocation's line tells beyond the answer.
 #[derive(Default)]
-struct Line {
-    received: usize,
-    filtered: usize,
-    rejected: usize,
+struct Told {
+    flow: Option<String>,
+    counts: Counts,
     reason: &'static str,
-    notes: Notes,
-    report: Report,
-    parked: usize,
 }
 
 /// Handles one request. Every ending is an answer; none is an error of the function.
@@ -110,27 +107,19 @@ pub async fn handle<O: DeserializeOwned + Default>(
 ) -> ApiGatewayV2httpResponse {
     let parking_ends = (began + PARKING).min(time_up.checked_sub(RESERVE).unwrap_or(began));
     let times = Times { sending_ends: parking_ends.checked_sub(PARKING - SENDING).unwrap_or(began), parking_ends };
-    let mut line = Line::default();
-    let answer = answer(relay, request, times, &mut line).await;
+    let mut told = Told::default();
+    let answer = answer(relay, request, times, &mut told).await;
     let status = answer.status();
-    tracing::info!(
-        request_id,
-        kind = relay.kind.name,
-        trigger = "webhook",
-        status,
-        reason = line.reason,
-        events.received = line.received,
-        events.filtered = line.filtered,
-        events.rejected = line.rejected,
-        messages.delivered = line.report.outcomes.iter().filter(|outcome| **outcome == Outcome::Delivered).count(),
-        messages.parked = line.parked,
-        notes = ?line.notes,
-        hub.requests = line.report.requests,
-        hub.retries = line.report.retries,
-        hub.problem = line.report.problem,
-        duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-        "webhook answered",
-    );
+    let mut line = Line::new(&relay.parts, relay.kind.name, told.flow.as_deref(), request_id);
+    line.property("trigger", "webhook");
+    line.number("status", status.into());
+    if !told.reason.is_empty() {
+        line.property("reason", told.reason);
+    }
+    line.counts(&told.counts);
+    line.count(telemetry::ERRORS_5XX, usize::from(status >= 500));
+    line.number("duration_ms", began.elapsed().as_millis());
+    line.write("webhook answered");
     respond(&answer, request_id)
 }
 
@@ -145,7 +134,7 @@ async fn answer<O: DeserializeOwned + Default>(
     relay: &Relay<O>,
     request: &HttpRequest<'_>,
     times: Times,
-    line: &mut Line,
+    told: &mut Told,
 ) -> Answer {
     let stage = request.request_context.stage.as_ref().map_or("$default", |stage| stage.0.as_ref());
     let Some(flow_id) = flow_of(&request.raw_path.0, stage, relay.kind.name) else {
@@ -174,6 +163,7 @@ async fn answer<O: DeserializeOwned + Default>(
         body: body.as_deref(),
         now: relay.parts.clock.unix_seconds(),
     };
+    told.flow = Some(flow.id.clone());
     match flow.senders.identify(&presented, times.sending_ends).await {
         Sender::Known => {}
         Sender::Unknown => return Answer::problem(401, "the request carries no accepted credential"),
@@ -185,17 +175,20 @@ async fn answer<O: DeserializeOwned + Default>(
         return Answer::problem(409, "the flow is disabled");
     }
     let mapping = match &body {
-        Some(body) => flow.map(&relay.kind, body, &headers),
+        Some(body) => flow.map_bytes(&relay.kind, body, &headers),
         None => {
             let as_it_came = request.body.as_ref().map_or("", |body| body.0.as_ref()).as_bytes();
             Mapping::rejected(Rejection::unreadable("the body is marked as base64, and is not"), as_it_came)
         }
     };
-    line.received = mapping.received;
-    line.filtered = mapping.filtered;
-    line.rejected = mapping.rejections.len();
+    told.counts.received = mapping.received;
+    told.counts.filtered = mapping.filtered;
+    for rejected in &mapping.rejections {
+        told.counts.reject(rejected.rejection.reason);
+    }
+    let rejected = mapping.rejections.len();
     if let Some(rejection) = mapping.rejection() {
-        line.reason = rejection.reason.word();
+        told.reason = rejection.reason.word();
         let rejects: Vec<Reject<'_>> = mapping
             .rejects()
             .into_iter()
@@ -213,22 +206,24 @@ async fn answer<O: DeserializeOwned + Default>(
             );
         }
     }
-    line.notes = mapping.notes.clone();
+    told.counts.notes.clone_from(&mapping.notes);
     if mapping.messages.is_empty() {
-        return Answer::Handled { status: "filtered", messages: 0, rejected: line.rejected };
+        return Answer::Handled { status: "filtered", messages: 0, rejected };
     }
-    send(relay, &flow, &mapping, times, line).await
+    send(relay, &flow, &mapping, times, told).await
 }
 
 /// Sends the messages, parks what could not be sent, keeps what the hub refused.
-async fn send<O>(relay: &Relay<O>, flow: &Flow<O>, mapping: &Mapping<'_>, times: Times, line: &mut Line) -> Answer {
+async fn send<O>(relay: &Relay<O>, flow: &Flow<O>, mapping: &Mapping<'_>, times: Times, told: &mut Told) -> Answer {
     let messages = &mapping.messages;
-    line.report = flow.hub.send(messages, Pace::Together, times.sending_ends).await;
+    let report = flow.hub.send(messages, Pace::Together, times.sending_ends).await;
+    told.counts.sent(&report);
+    let mut rejected = mapping.rejections.len();
 
     let mut unsent = Vec::new();
     let mut refused_events: Vec<(&str, Refusal)> = Vec::new();
     let mut first_cause = None;
-    for ((outcome, message), event) in line.report.outcomes.iter().zip(messages).zip(&mapping.events) {
+    for ((outcome, message), event) in report.outcomes.iter().zip(messages).zip(&mapping.events) {
         match outcome {
             Outcome::Delivered => {}
             Outcome::Unsent(cause) => {
@@ -241,12 +236,12 @@ async fn send<O>(relay: &Relay<O>, flow: &Flow<O>, mapping: &Mapping<'_>, times:
         }
     }
     if let Some(cause) = first_cause {
-        line.reason = cause.word();
+        told.reason = cause.word();
         relay.tell_operator(cause);
-        line.parked =
+        told.counts.parked =
             relay.park(flow, cause, &unsent, times.parking_ends).await.into_iter().filter(|parked| *parked).count();
         // What is unsent must come again, whatever else became of the rest.
-        if line.parked < unsent.len() {
+        if told.counts.parked < unsent.len() {
             return Answer::problem(
                 503,
                 format!("the event hub did not take the events now ({}); send them again", cause.word()),
@@ -255,8 +250,11 @@ async fn send<O>(relay: &Relay<O>, flow: &Flow<O>, mapping: &Mapping<'_>, times:
     }
     if let Some((_, refusal)) = refused_events.first() {
         let first = Rejection::refused(*refusal);
-        line.reason = first.reason.word();
-        line.rejected += refused_events.len();
+        told.reason = first.reason.word();
+        rejected += refused_events.len();
+        for (_, refusal) in &refused_events {
+            told.counts.reject(Rejection::refused(*refusal).reason);
+        }
         let rejects: Vec<Reject<'_>> = refused_events
             .iter()
             .map(|(event, refusal)| {
@@ -264,14 +262,14 @@ async fn send<O>(relay: &Relay<O>, flow: &Flow<O>, mapping: &Mapping<'_>, times:
             })
             .collect();
         let kept = relay.parts.keep(&rejects, times.parking_ends).await;
-        let all = messages.len() == line.report.outcomes.iter().filter(|o| matches!(o, Outcome::Refused(_))).count();
+        let all = messages.len() == report.outcomes.iter().filter(|o| matches!(o, Outcome::Refused(_))).count();
         if all || kept.contains(&false) {
             return Answer::rejected(&first);
         }
     }
-    let status = if line.parked > 0 { "parked" } else { "delivered" };
-    let refused = line.report.outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Refused(_))).count();
-    Answer::Handled { status, messages: messages.len() - refused, rejected: line.rejected }
+    let status = if told.counts.parked > 0 { "parked" } else { "delivered" };
+    let refused = report.outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Refused(_))).count();
+    Answer::Handled { status, messages: messages.len() - refused, rejected }
 }
 
 /// The flow that a path names: the stage and the kind's own name are stripped, one segment may be left.
@@ -333,20 +331,25 @@ fn problem(status: u16, detail: &str, request_id: &str) -> String {
 
 /// The answer when the function itself failed: never a crash, which a gateway would turn into a 500 that some senders do
 /// not repeat.
-pub fn failed(request_id: &str) -> ApiGatewayV2httpResponse {
-    respond(&Answer::problem(503, "the relay failed on this request; send it again"), request_id)
+pub fn failed<O>(relay: &Relay<O>, request_id: &str) -> ApiGatewayV2httpResponse {
+    refuse(relay, request_id, Reason::Bug, &Answer::problem(503, "the relay failed on this request; send it again"))
 }
 
 /// The answer to an HTTP event that can't be read as one.
-pub fn unreadable(request_id: &str) -> ApiGatewayV2httpResponse {
-    tracing::info!(
-        request_id,
-        trigger = "webhook",
-        status = 400,
-        reason = Reason::Unreadable.word(),
-        "webhook answered"
-    );
-    respond(&Answer::problem(400, "the request can't be read; expected an HTTP API event, payload 2.0"), request_id)
+pub fn unreadable<O>(relay: &Relay<O>, request_id: &str) -> ApiGatewayV2httpResponse {
+    let detail = "the request can't be read; expected an HTTP API event, payload 2.0";
+    refuse(relay, request_id, Reason::Unreadable, &Answer::problem(400, detail))
+}
+
+fn refuse<O>(relay: &Relay<O>, request_id: &str, reason: Reason, answer: &Answer) -> ApiGatewayV2httpResponse {
+    let status = answer.status();
+    let mut line = Line::new(&relay.parts, relay.kind.name, None, request_id);
+    line.property("trigger", "webhook");
+    line.number("status", status.into());
+    line.property("reason", reason.word());
+    line.count(telemetry::ERRORS_5XX, usize::from(status >= 500));
+    line.write("webhook answered");
+    respond(answer, request_id)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 
 /// How calls fail while it is on.
@@ -49,10 +50,31 @@ impl AwsFault {
     ];
 }
 
+/// A call that waits, for as long as this is kept.
+pub struct Held {
+    came: oneshot::Receiver<()>,
+    _release: oneshot::Sender<()>,
+}
+
+impl Held {
+    /// Waits until the call has come.
+    pub async fn came(&mut self) {
+        (&mut self.came).await.unwrap();
+    }
+}
+
+/// Says that a call came, and hears when it may go on.
+struct Hold {
+    target: String,
+    came: oneshot::Sender<()>,
+    release: oneshot::Receiver<()>,
+}
+
 /// A running proxy.
 pub struct Proxy {
     address: SocketAddr,
     faults: Arc<Mutex<Vec<(String, AwsFault)>>>,
+    holds: Arc<Mutex<Vec<Hold>>>,
     server: JoinHandle<()>,
 }
 
@@ -68,12 +90,20 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let faults: Arc<Mutex<Vec<(String, AwsFault)>>> = Arc::default();
-        let upstream = Upstream { url: format!("{upstream}/"), http, faults: faults.clone() };
-        Self { address, faults, server: tokio::spawn(accept(listener, upstream)) }
+        let holds: Arc<Mutex<Vec<Hold>>> = Arc::default();
+        let upstream = Upstream { url: format!("{upstream}/"), http, faults: faults.clone(), holds: holds.clone() };
+        Self { address, faults, holds, server: tokio::spawn(accept(listener, upstream)) }
     }
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Lets the next call wait whose `x-amz-target` begins with `target`; the ones after it pass.
+    pub fn hold(&self, target: &str) -> Held {
+        let ((came, comes), (release, released)) = (oneshot::channel(), oneshot::channel());
+        self.holds.lock().unwrap().push(Hold { target: target.to_owned(), came, release: released });
+        Held { came: comes, _release: release }
     }
 
     /// From now on calls whose `x-amz-target` begins with `target` fail.
@@ -94,6 +124,7 @@ struct Upstream {
     url: String,
     http: reqwest::Client,
     faults: Arc<Mutex<Vec<(String, AwsFault)>>>,
+    holds: Arc<Mutex<Vec<Hold>>>,
 }
 
 async fn accept(listener: TcpListener, upstream: Upstream) {
@@ -123,6 +154,15 @@ async fn answer(upstream: Upstream, request: Request<Incoming>) -> Result<Answer
     let (parts, body) = request.into_parts();
     let mut body = body.collect().await.map_err(|_| ended())?.to_bytes();
     let target = parts.headers.get("x-amz-target").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let hold = {
+        let mut holds = upstream.holds.lock().unwrap();
+        holds.iter().position(|hold| target.starts_with(&hold.target)).map(|place| holds.remove(place))
+    };
+    if let Some(Hold { came, release, .. }) = hold {
+        let _ = came.send(());
+        // Ends when the other side is dropped.
+        let _ = release.await;
+    }
     let fault = {
         let faults = upstream.faults.lock().unwrap();
         faults.iter().find(|(prefix, _)| target.starts_with(prefix)).map(|(_, fault)| *fault)

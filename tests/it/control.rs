@@ -10,6 +10,8 @@ use local::tokens::Tokens;
 use serde_json::{Value, json};
 use shared::aws::Service;
 use shared::clock::Clock;
+use tests::faults::proxy::{AwsFault, Proxy};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
@@ -63,9 +65,13 @@ struct Caller {
 /// The API's function over a cloud, allowed to reach these hubs.
 fn control(cloud: &Cloud, hubs: &[&Emulator]) -> Caller {
     let hosts: Vec<String> = hubs.iter().map(|hub| host(hub)).collect();
+    control_with(cloud, &[("EMULATOR_HOSTS", &hosts.join(","))])
+}
+
+fn control_with(cloud: &Cloud, more: &[(&str, &str)]) -> Caller {
     let mut environment: Vec<(String, String)> =
         cloud.variables().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    environment.push(("EMULATOR_HOSTS".to_owned(), hosts.join(",")));
+    environment.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     let function = Function::new(FunctionConfig {
         environment,
         timeout: Duration::from_secs(30),
@@ -168,6 +174,32 @@ impl Caller {
         });
         self.post("/flows", &flow).await.expect(201)
     }
+}
+
+/// The API's function with a proxy before its secrets.
+async fn control_with_proxy(cloud: &Cloud, hub: &Emulator) -> (Caller, Proxy) {
+    let proxy = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap()).await;
+    let secrets = format!("http://{}", proxy.address());
+    let api = control_with(
+        cloud,
+        &[("EMULATOR_HOSTS", host(hub).as_str()), ("AWS_ENDPOINT_URL_SECRETS_MANAGER", secrets.as_str())],
+    );
+    (api, proxy)
+}
+
+/// An attribute of an item of the table that is text.
+async fn attribute(cloud: &Cloud, pk: &str, name: &str) -> Option<String> {
+    let key = json!({ "TableName": TABLE, "Key": { "pk": { "S": pk } }, "ConsistentRead": true });
+    let item = cloud.call(Service::DynamoDb, "GetItem", key).await;
+    item["Item"][name]["S"].as_str().map(str::to_owned)
+}
+
+/// The text of a tenant's secret that is in force.
+async fn in_force(cloud: &Cloud, path: &str) -> String {
+    let pk = format!("TENANT#acme@AdobeOrg#prod#{}", path.trim_start_matches('/').replace('/', "#"));
+    let name = attribute(cloud, &pk, "secretId").await.unwrap();
+    let get = json!({ "SecretId": name, "VersionStage": "AWSCURRENT" });
+    text(&cloud.call(Service::SecretsManager, "GetSecretValue", get).await["SecretString"])
 }
 
 fn spec(id: &str) -> Value {
@@ -328,6 +360,21 @@ async fn the_documented_sequence_for_a_source() {
         api.get(&format!("/runs?property=flowId=={}", text(&created["id"]))).await.expect(200),
         json!({ "items": [] })
     );
+    // No function serves it: there is no item for one.
+    let item = format!("FLOW#{}", text(&created["id"]));
+    assert_eq!(attribute(&cloud, &item, "kind").await, None);
+    let read = api.item(&format!("/sourceConnections/{source}")).await;
+    let event_hubs = spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e");
+    assert_eq!(
+        read["inheritedAttributes"],
+        json!({ "baseConnection": { "id": connection, "connectionSpec": event_hubs } })
+    );
+    assert_eq!(api.item(&format!("/targetConnections/{target}")).await["inheritedAttributes"], json!({}));
+    for op in ["disable", "enable"] {
+        api.post(&format!("{path}/action?op={op}"), &Value::Null).await.expect(200);
+        assert_eq!(api.item(&path).await["state"], format!("{op}d"));
+        assert_eq!(attribute(&cloud, &item, "state").await, None);
+    }
     // The ends fit the flow spec.
     flow["flowSpec"]["id"] = "71471eba-b620-49e4-90fd-23f1fa0174d8".into();
     api.post("/flows", &flow).await.expect(400);
@@ -339,12 +386,23 @@ async fn the_documented_sequence_for_a_source() {
     let by_spec = "/flows?property=inheritedAttributes.sourceConnections[].connectionSpec.id==bf9f5905-92b7-48bf-bf20-455bc6b60a4e";
     assert_eq!(count(by_spec).await, 1);
     assert_eq!(count("/flows?property=state==disabled").await, 0);
+    // A sandbox has one id.
+    let sandbox = api.item(&path).await["sandboxId"].clone();
+    assert_eq!((text(&sandbox).len(), &sandbox), (36, &read["sandboxId"]));
+    let other = Caller { sandbox: "dev", ..api.clone() };
+    let body = json!({ "name": "n", "connectionSpec": spec("8a9c3494-9708-43d7-ae3f-cda01e5030e1") });
+    let id = other.post("/connections", &body).await.id();
+    assert_ne!(other.item(&format!("/connections/{id}")).await["sandboxId"], sandbox);
     let page = api.get("/connections?limit=1&count=true").await.expect(200);
     assert_eq!((&page["items"][0]["id"], &page["count"]), (&json!(connection), &json!(2)), "newest first");
     let next = api.get(&text(&page["_links"]["next"]["href"])).await.expect(200);
     assert_eq!(next["items"][0]["id"], scoped.as_str());
     assert!(api.get("/connectionSpecs").await.expect(200)["items"].as_array().unwrap().len() >= 5);
     assert_eq!(api.item("/flowSpecs/d69717ba-71b4-4313-b654-49f9cf126d7a").await["version"], "1.0");
+    for unused in [&path, &format!("/targetConnections/{target}"), &format!("/sourceConnections/{source}")] {
+        assert_eq!(api.delete(unused).await.status, 204, "{unused}");
+        api.get(unused).await.expect(404);
+    }
     for kind in local::kinds::KINDS {
         let spec = api.item(&format!("/connectionSpecs/{}", kind.sender_spec)).await;
         assert_eq!(spec["attributes"]["kind"], kind.name, "every kind has its spec");
@@ -654,13 +712,382 @@ async fn a_connection_moves_with_its_flows() {
     let api = control(&cloud, &[&old, &new]);
     let connection = api.connection(&old).await;
     let created = api.flow(DATA_ACTIVATION, json!({}), &connection, HUB).await;
-    let namespace = json!([{ "op": "replace", "path": "/auth/params/namespace", "value": host(&new) }]);
-    api.patch(&format!("/connections/{connection}"), "*", &namespace).await.expect(200);
+    let disabled = api.flow(DATAVERSE, json!({}), &connection, HUB).await;
+    let action = format!("/flows/{}/action?op=disable", text(&disabled["id"]));
+    api.post(&action, &Value::Null).await.expect(200);
+    let path = format!("/connections/{connection}");
+    let string = |hub: &Emulator| hub.connection_string(&hub_config().keys[0].name, None);
+    let moves = [
+        (&new, json!([{ "op": "replace", "path": "/auth/params/namespace", "value": host(&new) }])),
+        (&old, json!([{ "op": "replace", "path": "/auth/params", "value": { "connectionString": string(&old) } }])),
+        (&new, json!([{ "op": "add", "path": "/auth/params/namespace", "value": format!("sb://{}/", host(&new)) }])),
+        // The same place in other words.
+        (&new, json!([{ "op": "replace", "path": "/auth/params/namespace", "value": host(&new) }])),
+    ];
+    for (to, patch) in moves {
+        api.patch(&path, "*", &patch).await.expect(200);
+        let secret =
+            attribute(&cloud, &format!("TENANT#acme@AdobeOrg#prod#connections#{connection}"), "secretId").await;
+        for (flow, state) in [(&created, "enabled"), (&disabled, "disabled")] {
+            let item = format!("FLOW#{}", text(&flow["id"]));
+            assert_eq!(attribute(&cloud, &item, "host").await, Some(host(to)), "{patch}");
+            assert_eq!(attribute(&cloud, &item, "connectionSecretId").await, secret, "{patch}");
+            assert_eq!(attribute(&cloud, &item, "state").await.as_deref(), Some(state));
+        }
+        assert!(in_force(&cloud, &path).await.contains(&format!("sb://{}/", host(to))), "{patch}");
+    }
     let function = cloud.function("audience-change", &old, &[]);
     assert_eq!(send(&function, &created, DOCUMENTED).await, delivered(1));
     assert_eq!((old.events(HUB).len(), new.events(HUB).len()), (0, 1));
     let scope = json!([{ "op": "add", "path": "/auth/params/eventHubName", "value": "another" }]);
-    api.patch(&format!("/connections/{connection}"), "*", &scope).await.expect(400);
+    api.patch(&path, "*", &scope).await.expect(400);
+}
+
+#[tokio::test]
+async fn of_two_crossing_rotations_the_last_is_in_force() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
+    let (api, proxy) = control_with_proxy(&cloud, &hub).await;
+    let path = format!("/connections/{}", api.connection(&hub).await);
+    let change = |name: &str| {
+        json!([
+            { "op": "replace", "path": "/auth/params/sasKeyName", "value": name },
+            { "op": "replace", "path": "/auth/params/sasKey", "value": format!("key-of-{name}") },
+        ])
+    };
+    for step in ["PutSecretValue", "UpdateSecretVersionStage"] {
+        let mut held = proxy.hold(&format!("secretsmanager.{step}"));
+        let (one, one_path, patch) = (api.clone(), path.clone(), change("one"));
+        let one = tokio::spawn(async move { one.patch(&one_path, "*", &patch).await });
+        held.came().await;
+        api.patch(&path, "*", &change("two")).await.expect(200);
+        drop(held);
+        one.await.unwrap().expect(200);
+        let name = text(&api.item(&path).await["auth"]["params"]["sasKeyName"]);
+        let secret = in_force(&cloud, &path).await;
+        let expected = format!("SharedAccessKeyName={name};SharedAccessKey=key-of-{name};");
+        assert!(secret.contains(&expected), "{step}: the table says {name}, in force is {secret}");
+    }
+}
+
+#[tokio::test]
+async fn a_change_that_ended_halfway_is_mended_by_repeating_it() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
+    let (api, proxy) = control_with_proxy(&cloud, &hub).await;
+    let connection = api.connection(&hub).await;
+    let created = api.flow(DATA_ACTIVATION, json!({}), &connection, HUB).await;
+    let source = text(&api.item(&format!("/flows/{}", text(&created["id"]))).await["sourceConnectionIds"][0]);
+    let (connection, source) = (format!("/connections/{connection}"), format!("/sourceConnections/{source}"));
+    for step in ["PutSecretValue", "UpdateSecretVersionStage"] {
+        let step = format!("secretsmanager.{step}");
+        let name = format!("after-{step}");
+        let renamed = json!([{ "op": "replace", "path": "/auth/params/sasKeyName", "value": name }]);
+        let senders =
+            json!([{ "op": "add", "path": "/params/senderAuth", "value": [{ "type": "bearer", "secret": name }] }]);
+        for (path, patch) in [(&connection, &renamed), (&source, &senders)] {
+            proxy.fail(&step, AwsFault::Unavailable);
+            api.patch(path, "*", patch).await.expect(503);
+            proxy.heal(&step);
+            assert!(!in_force(&cloud, path).await.contains(&name), "{step} {path}");
+            api.patch(path, "*", patch).await.expect(200);
+            assert!(in_force(&cloud, path).await.contains(&name), "{step} {path}");
+        }
+    }
+    // A test of the connection mends it too: it would tell of a key that nobody uses.
+    let key = hub_config().keys[0].clone();
+    let good = json!([{ "op": "replace", "path": "/auth/params/sasKeyName", "value": key.name }]);
+    proxy.fail("secretsmanager.UpdateSecretVersionStage", AwsFault::Unavailable);
+    api.patch(&connection, "*", &good).await.expect(503);
+    proxy.heal("secretsmanager.UpdateSecretVersionStage");
+    assert_eq!(api.get(&format!("{connection}/test")).await.expect(200)["result"], true);
+    assert!(in_force(&cloud, &connection).await.contains(&format!("SharedAccessKeyName={};", key.name)));
+    let mut known = created.clone();
+    known["senderAuth"] = json!([{ "type": "bearer", "secret": "after-secretsmanager.UpdateSecretVersionStage" }]);
+    let function = cloud.function("audience-change", &hub, &[]);
+    assert_eq!(send(&function, &known, DOCUMENTED).await, delivered(1), "functions read what is in force");
+}
+
+#[tokio::test]
+async fn options_and_objects_have_sizes_that_the_table_takes() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
+    let api = control(&cloud, &[&hub]);
+    let connection = api.connection(&hub).await;
+    let audiences = |count: usize| -> Vec<String> { (0..count).map(|n| format!("{n:036}")).collect() };
+    let source = |count: usize| {
+        json!({
+            "name": "s", "connectionSpec": spec("8a9c3494-9708-43d7-ae3f-cda01e5030e1"),
+            "params": { "options": { "audiences": audiences(count) } },
+        })
+    };
+    let message = text(&api.post("/sourceConnections", &source(1_100)).await.expect(400)["message"]);
+    assert!(message.contains("42915 bytes") && message.contains("40000 at most"), "{message}");
+    let params = source(900)["params"].clone();
+    let created = api.flow("8a9c3494-9708-43d7-ae3f-cda01e5030e1", params, &connection, HUB).await;
+    let path = format!("/flows/{}", text(&created["id"]));
+    let selectors = |count: usize| -> Value {
+        audiences(count).iter().map(|id| json!({ "type": "PLATFORM_SEGMENT", "value": { "id": id } })).collect()
+    };
+    let select = |count: usize| {
+        json!([{ "op": "add", "path": "/transformations", "value": [
+            { "name": "GeneralTransform", "params": { "segmentSelectors": { "selectors": selectors(count) } } },
+        ] }])
+    };
+    api.patch(&path, "*", &select(900)).await.expect(200);
+    let message = text(&api.patch(&path, "*", &select(1_100)).await.expect(400)["message"]);
+    assert!(message.contains("42915 bytes"), "{message}");
+    // Objects grow by patches.
+    let grow = |n: usize| json!([{ "op": "add", "path": format!("/more{n}"), "value": "x".repeat(100_000) }]);
+    let sizes = async |path: &str| {
+        for n in 0..5 {
+            let answer = api.patch(path, "*", &grow(n)).await;
+            if answer.status != 200 {
+                return (n, answer.status);
+            }
+        }
+        (5, 200)
+    };
+    assert_eq!(sizes(&path).await, (1, 413));
+    api.post(&format!("{path}/action?op=disable"), &Value::Null).await.expect(200);
+    assert_eq!(sizes(&format!("/connections/{connection}")).await, (0, 413));
+}
+
+#[tokio::test]
+async fn a_change_reaches_what_one_transaction_takes() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
+    let api = control(&cloud, &[&hub]);
+    let connection = api.connection(&hub).await;
+    let audiences: Vec<String> = (0..1_000).map(|n| format!("{n:036}")).collect();
+    let params = json!({ "options": { "audiences": audiences } });
+    let created = api.flow("8a9c3494-9708-43d7-ae3f-cda01e5030e1", params, &connection, HUB).await;
+    let first = api.item(&format!("/flows/{}", text(&created["id"]))).await;
+    let again = json!({
+        "name": "again", "flowSpec": first["flowSpec"], "sourceConnectionIds": first["sourceConnectionIds"],
+        "targetConnectionIds": first["targetConnectionIds"],
+    });
+    let mut last = String::new();
+    for _ in 1..80 {
+        last = api.post("/flows", &again).await.id();
+    }
+    api.post("/flows", &again).await.expect(409);
+    let source = format!("/sourceConnections/{}", text(&first["sourceConnectionIds"][0]));
+    let split = json!([{ "op": "add", "path": "/params/options/split", "value": "membership" }]);
+    api.patch(&source, "*", &split).await.expect(200);
+    assert!(attribute(&cloud, &format!("FLOW#{last}"), "options").await.unwrap().contains("membership"));
+    // Of a connection with so many and so large ends the key can change, and not the place.
+    let other = api.connection(&hub).await;
+    let target = json!({
+        "name": "t", "connectionSpec": spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e"), "baseConnectionId": other,
+        "params": { "eventHubName": HUB }, "note": "x".repeat(60_000),
+    });
+    for _ in 0..70 {
+        api.post("/targetConnections?validate=false", &target).await.id();
+    }
+    let path = format!("/connections/{other}");
+    let namespace =
+        json!([{ "op": "replace", "path": "/auth/params/namespace", "value": format!("sb://{}", host(&hub)) }]);
+    let problem = api.patch(&path, "*", &namespace).await.expect(409);
+    assert!(text(&problem["errorMessage"]).contains("70 objects of 4"), "{problem}");
+    let key = json!([{ "op": "replace", "path": "/auth/params/sasKey", "value": "another" }]);
+    api.patch(&path, "*", &key).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_page_fits_the_answer_of_a_function() {
+    const COUNT: usize = 60;
+    let cloud = Cloud::start().await;
+    let api = control(&cloud, &[]);
+    // Each quote is two bytes of JSON, and four of the answer.
+    let body = json!({
+        "name": "n", "connectionSpec": spec("8a9c3494-9708-43d7-ae3f-cda01e5030e1"), "note": "\"".repeat(30_000),
+    });
+    for _ in 0..COUNT {
+        api.post("/connections", &body).await.id();
+    }
+    let (mut next, mut ids, mut pages) = ("/connections".to_owned(), BTreeSet::new(), 0);
+    while !next.is_empty() {
+        let answer = api.function.invoke(api.event("GET", &next, &Value::Null).to_string().into_bytes()).await.unwrap();
+        assert!(answer.len() < 6 * 1024 * 1024, "{} bytes", answer.len());
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        let page: Value = serde_json::from_str(answer["body"].as_str().unwrap()).unwrap();
+        ids.extend(page["items"].as_array().unwrap().iter().map(|item| text(&item["id"])));
+        next = page["_links"]["next"]["href"].as_str().unwrap_or_default().to_owned();
+        pages += 1;
+    }
+    assert_eq!((ids.len(), pages), (COUNT, 2));
+    let names = api.get("/connections?property=name").await.expect(200);
+    assert_eq!(names["items"].as_array().unwrap().len(), COUNT, "what is not shown does not count");
+}
+
+#[tokio::test]
+async fn a_flow_can_be_disabled_whatever_it_says() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
+    let api = control(&cloud, &[&hub]);
+    let connection = api.connection(&hub).await;
+    let created = api.flow(DATA_ACTIVATION, json!({}), &connection, HUB).await;
+    let (id, source) = (text(&created["id"]), "sourceConnections");
+    let path = format!("/flows/{id}");
+    let before = api.item(&path).await;
+    // An option of old, which the kind's schema has no more.
+    let end = text(&before["sourceConnectionIds"][0]);
+    let pk = format!("TENANT#acme@AdobeOrg#prod#{source}#{end}");
+    let mut document: Value = serde_json::from_str(&attribute(&cloud, &pk, "document").await.unwrap()).unwrap();
+    document["params"]["options"] = json!({ "formerly": true });
+    let update = json!({
+        "TableName": TABLE, "Key": { "pk": { "S": pk } }, "UpdateExpression": "SET document = :d",
+        "ExpressionAttributeValues": { ":d": { "S": document.to_string() } },
+    });
+    cloud.call(Service::DynamoDb, "UpdateItem", update).await;
+    let function = || cloud.function("audience-change", &hub, &[]);
+    let disabled = api.post(&format!("{path}/action?op=disable"), &Value::Null).await.expect(200);
+    send(&function(), &created, DOCUMENTED).await.problem(409);
+    let mut after = api.item(&path).await;
+    assert_eq!((&after["state"], &after["etag"]), (&json!("disabled"), &disabled["etag"]));
+    assert!(after["updatedAt"].as_u64() >= before["updatedAt"].as_u64());
+    for member in ["state", "etag", "version", "updatedAt", "lastOperation"] {
+        after[member] = before[member].clone();
+    }
+    assert_eq!(after, before, "nothing else has changed");
+    api.post(&format!("{path}/action?op=enable"), &Value::Null).await.expect(200);
+    assert_eq!(send(&function(), &created, DOCUMENTED).await, delivered(1));
+}
+
+#[tokio::test]
+async fn credentials_in_the_wrong_place_are_refused_by_their_place() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
+    let api = control(&cloud, &[&hub]);
+    let connection = api.connection(&hub).await;
+    let created = api.flow(DATA_ACTIVATION, json!({}), &connection, HUB).await;
+    let flow = api.item(&format!("/flows/{}", text(&created["id"]))).await;
+    let (source, target) = (text(&flow["sourceConnectionIds"][0]), text(&flow["targetConnectionIds"][0]));
+    let key = hub_config().keys[0].clone();
+    let event_hubs = spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e");
+    let bodies = [
+        (
+            "connections",
+            &connection,
+            json!({
+                "name": "n", "connectionSpec": event_hubs, "auth": {
+                    "specName": "Azure EventHub authentication credentials",
+                    "params": { "sasKeyName": key.name, "sasKey": key.key, "namespace": host(&hub) },
+                },
+            }),
+        ),
+        ("sourceConnections", &source, json!({ "name": "n", "connectionSpec": spec(DATAVERSE) })),
+        (
+            "sourceConnections",
+            &source,
+            json!({
+                "name": "n", "connectionSpec": event_hubs, "baseConnectionId": connection, "params": { "eventHubName": HUB },
+            }),
+        ),
+        (
+            "targetConnections",
+            &target,
+            json!({
+                "name": "n", "connectionSpec": event_hubs, "baseConnectionId": connection, "params": { "eventHubName": HUB },
+            }),
+        ),
+        (
+            "flows",
+            &text(&flow["id"]),
+            json!({
+                "name": "n", "flowSpec": flow["flowSpec"], "sourceConnectionIds": [source], "targetConnectionIds": [target],
+            }),
+        ),
+    ];
+    let secrets = ["senderAuth", "sasKey", "connectionString", "clientSecretValue", "secretKey", "SASKEY"];
+    for (collection, id, body) in &bodies {
+        api.post(&format!("/{collection}?validate=false"), body).await.expect(201);
+        for name in secrets {
+            for place in ["", "/params", "/more", "/transformations/0/params"] {
+                let is_sender = *collection == "sourceConnections" && body["baseConnectionId"].is_null();
+                if is_sender && (place, name) == ("/params", "senderAuth") {
+                    continue;
+                }
+                let mut body = body.clone();
+                let mut parent = &mut body;
+                for step in place.split('/').skip(1) {
+                    let next = if step == "0" { &mut parent[0] } else { &mut parent[step] };
+                    if next.is_null() {
+                        *next = if step == "transformations" { json!([{}]) } else { json!({}) };
+                    }
+                    parent = next;
+                }
+                parent[name] = "topsecret".into();
+                let refused = api.post(&format!("/{collection}?validate=false"), &body).await.expect(400).to_string();
+                assert!(refused.contains(&format!("{place}/{name}:")) && !refused.contains("topsecret"), "{refused}");
+            }
+            let patch = json!([{ "op": "add", "path": "/more", "value": [{ "x": { name: "topsecret" } }] }]);
+            let refused = api.patch(&format!("/{collection}/{id}"), "*", &patch).await.expect(400).to_string();
+            assert!(refused.contains(&format!("/more/0/x/{name}:")) && !refused.contains("topsecret"), "{refused}");
+        }
+    }
+    // A name that only looks like the right place.
+    let odd = json!({ "name": "n", "connectionSpec": spec(DATAVERSE), "auth/params": { "sasKey": "topsecret" } });
+    api.post("/connections", &odd).await.expect(400);
+    let items = cloud.call(Service::DynamoDb, "Scan", json!({ "TableName": TABLE })).await;
+    assert!(!items.to_string().contains("topsecret"));
+}
+
+/// A namespace that gives the same full page of hubs, whichever is asked for.
+async fn stubborn_namespace() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let entries: String = (0..100).map(|n| format!("<entry><title>hub-{n}</title></entry>")).collect();
+    let feed = format!("<feed xmlns=\"http://www.w3.org/2005/Atom\">{entries}</feed>");
+    let answer = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{feed}", feed.len());
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") && stream.read_buf(&mut request).await.unwrap() > 0 {}
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    host
+}
+
+#[tokio::test]
+async fn hubs_are_looked_for_on_all_pages() {
+    let names: Vec<String> = (0..250).map(|n| format!("hub-{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let (cloud, hub, stubborn) = (Cloud::start().await, emulator(&names).await, stubborn_namespace().await);
+    let api = control_with(&cloud, &[("EMULATOR_HOSTS", &format!("{},{stubborn}", host(&hub)))]);
+    let key = hub_config().keys[0].clone();
+    let with = |host: &str, hub: &str| {
+        json!({
+            "name": "c", "connectionSpec": spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e"),
+            "auth": {
+                "specName": "Azure EventHub authentication credentials",
+                "params": { "sasKeyName": key.name, "sasKey": key.key, "namespace": host, "eventHubName": hub },
+            },
+        })
+    };
+    api.post("/connections", &with(&host(&hub), "hub-249")).await.id();
+    api.post("/connections", &with(&host(&hub), "hub-250")).await.expect(400);
+    let connection = api.connection(&hub).await;
+    let explored = api.get(&format!("/connections/{connection}/explore?objectType=root")).await.expect(200);
+    let listed: Vec<&str> = explored.as_array().unwrap().iter().map(|hub| hub["name"].as_str().unwrap()).collect();
+    assert_eq!(listed, names);
+    // One of a full page is known, of another nothing.
+    let known = api.post("/connections", &with(&stubborn, "hub-7")).await.expect(201);
+    assert!(known.get("detail").is_none(), "{known}");
+    let created = api.post("/connections", &with(&stubborn, "unlisted")).await.expect(201);
+    let test = api.get(&format!("/connections/{}/test", text(&created["id"]))).await.expect(200);
+    assert_eq!(test["result"], true);
+    for told in [&created, &test] {
+        assert!(text(&told["detail"]).contains("more event hubs than it lists"), "{told}");
+    }
+    let mut body = with(&stubborn, "hub-7");
+    body["auth"]["params"].as_object_mut().unwrap().remove("eventHubName");
+    let wide = api.post("/connections", &body).await.id();
+    let target = json!({
+        "name": "t", "connectionSpec": spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e"), "baseConnectionId": wide,
+        "params": { "eventHubName": "unlisted" },
+    });
+    let target = api.post("/targetConnections", &target).await.expect(201);
+    assert!(text(&target["detail"]).contains("more event hubs than it lists"), "{target}");
+    let explored = api.get(&format!("/connections/{wide}/explore")).await.expect(200);
+    assert_eq!(explored.as_array().unwrap().len(), 100, "the page that there is");
 }
 
 #[tokio::test]

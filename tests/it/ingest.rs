@@ -218,6 +218,10 @@ async fn one_bad_record_holds_nothing_back_and_is_kept() {
     let without_queue = function(&variables(&inlet, "xdm", &[]));
     assert_eq!(failures(&without_queue, &event(&records)).await, [of(0, 500)], "what nobody keeps stays in the hub");
     let logs = [function_.logs(), without_queue.logs()].concat();
+    let line: Value = serde_json::from_str(logs.iter().find(|line| line.contains("batch ingested")).unwrap()).unwrap();
+    let counts = ["Received", "Delivered", "Rejected", "records.failed"].map(|name| line[name].as_u64());
+    assert_eq!(counts, [Some(1000), Some(999), Some(1), Some(0)]);
+    assert_eq!((&line["Kind"], &line["Flow"]), (&json!("platform-ingest"), &json!("default")));
     assert!(logs.iter().any(|line| line.contains("profiles-0 at 500") && line.contains("holds back its partition")));
     assert!(!logs.iter().any(|line| line.contains("broken")), "no log shows a record");
 }

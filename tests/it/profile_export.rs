@@ -4,6 +4,7 @@ use profile_export::{KIND, Options};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
+use shared::json::Events;
 use shared::{Event, Mapped, Rejection};
 
 use crate::harness::*;
@@ -21,7 +22,7 @@ fn map<'a>(json: &'a str, options: &'a Options) -> Result<Mapped<'a>, Rejection>
 fn bodies(json: &str, flow_options: Value) -> Result<Vec<String>, String> {
     let options = options(flow_options);
     let mapped = map(json, &options).map_err(|rejection| rejection.detail.into_owned())?;
-    Ok(mapped.messages.iter().map(|message| message.body.clone().into_owned()).collect())
+    Ok(mapped.messages.iter().map(|message| message.body.to_text()).collect())
 }
 
 fn subject(json: &str, flow_options: Value) -> String {
@@ -40,7 +41,7 @@ fn fixtures_become_their_own_bytes() {
         let options = Options::default();
         let mapped = map(event, &options).unwrap();
         let [message] = mapped.messages.as_slice() else { panic!("one message") };
-        assert_eq!(message.body, event);
+        assert_eq!(message.body.to_text(), event);
         let properties: Value = serde_json::from_str(message.properties.as_json()).unwrap();
         insta::assert_json_snapshot!(json!({
             "id": message.id, "subject": message.subject, "properties": properties, "notes": mapped.notes,
@@ -222,15 +223,14 @@ fn ten_thousand_mutated_profiles_are_mapped_or_rejected() {
         let (position, inserted, removed) = mutations.new_tree(&mut runner).unwrap().current();
         let mut text = CURRENT.to_owned();
         text.replace_range(position..(position + removed).min(CURRENT.len()), &inserted);
-        let Ok([event]) = shared::json::events(&text).as_deref().map(|events| <[&str; 1]>::try_from(events).unwrap())
-        else {
+        let Ok(Events::One(event)) = shared::json::events(&text) else {
             rejected += 1;
             continue;
         };
         match map(event, &options[n % 2]) {
             Ok(all) => {
                 for message in all.messages {
-                    serde_json::from_str::<&serde_json::value::RawValue>(&message.body).unwrap();
+                    serde_json::from_str::<&serde_json::value::RawValue>(&message.body.to_text()).unwrap();
                 }
                 mapped += 1;
             }

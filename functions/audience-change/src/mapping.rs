@@ -6,14 +6,11 @@ use std::collections::hash_map::Entry;
 
 use percent_encoding::utf8_percent_encode;
 use serde_json::value::RawValue;
-use shared::json::{Members, Object, explain, push_string};
+use shared::json::{Members, Object, explain, unreadable_place};
 use shared::sas::ENCODED;
-use shared::{CloudEvent, Event, Kind, Mapped, Message, Rejection, deterministic_id};
-use time::OffsetDateTime;
-use time::format_description::well_known::Iso8601;
-use time::format_description::well_known::iso8601::{Config, EncodedConfig, TimePrecision};
+use shared::{Body, CloudEvent, Event, JsonWriter, Kind, Mapped, Message, Rejection, deterministic_id, rfc3339};
 
-use crate::event::{self, CallType, Fields, PartnerIds, required};
+use crate::event::{CallType, Fields, PartnerIds, required};
 use crate::options::{OWN_PARTNER_NUMBER, Options};
 
 pub const KIND: Kind<Options> = Kind { name: "audience-change", arrays: true, check: |_, _| Ok(()), map };
@@ -28,29 +25,35 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
     if !event.json.starts_with('{') {
         return Err(Rejection::unmappable("expected a JSON object"));
     }
-    let fields: Fields<'a> =
-        serde_json::from_str(event.json).map_err(|error| Rejection::unmappable(explain(&error)))?;
-    let profile_id = required("profileId", event::text("profileId", fields.profile_id)?)?;
-    let source_id = required("sourceId", event::text("sourceId", fields.source_id)?)?;
-    let call_type = required("callType", event::call_type(fields.call_type)?.or(options.default_call_type))?;
-    let timestamp = required("timestamp", event::integer("timestamp", fields.timestamp)?)?;
-    let site_number = required("siteNumber", event::integer("siteNumber", fields.site_number)?)?;
-    let event_number = event::integer("partnerNumber", fields.partner_number)?;
+    let fields: Fields<'a> = serde_json::from_str(event.json).map_err(|error| {
+        Rejection::unmappable(match unreadable_place::<Fields<'_>>(event.json) {
+            Some(place) if !error.is_data() => format!("{place}: a value that can't be read"),
+            _ => explain(&error),
+        })
+    })?;
+    let profile_id = required("profileId", fields.profile_id.text("profileId")?)?;
+    let source_id = required("sourceId", fields.source_id.text("sourceId")?)?;
+    let call_type = required("callType", fields.call_type.call_type()?.or(options.default_call_type))?;
+    let timestamp = required("timestamp", fields.timestamp.integer("timestamp")?)?;
+    let site_number = required("siteNumber", fields.site_number.integer("siteNumber")?)?;
+    let event_number = fields.partner_number.integer("partnerNumber")?;
     let partner_number = required("partnerNumber", options.partner_number.or(event_number))?;
-    let source_number = event::integer("sourceNumber", fields.source_number)?.filter(|number| *number != 0);
+    let source_number = fields.source_number.integer("sourceNumber")?.filter(|number| *number != 0);
     let source = options.sources.get(source_id.as_ref()).map(|Object(source)| source);
-    let source_name = event::text("sourceName", fields.source_name)?
+    let source_name = fields
+        .source_name
+        .text("sourceName")?
         .or_else(|| source.and_then(|source| source.source_name.as_deref()).map(Cow::from))
         .or_else(|| options.source_name.as_deref().map(Cow::from))
         .unwrap_or_default();
-    let mut profile_vars = event::members("profileVars", fields.profile_vars)?;
+    let mut profile_vars = fields.profile_vars.members("profileVars")?;
     if let Some(names) = &options.profile_vars {
         profile_vars.0.retain(|(name, _)| names.iter().any(|passed| passed == name));
     }
     let configured = options.data.iter().chain(source.iter().flat_map(|source| &source.data));
-    let data = merged(configured, event::members("data", fields.data)?);
+    let data = merged(configured, fields.data.members("data")?);
 
-    let ids = match event::partner_ids(fields.partner_ids)? {
+    let ids = match fields.partner_ids.partner_ids()? {
         _ if partner_number == OWN_PARTNER_NUMBER => Vec::new(),
         PartnerIds::OfEvent(_) if event_number.is_some_and(|number| number != partner_number) => Vec::new(),
         PartnerIds::OfEvent(ids) => ids,
@@ -67,36 +70,42 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
         return Err(Rejection::too_large("partnerIds: the messages of all ids would be larger than 8 MB"));
     }
 
-    let origin = if source_number.is_some() { "audience" } else { "journey" };
-    let event_type = format!("com.supermetrics.dataactivation.{origin}.{}", call_type.in_event_type());
-    let ce_source = format!("/audience-change/{site_number}/{}", utf8_percent_encode(&source_id, ENCODED));
+    let event_type = call_type.event_type(source_number.is_some());
+    let mut digits = [itoa::Buffer::new(); 3];
+    let [partner_text, timestamp_text, site_text] = {
+        let [partner, time, site] = &mut digits;
+        [partner.format(partner_number), time.format(timestamp), site.format(site_number)]
+    };
+    let mut ce_source = String::with_capacity(64);
+    ce_source.extend(["/audience-change/", site_text, "/"]);
+    ce_source.extend(utf8_percent_encode(&source_id, ENCODED));
     let time = rfc3339(timestamp);
-    let [partner_text, timestamp_text, site_text] = [partner_number, timestamp, site_number].map(|n| n.to_string());
     let messages = ids.into_iter().map(|partner_id| {
         let id = deterministic_id([
-            site_text.as_str(),
+            site_text,
             &source_id,
             &profile_id,
-            &partner_text,
+            partner_text,
             &partner_id,
             call_type.as_str(),
-            &timestamp_text,
+            timestamp_text,
         ]);
-        let body = Body {
+        let body = Documented {
             profile_id: &profile_id,
             source_id: &source_id,
-            partner_number: &partner_text,
+            partner_number: partner_text,
             call_type,
             partner_id: &partner_id,
             profile_vars: &profile_vars,
-            timestamp: &timestamp_text,
-            site_number: &site_text,
+            timestamp: timestamp_text,
+            site_number: site_text,
             source_name: &source_name,
             source_number,
             data: &data,
         };
-        let event = CloudEvent { id, event_type: &event_type, source: &ce_source, time: time.as_deref() };
-        Message::new(event, profile_id.clone(), body.to_json())
+        let attributes = CloudEvent { id, event_type, source: &ce_source, time: time.as_deref() };
+        let body = Body::of_json(event.json.len() * 3 / 2, |out| body.write(out));
+        Message::new(attributes, profile_id.clone(), body)
     });
     let messages = messages.collect();
     let notes = if timestamp < PROBABLY_SECONDS { vec!["timestamp_may_be_seconds"] } else { Vec::new() };
@@ -105,7 +114,14 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
 
 /// The configured members and the event's own; a later one takes the place of an earlier one of its name.
 fn merged<'a>(configured: impl Iterator<Item = (&'a String, &'a Box<RawValue>)>, own: Members<'a>) -> Members<'a> {
-    let configured = configured.map(|(name, value)| (Cow::from(name), value.as_ref()));
+    let mut configured = configured.map(|(name, value)| (Cow::from(name), value.as_ref())).peekable();
+    // Most events bring few members and there are none to add.
+    if configured.peek().is_none() && own.0.len() <= 8 {
+        let is_first = |position: usize| own.0[..position].iter().all(|(name, _)| *name != own.0[position].0);
+        if (0..own.0.len()).all(is_first) {
+            return own;
+        }
+    }
     let mut members: Vec<(Cow<'a, str>, &'a RawValue)> = Vec::with_capacity(own.0.len());
     let mut places: HashMap<Cow<'a, str>, usize> = HashMap::with_capacity(own.0.len());
     for (name, value) in configured.chain(own.0) {
@@ -120,18 +136,8 @@ fn merged<'a>(configured: impl Iterator<Item = (&'a String, &'a Box<RawValue>)>,
     Members(members)
 }
 
-/// The form of ISO 8601 that RFC 3339 is, with three digits of fraction.
-const MILLISECONDS: EncodedConfig =
-    Config::DEFAULT.set_time_precision(TimePrecision::Second { decimal_digits: std::num::NonZeroU8::new(3) }).encode();
-
-/// RFC 3339 in UTC with milliseconds; `None` for years that it can't spell.
-fn rfc3339(milliseconds: i64) -> Option<String> {
-    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(milliseconds) * 1_000_000).ok()?;
-    time.format(&Iso8601::<MILLISECONDS>).ok()
-}
-
 /// The documented message.
-struct Body<'m> {
+struct Documented<'m> {
     profile_id: &'m str,
     source_id: &'m str,
     partner_number: &'m str,
@@ -145,49 +151,47 @@ struct Body<'m> {
     data: &'m Members<'m>,
 }
 
-impl Body<'_> {
-    fn to_json(&self) -> String {
-        let mut out = Vec::with_capacity(512);
-        out.extend_from_slice(b"{\"profileId\":");
-        push_string(&mut out, self.profile_id);
-        out.extend_from_slice(b",\"sourceId\":");
-        push_string(&mut out, self.source_id);
-        out.extend_from_slice(b",\"partnerNumber\":");
-        out.extend_from_slice(self.partner_number.as_bytes());
-        out.extend_from_slice(b",\"callType\":");
-        push_string(&mut out, self.call_type.as_str());
-        out.extend_from_slice(b",\"partnerIds\":[");
-        push_string(&mut out, self.partner_id);
-        out.extend_from_slice(b"],\"profileVars\":");
-        push_members(&mut out, self.profile_vars);
-        out.extend_from_slice(b",\"timestamp\":");
-        out.extend_from_slice(self.timestamp.as_bytes());
-        out.extend_from_slice(b",\"siteNumber\":");
-        out.extend_from_slice(self.site_number.as_bytes());
-        out.extend_from_slice(b",\"sourceName\":");
-        push_string(&mut out, self.source_name);
-        out.extend_from_slice(b",\"sourceNumber\":");
+impl Documented<'_> {
+    fn write(&self, out: &mut JsonWriter<'_>) {
+        out.escaped(r#"{\"profileId\":"#);
+        out.string(self.profile_id);
+        out.escaped(r#",\"sourceId\":"#);
+        out.string(self.source_id);
+        out.escaped(r#",\"partnerNumber\":"#);
+        out.escaped(self.partner_number);
+        out.escaped(r#",\"callType\":"#);
+        out.string(self.call_type.as_str());
+        out.escaped(r#",\"partnerIds\":["#);
+        out.string(self.partner_id);
+        out.escaped(r#"],\"profileVars\":"#);
+        write_members(out, self.profile_vars);
+        out.escaped(r#",\"timestamp\":"#);
+        out.escaped(self.timestamp);
+        out.escaped(r#",\"siteNumber\":"#);
+        out.escaped(self.site_number);
+        out.escaped(r#",\"sourceName\":"#);
+        out.string(self.source_name);
+        out.escaped(r#",\"sourceNumber\":"#);
         match self.source_number {
-            Some(number) => out.extend_from_slice(number.to_string().as_bytes()),
-            None => out.extend_from_slice(b"null"),
+            Some(number) => out.escaped(&number.to_string()),
+            None => out.escaped("null"),
         }
-        out.extend_from_slice(b",\"data\":");
-        push_members(&mut out, self.data);
-        out.push(b'}');
-        String::from_utf8(out).expect("JSON built from text is UTF-8")
+        out.escaped(r#",\"data\":"#);
+        write_members(out, self.data);
+        out.escaped("}");
     }
 }
 
 /// Values keep their bytes.
-fn push_members(out: &mut Vec<u8>, members: &Members<'_>) {
-    out.push(b'{');
+fn write_members(out: &mut JsonWriter<'_>, members: &Members<'_>) {
+    out.escaped("{");
     for (position, (name, value)) in members.0.iter().enumerate() {
         if position > 0 {
-            out.push(b',');
+            out.escaped(",");
         }
-        push_string(out, name);
-        out.push(b':');
-        out.extend_from_slice(value.get().as_bytes());
+        out.string(name);
+        out.escaped(":");
+        out.json(value.get());
     }
-    out.push(b'}');
+    out.escaped("}");
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use percent_encoding::utf8_percent_encode;
 use shared::sas::ENCODED;
-use shared::{CloudEvent, Event, Kind, Mapped, Message, Rejection, deterministic_id};
+use shared::{Body, CloudEvent, Event, Kind, Mapped, Message, Rejection, deterministic_id};
 
 use crate::context::{Context, is_id};
 use crate::options::{MessageFormat, Options, UserClaim};
@@ -27,7 +27,7 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
     let came_trimmed = context.came_trimmed(event.header(TRIMMED_HEADER).is_some());
     let limit = options.max_bytes.unwrap_or(DEFAULT_MAX_BYTES);
     if let Some(body) = body(event.json, &context, options, limit, Members::All)? {
-        let message = message(&context, options, body, came_trimmed);
+        let message = message(&context, options, &body, came_trimmed);
         if message.fits(event.max_bytes) {
             return Ok(Mapped { messages: vec![message], notes: Vec::new() });
         }
@@ -35,21 +35,21 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
     let body = body(event.json, &context, options, limit, Members::WithoutTrimmable)?.ok_or_else(|| {
         Rejection::too_large(format!("the message would be larger than {limit} bytes (`maxBytes`) even when trimmed"))
     })?;
-    let message = message(&context, options, body, true);
+    let message = message(&context, options, &body, true);
     Ok(Mapped { messages: vec![message], notes: vec!["trimmed"] })
 }
 
-fn message<'a>(context: &Context<'a>, options: &Options, body: Cow<'a, str>, size_exceeded: bool) -> Message<'a> {
+fn message<'a>(context: &Context<'a>, options: &Options, body: &str, size_exceeded: bool) -> Message<'a> {
     let event_type = format!("com.microsoft.dataverse.{}", context.message.to_lowercase());
     let source = format!("/dataverse-event/{}", utf8_percent_encode(&context.organization, ENCODED));
-    let time = context.time().map(|date| date.rfc3339());
+    let time = context.time().and_then(|date| date.rfc3339());
     let cloud_event = CloudEvent {
         id: id(context),
         event_type: &event_type,
         source: source.trim_end_matches('/'),
         time: time.as_deref(),
     };
-    let mut message = Message::new(cloud_event, context.subject(), body);
+    let mut message = Message::new(cloud_event, context.subject(), Body::new(body));
     let asked = options.user_claim != UserClaim::None;
     for (claim, value) in [
         ("http://schemas.microsoft.com/xrm/2011/Claims/Organization", &context.organization),

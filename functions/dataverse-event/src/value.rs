@@ -6,6 +6,7 @@ use std::cmp::Ordering;
 use serde_json::Deserializer;
 use serde_json::value::RawValue;
 use shared::json::{Members, Text};
+use shared::rfc3339;
 use time::OffsetDateTime;
 
 /// An instant as Dataverse spells it: `/Date(1527633703000+0000)/`.
@@ -52,8 +53,8 @@ impl Date {
     }
 
     /// RFC 3339 in UTC with milliseconds.
-    pub fn rfc3339(&self) -> String {
-        format!("{}.{:03}Z", self.seconds(), self.milliseconds)
+    pub fn rfc3339(&self) -> Option<String> {
+        rfc3339(self.utc.unix_timestamp() * 1000 + i64::from(self.milliseconds))
     }
 
     /// XML's dateTime in UTC, as .NET writes it: a fraction only where it is not zero, and without closing zeros.
@@ -210,7 +211,7 @@ mod tests {
 
     #[test]
     fn dates_are_utc_and_their_offset_is_a_hint() {
-        let xml = |text: &str| Date::parse(text).map(|date| (date.xml("Z"), date.rfc3339(), date.offset));
+        let xml = |text: &str| Date::parse(text).map(|date| (date.xml("Z"), date.rfc3339().unwrap(), date.offset));
         let is = |xml: &str, rfc: &str, offset| Some((xml.to_owned(), rfc.to_owned(), offset));
         let whole = ("2017-09-26T00:04:07Z", "2017-09-26T00:04:07.000Z");
         assert_eq!(xml("/Date(1506384247000)/"), is(whole.0, whole.1, Offset::Absent));

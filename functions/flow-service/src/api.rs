@@ -9,7 +9,7 @@ use shared::clock::Clock;
 use crate::connections::{self, Credentials, Senders, has_mask, hub_of, without_secrets};
 use crate::errors::{ApiError, bad_request, unusable};
 use crate::flows::{self, Ends};
-use crate::hubs::{Hubs, Look};
+use crate::hubs::{Has, Hubs, Look};
 use crate::listing::Listing;
 use crate::namespace::Hosts;
 use crate::openapi;
@@ -21,7 +21,7 @@ use crate::secrets::{Secrets, uuid};
 use crate::specs::{
     CONNECTION_SPECS, ConnectionSpec, EVENT_HUBS, FLOW_SPECS, FlowSpec, TO_HUB, VERSION, connection_spec, flow_spec,
 };
-use crate::store::{Document, Entity, MAX_WRITES, Store, Unwritten, Write};
+use crate::store::{Document, Entity, MAX_BYTES, MAX_WRITES, Store, Unwritten, Write};
 use crate::tenant::{Caller, Tenant};
 
 /// Rounds of read, decide and write before a request gives way to the others.
@@ -173,7 +173,7 @@ impl Api {
     fn new_entity(&self, caller: &Caller, collection: Collection, mut document: Document) -> Entity {
         let (id, now) = (uuid(), self.now());
         let name = &caller.tenant;
-        for foreign in ["sandboxId", "inheritedAttributes", "lastOperation", "lastRunDetails", "runs"] {
+        for foreign in ["inheritedAttributes", "lastOperation", "lastRunDetails", "runs"] {
             document.remove(foreign);
         }
         for (member, value) in [
@@ -186,11 +186,12 @@ impl Api {
             ("updatedClient", json!(caller.client)),
             ("imsOrgId", json!(name.organisation)),
             ("sandboxName", json!(name.sandbox)),
+            ("sandboxId", json!(name.sandbox_id())),
             ("state", json!("enabled")),
         ] {
             document.insert(member.to_owned(), value);
         }
-        let mut entity = Entity { collection, id, document, secret_id: None, used_by: Vec::new(), is_unseen: false };
+        let mut entity = Entity { collection, id, document, secret: None, used_by: Vec::new(), is_unseen: false };
         renew_etag(&mut entity);
         if collection == Collection::Flows {
             self.note_operation(&mut entity, "create");
@@ -217,19 +218,23 @@ impl Api {
             if connection.document.contains_key("auth") {
                 return unusable("auth: connections of that spec have no credentials");
             }
+            connections::check_secrets(&connection)?;
+            connection.check_size()?;
             self.write(&caller.tenant, vec![Write::Create(&connection)]).await?;
             return Ok(Reply::created(&connection, json!({})));
         }
         let credentials = Credentials::take(&mut connection.document, &self.hosts)?;
         let Some(key) = &credentials.key else { return unusable("auth.params.sasKey: that is the mask of a key") };
-        self.validate(validate, &credentials, key, credentials.hub.as_deref()).await?;
-        let name = self.secrets.create("connections", &credentials.secret(key.expose_secret())).await?;
-        connection.secret_id = Some(name.clone());
+        connections::check_secrets(&connection)?;
+        connection.check_size()?;
+        let doubt = self.validate(validate, &credentials, key, credentials.hub.as_deref()).await?;
+        let secret = self.secrets.create("connections", &credentials.secret(key.expose_secret())).await?;
+        connection.secret = Some(secret.clone());
         if let Err(error) = self.write(&caller.tenant, vec![Write::Create(&connection)]).await {
-            self.abandon(&name, &error).await;
+            self.abandon(&secret.name, &error).await;
             return Err(error);
         }
-        Ok(Reply::created(&connection, json!({})))
+        Ok(Reply::created(&connection, doubt))
     }
 
     /// Deletes the secret of what was not written; unless nobody can tell whether it was.
@@ -241,33 +246,36 @@ impl Api {
         }
     }
 
-    /// Asks the namespace. By default only a definite refusal counts.
+    /// Asks the namespace. By default only a definite refusal counts. Gives what the answer adds: a `detail` where a hub can't
+    /// be told to be there.
     async fn validate(
         &self,
         validate: Option<bool>,
         credentials: &Credentials,
         key: &SecretString,
         hub: Option<&str>,
-    ) -> Result<(), ApiError> {
+    ) -> Result<Value, ApiError> {
         if validate == Some(false) {
-            return Ok(());
+            return Ok(json!({}));
         }
         match self.hubs.look(&credentials.host, &credentials.key_name, key).await {
             Look::WrongKey => unusable("auth.params: the namespace refuses the key: wrong name or wrong key"),
-            Look::Hubs(hubs) if hub.is_some_and(|hub| !hubs.iter().any(|known| known.eq_ignore_ascii_case(hub))) => {
-                unusable("eventHubName: the namespace has no such event hub")
-            }
+            Look::Hubs(list) => match hub.map_or(Has::Yes, |hub| list.has(hub)) {
+                Has::Yes => Ok(json!({})),
+                Has::No => unusable("eventHubName: the namespace has no such event hub"),
+                Has::Unknown => Ok(json!({ "detail": UNSEEN })),
+            },
             Look::Unreachable(problem) if validate == Some(true) => {
                 unusable(format!("auth.params.namespace: it can't be reached: {problem}"))
             }
-            Look::Hubs(_) | Look::NoManage | Look::Unreachable(_) => Ok(()),
+            Look::NoManage | Look::Unreachable(_) => Ok(json!({})),
         }
     }
 
     /// The key of a stored connection.
     async fn key(&self, connection: &Entity) -> Result<SecretString, ApiError> {
-        let Some(name) = &connection.secret_id else { return unusable("the connection has no key") };
-        let secret = self.secrets.get(name).await?;
+        let Some(secret) = &connection.secret else { return unusable("the connection has no key") };
+        let secret = self.secrets.get(secret).await?;
         let text = shared::settings::connection_string_of(&secret).ok();
         let parsed =
             text.and_then(|text| shared::connection_string::ConnectionString::parse(text.expose_secret()).ok());
@@ -291,19 +299,28 @@ impl Api {
         let is_target = collection == Collection::TargetConnections;
         let is_sender = spec.kind.is_some() && !is_target;
         let senders = if is_sender { Some(Senders::take(&mut entity.document, None)?) } else { None };
+        connections::check_secrets(&entity)?;
         connections::check(&entity, spec, is_target, self.max_bytes)?;
         let base = self.base(tenant, &entity, spec).await?;
+        let mut doubt = json!({});
         if let Some(base) = &base
             && spec.id == EVENT_HUBS
         {
             let credentials = Credentials::of(base, &self.hosts)?;
             let hub = hub_of(&entity, credentials.hub.as_deref())?;
             if validate != Some(false) {
-                self.validate(validate, &credentials, &self.key(base).await?, Some(&hub)).await?;
+                doubt = self.validate(validate, &credentials, &self.key(base).await?, Some(&hub)).await?;
             }
         }
+        // Neither can be changed later.
+        let inherited = match &base {
+            Some(base) => json!({ "baseConnection": flows::reference(base) }),
+            None => json!({}),
+        };
+        entity.document.insert("inheritedAttributes".to_owned(), inherited);
+        entity.check_size()?;
         if let Some(Senders { secret: Some(secret), is_generated }) = senders {
-            entity.secret_id = Some(self.secrets.create("senders", &secret).await?);
+            entity.secret = Some(self.secrets.create("senders", &secret).await?);
             entity.is_unseen = is_generated;
         }
         let written = async {
@@ -323,12 +340,12 @@ impl Api {
         };
         let written: Result<(), ApiError> = written.await;
         if let Err(error) = written {
-            if let Some(name) = &entity.secret_id {
-                self.abandon(name, &error).await;
+            if let Some(secret) = &entity.secret {
+                self.abandon(&secret.name, &error).await;
             }
             return Err(error);
         }
-        Ok(Reply::created(&entity, json!({})))
+        Ok(Reply::created(&entity, doubt))
     }
 
     /// The base connection of a source or target connection.
@@ -374,12 +391,14 @@ impl Api {
         let spec = flow_spec_of(&body)?;
         let tenant = &caller.tenant;
         let mut flow = self.new_entity(caller, Collection::Flows, body);
+        connections::check_secrets(&flow)?;
         let mut round = 0;
         loop {
             let source = self.end(tenant, &flow, Collection::SourceConnections).await?;
             let target = self.end(tenant, &flow, Collection::TargetConnections).await?;
             flows::check_ends(spec, &source.entity, &target.entity)?;
             inherit(&mut flow, &source, &target);
+            flow.check_size()?;
             let shows = source.entity.is_unseen;
             let mut writes = vec![
                 Write::Create(&flow),
@@ -406,11 +425,11 @@ impl Api {
     /// Generated credentials as they are, once; of all others type and name.
     async fn sender_auth(&self, source: &Entity) -> Result<Value, ApiError> {
         let shown = || source.member("params")["senderAuth"].clone();
-        let Some(name) = source.secret_id.as_ref().filter(|_| source.is_unseen) else {
+        let Some(secret) = source.secret.as_ref().filter(|_| source.is_unseen) else {
             // An open flow has no list.
             return Ok(if shown().is_array() { shown() } else { json!([]) });
         };
-        let text = self.secrets.get(name).await?;
+        let text = self.secrets.get(secret).await?;
         Ok(serde_json::from_str(text.expose_secret()).unwrap_or_else(|_| without_secrets(text.expose_secret())))
     }
 
@@ -429,35 +448,39 @@ impl Api {
             let old = self.existing(tenant, collection, id).await?;
             check_etag(&old, if_match)?;
             let mut new = old.clone();
-            new.document = match change {
-                Change::Patch(operations) => patch::apply(&old.document, operations)?,
-                Change::State(_) => old.document.clone(),
-            };
-            if let Change::Patch(operations) = change {
-                check_patched(&new, operations)?;
-            }
-            if let Change::State(state) = change {
-                new.document.insert("state".to_owned(), state.into());
+            match change {
+                Change::Patch(operations) => {
+                    new.document = patch::apply(&old.document, operations)?;
+                    check_patched(&new, operations)?;
+                }
+                Change::State(state) => drop(new.document.insert("state".to_owned(), state.into())),
             }
             new.document.insert("updatedAt".to_owned(), self.now().into());
             new.document.insert("updatedBy".to_owned(), caller.subject.clone().into());
             new.document.insert("updatedClient".to_owned(), caller.client.clone().into());
             renew_etag(&mut new);
-            let secret = self.new_secret(&old, &mut new).await?;
-            let moved = secret.as_ref().is_some_and(|secret| secret.moves);
-            if let Some(secret) = &secret
-                && moved
-            {
-                new.secret_id = Some(self.secrets.create("connections", &secret.text).await?);
+            let text = self.new_secret(&old, &mut new).await?;
+            if matches!(change, Change::Patch(_)) {
+                connections::check_secrets(&new)?;
+                new.check_size()?;
             }
-            let written = match collection {
-                Collection::Flows => self.write_flow(tenant, &old, &mut new, change).await,
+            let moved = text.as_ref().is_some_and(|secret| secret.moves);
+            if let Some(secret) = text {
+                new.secret = Some(match &old.secret {
+                    Some(old) if !moved => self.secrets.stage(&old.name, &secret.text).await?,
+                    Some(_) => self.secrets.create("connections", &secret.text).await?,
+                    None => return unusable("it has no secret that could change; make it anew"),
+                });
+            }
+            let written = match (collection, change) {
+                (Collection::Flows, Change::State(state)) => self.write_state(tenant, &old, &mut new, state).await,
+                (Collection::Flows, Change::Patch(_)) => self.write_flow(tenant, &old, &mut new).await,
                 _ => self.write_and_reach(tenant, &old, &new).await,
             };
-            if let (true, Some(name), Err(unwritten)) = (moved, &new.secret_id, &written) {
+            if let (true, Some(secret), Err(unwritten)) = (moved, &new.secret, &written) {
                 match unwritten {
-                    Unwritten::Lost => self.secrets.delete(name).await,
-                    Unwritten::Failed(error) => self.abandon(name, error).await,
+                    Unwritten::Lost => self.secrets.delete(&secret.name).await,
+                    Unwritten::Failed(error) => self.abandon(&secret.name, error).await,
                 }
             }
             match written {
@@ -467,13 +490,31 @@ impl Api {
                     continue;
                 }
             }
-            match (secret, &old.secret_id, &new.secret_id) {
-                (Some(_), Some(old), _) if moved => self.secrets.delete(old).await,
-                // After the write: of two patches at once the one that lost must not leave its key.
-                (Some(secret), _, Some(name)) => self.secrets.put(name, &secret.text).await?,
-                _ => {}
+            match &old.secret {
+                Some(old) if moved => self.secrets.delete(&old.name).await,
+                // Also when its secret has not changed: a change before may have ended at this step.
+                Some(old) => self.put_in_force(tenant, &new, &old.name).await?,
+                None => {}
             }
             return Ok(Reply::ok(told(&new)));
+        }
+    }
+
+    /// Puts in force that version of a secret which its object names, whichever changes cross.
+    async fn put_in_force(&self, tenant: &Tenant, of: &Entity, name: &str) -> Result<(), ApiError> {
+        let mut round = 0;
+        loop {
+            // Read before the object: only what an object named comes into force, so that what it names now is not older.
+            let current = self.secrets.current(name).await?;
+            let secret = self.store.get(tenant, of.collection, &of.id).await?.and_then(|entity| entity.secret);
+            // Else it is as it should be, or the object was moved or deleted meanwhile.
+            let Some(secret) = secret.filter(|secret| secret.name == name && secret.version != current) else {
+                return Ok(());
+            };
+            if self.secrets.promote(&secret, &current).await? {
+                return Ok(());
+            }
+            self.next_round(Unwritten::Lost, &mut round).await?;
         }
     }
 
@@ -556,6 +597,7 @@ impl Api {
             }
         }
         let mut writes = vec![Write::Update { entity: new, old_etag: old.etag() }];
+        let mut bytes = new.size() + ends.iter().map(Entity::size).sum::<usize>();
         // A flow that comes meanwhile would be made from what is changed here.
         let mut reached: Vec<Write<'_>> = ends.iter().map(Write::SameUsers).collect();
         for id in flow_ids {
@@ -574,39 +616,50 @@ impl Api {
             let Some(connection) = &target.base else { continue };
             let ends = Ends { source: &source.entity, target: &target.entity, connection };
             let item = flows::item(&flow, &ends, tenant, &self.hosts, self.max_bytes).map_err(failed)?;
+            bytes += item.size();
             reached.push(Write::PutFlow { item, seen: Some(seen) });
         }
-        if reached.len() >= MAX_WRITES {
-            let text = format!("{} flows depend on it: a change reaches {} at most", reached.len(), MAX_WRITES - 1);
+        if reached.len() >= MAX_WRITES || bytes > MAX_BYTES {
+            let text = format!(
+                "{} objects of {bytes} bytes depend on it: a change reaches {} of {MAX_BYTES} bytes at most",
+                reached.len(),
+                MAX_WRITES - 1
+            );
             return Err(failed(ApiError::Conflict(text)));
         }
         writes.extend(reached);
         self.store.write(tenant, writes).await
     }
 
-    /// Writes a flow, its item, and what it refers to now.
-    async fn write_flow(
+    /// Writes the state of a flow. Whatever else it says, it can be disabled.
+    async fn write_state(
         &self,
         tenant: &Tenant,
         old: &Entity,
         new: &mut Entity,
-        change: Change<'_>,
+        state: &'static str,
     ) -> Result<(), Unwritten> {
+        self.note_operation(new, if state == "enabled" { "enable" } else { "disable" });
+        let mut writes = vec![Write::Update { entity: new, old_etag: old.etag() }];
+        if new.member("flowSpec")["id"] == TO_HUB {
+            writes.push(Write::SetState { id: &new.id, state });
+        }
+        self.store.write(tenant, writes).await
+    }
+
+    /// Writes a flow, its item, and what it refers to now.
+    async fn write_flow(&self, tenant: &Tenant, old: &Entity, new: &mut Entity) -> Result<(), Unwritten> {
         let failed = Unwritten::Failed;
         let Some(spec) = new.member("flowSpec")["id"].as_str().and_then(flow_spec) else {
             return Err(failed(ApiError::UnknownSpec));
         };
-        let operation = match change {
-            Change::Patch(_) => "update",
-            Change::State("enabled") => "enable",
-            Change::State(_) => "disable",
-        };
-        self.note_operation(new, operation);
+        self.note_operation(new, "update");
         let seen = self.store.flow_version(&new.id).await.map_err(failed)?;
         let source = self.end(tenant, new, Collection::SourceConnections).await.map_err(failed)?;
         let target = self.end(tenant, new, Collection::TargetConnections).await.map_err(failed)?;
         flows::check_ends(spec, &source.entity, &target.entity).map_err(failed)?;
         inherit(new, &source, &target);
+        new.check_size().map_err(failed)?;
         let mut writes = vec![Write::Update { entity: new, old_etag: old.etag() }];
         for end in [&source.entity, &target.entity] {
             let before = old.member(ends_member(end.collection))[0].as_str().unwrap_or_default();
@@ -675,8 +728,8 @@ impl Api {
                     continue;
                 }
             }
-            if let Some(name) = &entity.secret_id {
-                self.secrets.delete(name).await;
+            if let Some(secret) = &entity.secret {
+                self.secrets.delete(&secret.name).await;
             }
             return Ok(Reply::deleted());
         }
@@ -688,13 +741,17 @@ impl Api {
         if connection.spec_id() != EVENT_HUBS {
             return told(true, "connections of that spec have nothing to test".to_owned());
         }
+        if let Some(secret) = &connection.secret {
+            self.put_in_force(tenant, &connection, &secret.name).await?;
+        }
         let credentials = Credentials::of(&connection, &self.hosts)?;
         let look = self.hubs.look(&credentials.host, &credentials.key_name, &self.key(&connection).await?).await;
         match (look, &credentials.hub) {
-            (Look::Hubs(hubs), Some(hub)) if !hubs.iter().any(|known| known.eq_ignore_ascii_case(hub)) => {
-                told(false, format!("the key is good; the namespace has no event hub {hub}"))
-            }
-            (Look::Hubs(_), Some(hub)) => told(true, format!("the key is good, its rule has Manage, {hub} is there")),
+            (Look::Hubs(list), Some(hub)) => match list.has(hub) {
+                Has::Yes => told(true, format!("the key is good, its rule has Manage, {hub} is there")),
+                Has::No => told(false, format!("the key is good; the namespace has no event hub {hub}")),
+                Has::Unknown => told(true, format!("the key is good, its rule has Manage; {UNSEEN}")),
+            },
             (Look::Hubs(_), None) => told(true, "the key is good, its rule has Manage".to_owned()),
             (Look::NoManage, _) => told(
                 true,
@@ -718,10 +775,10 @@ impl Api {
         let credentials = Credentials::of(&connection, &self.hosts)?;
         let key = self.key(&connection).await?;
         match self.hubs.look(&credentials.host, &credentials.key_name, &key).await {
-            Look::Hubs(hubs) => {
+            Look::Hubs(list) => {
                 let in_scope =
                     |hub: &String| credentials.hub.as_ref().is_none_or(|scope| scope.eq_ignore_ascii_case(hub));
-                let listed = hubs.into_iter().filter(in_scope).map(|hub| {
+                let listed = list.names.into_iter().filter(in_scope).map(|hub| {
                     json!({
                         "type": "file", "path": format!("/{hub}"), "name": hub,
                         "canPreview": false, "canFetchSchema": false,
@@ -761,6 +818,8 @@ impl Api {
     }
 }
 
+const UNSEEN: &str =
+    "the namespace has more event hubs than it lists: that this one is there, only sending could prove";
 const BUSY: ApiError = ApiError::Unavailable("others change the same objects now; send it again");
 
 #[derive(Clone, Copy)]

@@ -8,8 +8,9 @@ use shared::{Partitioning, SenderAuth};
 
 use crate::errors::{ApiError, unusable};
 use crate::namespace::{Host, Hosts};
+use crate::routes::Collection;
 use crate::secrets::token;
-use crate::specs::{ConnectionSpec, DATA_LAKE, DATAVERSE_EVENT, EVENT_HUBS, Kind, options_schema};
+use crate::specs::{ConnectionSpec, DATA_LAKE, DATAVERSE_EVENT, EVENT_HUBS, Kind, connection_spec, options_schema};
 use crate::store::{Document, Entity};
 
 /// The one kind of credentials that is offered.
@@ -18,8 +19,16 @@ const ENTRA: [&str; 2] = ["Event Hub Azure Active Directory Auth", "Event Hub Sc
 /// Stands for a key where a connection is read.
 pub const MASK: &str = "********";
 const KEY: &str = "sasKey";
+const SENDER_AUTH: &str = "senderAuth";
 /// Of other kinds of credentials: they must not be kept in a document.
 const OTHER_SECRETS: [&str; 3] = ["clientSecretValue", "secretKey", "sharedAccessSignature"];
+/// Members that are credentials, wherever they stand.
+const SECRETS: [&str; 6] =
+    [KEY, "connectionString", SENDER_AUTH, "clientSecretValue", "secretKey", "sharedAccessSignature"];
+
+/// Of a flow's options as JSON, its audiences among them: a source connection and the items of all its flows must fit one
+/// transaction.
+pub const MAX_OPTIONS: usize = 40_000;
 
 /// A secret has at most 65,536 bytes.
 const MAX_SENDER_AUTH: usize = 60_000;
@@ -130,6 +139,37 @@ fn hub_name(name: &Value, place: &str) -> Result<String, ApiError> {
     }
 }
 
+/// Refuses credentials in a place where they would be kept and shown. Those in the right place have been taken out.
+pub fn check_secrets(entity: &Entity) -> Result<(), ApiError> {
+    let is_sender = connection_spec(entity.spec_id()).is_some_and(|spec| spec.kind.is_some());
+    let place = match entity.collection {
+        Collection::Connections => "/auth/params/sasKey",
+        Collection::SourceConnections if is_sender => "/params/senderAuth",
+        _ => "",
+    };
+    entity.document.iter().find_map(|(name, value)| misplaced("", name, value, place)).map_or(Ok(()), |found| {
+        unusable(format!("{found}: a credential does not belong there, and would be shown to all who read the object"))
+    })
+}
+
+/// The first place below `parent` that is called like a credential.
+fn misplaced(parent: &str, name: &str, value: &Value, allowed: &str) -> Option<String> {
+    let place = format!("{parent}/{}", name.replace('~', "~0").replace('/', "~1"));
+    if place == allowed {
+        return None;
+    }
+    if SECRETS.iter().any(|secret| secret.eq_ignore_ascii_case(name)) {
+        return Some(place);
+    }
+    match value {
+        Value::Object(members) => members.iter().find_map(|(name, value)| misplaced(&place, name, value, allowed)),
+        Value::Array(elements) => {
+            elements.iter().enumerate().find_map(|(at, value)| misplaced(&place, &at.to_string(), value, allowed))
+        }
+        _ => None,
+    }
+}
+
 /// Whether a value has the mask anywhere in it.
 pub fn has_mask(value: &Value) -> bool {
     match value {
@@ -234,6 +274,12 @@ pub fn options_of(source: &Entity, kind: Kind) -> Result<Map<String, Value>, Api
 pub fn check_options(kind: Kind, options: &Map<String, Value>, max_bytes: u64) -> Result<(), ApiError> {
     let schema = jsonschema::validator_for(&options_schema(kind)).expect("the committed schemas are schemas");
     let options = Value::Object(options.clone());
+    let size = options.to_string().len();
+    if size > MAX_OPTIONS {
+        return unusable(format!(
+            "params.options: {size} bytes as JSON, the flow's audiences among them; {MAX_OPTIONS} at most"
+        ));
+    }
     if let Some(error) = schema.iter_errors(&options).next() {
         let place = error.instance_path().to_string();
         return unusable(format!("params.options{place}: {}", error.masked()));
@@ -268,11 +314,11 @@ impl Senders {
     pub fn take(document: &mut Document, shown: Option<&Value>) -> Result<Self, ApiError> {
         let params = document.entry("params").or_insert_with(|| json!({}));
         let Some(params) = params.as_object_mut() else { return unusable("params: expected an object") };
-        let given = params.remove("senderAuth");
+        let given = params.remove(SENDER_AUTH);
         if let Some(shown) = shown
             && given.as_ref().is_none_or(|given| given == shown)
         {
-            params.insert("senderAuth".to_owned(), shown.clone());
+            params.insert(SENDER_AUTH.to_owned(), shown.clone());
             return Ok(Self { secret: None, is_generated: false });
         }
         let is_generated = given.as_ref().is_none_or(|given| given == "generate");
@@ -294,7 +340,7 @@ impl Senders {
         if let Err(problem) = SenderAuth::parse(&secret) {
             return unusable(format!("params.senderAuth: {problem}"));
         }
-        params.insert("senderAuth".to_owned(), without_secrets(&text));
+        params.insert(SENDER_AUTH.to_owned(), without_secrets(&text));
         Ok(Self { secret: Some(secret), is_generated })
     }
 }

@@ -1,6 +1,6 @@
 //! A flow and what it refers to become the item that the data plane reads.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::connections::{Credentials, check_options, hub_of, options_of, partitioning_of};
 use crate::errors::{ApiError, unusable};
@@ -47,17 +47,14 @@ pub fn item(
     }
     check_options(kind, &options, max_bytes)?;
     let credentials = Credentials::of(ends.connection, hosts)?;
-    let secret = |entity: &Entity| match &entity.secret_id {
-        Some(id) => Ok(id.clone()),
-        None => unusable("the connection has no key"),
-    };
+    let Some(secret) = &ends.connection.secret else { return unusable("the connection has no key") };
     Ok(FlowItem {
         id: flow.id.clone(),
         kind: kind.name,
         state: flow.text("state").to_owned(),
         options: Value::Object(options).to_string(),
-        auth_secret_id: ends.source.secret_id.clone(),
-        connection_secret_id: secret(ends.connection)?,
+        auth_secret_id: ends.source.secret.as_ref().map(|secret| secret.name.clone()),
+        connection_secret_id: secret.name.clone(),
         host: credentials.host.name,
         hub: hub_of(ends.target, credentials.hub.as_deref())?,
         partitioning: partitioning_of(ends.target)?,
@@ -92,20 +89,19 @@ fn audiences(flow: &Entity) -> Result<Vec<String>, ApiError> {
     Ok(ids)
 }
 
+/// How others tell of a connection that they inherit from.
+pub fn reference(connection: &Entity) -> Value {
+    json!({ "id": connection.id, "connectionSpec": connection.member("connectionSpec") })
+}
+
 /// What reads of a flow tell about its ends.
 pub fn inherited(sources: &[(&Entity, Option<&Entity>)], targets: &[(&Entity, Option<&Entity>)]) -> Value {
     let tell = |(end, base): &(&Entity, Option<&Entity>)| {
-        let mut told = Map::from_iter([
-            ("id".to_owned(), end.id.clone().into()),
-            ("connectionSpec".to_owned(), end.member("connectionSpec").clone()),
-        ]);
+        let mut told = reference(end);
         if let Some(base) = base {
-            told.insert(
-                "baseConnection".to_owned(),
-                json!({ "id": base.id, "connectionSpec": base.member("connectionSpec") }),
-            );
+            told["baseConnection"] = reference(base);
         }
-        Value::Object(told)
+        told
     };
     json!({
         "sourceConnections": sources.iter().map(tell).collect::<Vec<_>>(),
@@ -117,6 +113,7 @@ pub fn inherited(sources: &[(&Entity, Option<&Entity>)], targets: &[(&Entity, Op
 mod tests {
     use super::*;
     use crate::routes::Collection;
+    use crate::secrets::SecretVersion;
     use crate::specs::{DATAVERSE, EVENT_HUBS, PROFILE_STORE};
 
     fn entity(collection: Collection, document: Value) -> Entity {
@@ -124,7 +121,7 @@ mod tests {
             collection,
             id: "i".to_owned(),
             document: document.as_object().unwrap().clone(),
-            secret_id: Some(format!("secret of {}", collection.name())),
+            secret: Some(SecretVersion { name: format!("secret of {}", collection.name()), version: "1".to_owned() }),
             used_by: Vec::new(),
             is_unseen: false,
         }

@@ -6,25 +6,55 @@ use http::header::AUTHORIZATION;
 use secrecy::{ExposeSecret, SecretString};
 use shared::clock::Clock;
 use shared::sas;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::namespace::Host;
 
 /// Of a check while something is created.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A namespace has at most some hundred hubs.
+/// Of a page.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Hubs of a page that may not be the last one. The portal asks for as many; for this version of the interface paging is not
+/// documented.
+const PAGE: usize = 100;
+/// A dedicated namespace has at most 1000 hubs.
+const MAX_PAGES: usize = 10;
 const TOKEN_LIFETIME: u64 = 300;
 
 /// What a look at the namespace told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Look {
-    /// The key is good, the rule has Manage, and these are the hubs.
-    Hubs(Vec<String>),
+    /// The key is good, and the rule has Manage.
+    Hubs(List),
     /// The key is good; whether it may send can't be seen without sending.
     NoManage,
     WrongKey,
     Unreachable(String),
+}
+
+/// The hubs of a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct List {
+    pub names: Vec<String>,
+    /// `false`: there may be more.
+    pub is_whole: bool,
+}
+
+/// Whether a namespace has a hub.
+pub enum Has {
+    Yes,
+    No,
+    Unknown,
+}
+
+impl List {
+    pub fn has(&self, hub: &str) -> Has {
+        match self.names.iter().any(|known| known.eq_ignore_ascii_case(hub)) {
+            true => Has::Yes,
+            false if self.is_whole => Has::No,
+            false => Has::Unknown,
+        }
+    }
 }
 
 pub struct Hubs {
@@ -40,14 +70,35 @@ impl Hubs {
     pub async fn look(&self, host: &Host, key_name: &str, key: &SecretString) -> Look {
         let base_url = host.base_url();
         let token = sas::sign(&base_url, key_name, key, self.clock.unix_seconds() + TOKEN_LIFETIME);
-        let request = self
-            .http
-            .get(format!("{base_url}/$Resources/Eventhubs?timeout=60&api-version=2014-01"))
-            .header(AUTHORIZATION, token.expose_secret());
-        match timeout(PATIENCE, ask(request)).await {
-            Ok(look) => look,
-            Err(_) => Look::Unreachable(format!("no answer within {} s", PATIENCE.as_secs())),
+        let deadline = Instant::now() + PATIENCE;
+        let mut names: Vec<String> = Vec::new();
+        for page in 0..MAX_PAGES {
+            let paging = if page == 0 { String::new() } else { format!("&$skip={}&$top={PAGE}", names.len()) };
+            let request = self
+                .http
+                .get(format!("{base_url}/$Resources/Eventhubs?timeout=60&api-version=2014-01{paging}"))
+                .header(AUTHORIZATION, token.expose_secret());
+            let look = match timeout_at(deadline, ask(request)).await {
+                Ok(look) => look,
+                Err(_) => Look::Unreachable(format!("no answer within {} s", PATIENCE.as_secs())),
+            };
+            match look {
+                Look::Hubs(List { names: more, .. }) => {
+                    // A service that does not page gives the same ones again.
+                    let count = more.len();
+                    let more: Vec<String> = more.into_iter().filter(|name| !names.contains(name)).collect();
+                    let is_stuck = more.is_empty() && count > 0;
+                    names.extend(more);
+                    if count < PAGE || is_stuck {
+                        return Look::Hubs(List { names, is_whole: !is_stuck });
+                    }
+                }
+                // The first page has told all but the rest of the hubs.
+                _ if page > 0 => break,
+                other => return other,
+            }
         }
+        Look::Hubs(List { names, is_whole: false })
     }
 }
 
@@ -68,7 +119,7 @@ async fn ask(request: reqwest::RequestBuilder) -> Look {
 fn look(status: u16, body: &str) -> Look {
     match status {
         200 => match titles(body) {
-            Some(hubs) => Look::Hubs(hubs),
+            Some(names) => Look::Hubs(List { names, is_whole: true }),
             None => Look::Unreachable("its answer is no list of hubs".to_owned()),
         },
         401 if body.contains("40103") || body.contains("InvalidSignature") => Look::WrongKey,
@@ -97,7 +148,11 @@ mod tests {
             <entry><title type="text">leads</title></entry></feed>"#;
         let error = |detail: &str| format!("<Error><Code>401</Code><Detail>{detail}</Detail></Error>");
         for (status, body, expected) in [
-            (200, feed.to_owned(), Look::Hubs(vec!["profiles".to_owned(), "leads".to_owned()])),
+            (
+                200,
+                feed.to_owned(),
+                Look::Hubs(List { names: vec!["profiles".to_owned(), "leads".to_owned()], is_whole: true }),
+            ),
             (200, "<html/>".to_owned(), Look::Unreachable("its answer is no list of hubs".to_owned())),
             (401, error("40103: Invalid authorization token signature."), Look::WrongKey),
             (401, error("InvalidSignature: The token has an invalid signature."), Look::WrongKey),

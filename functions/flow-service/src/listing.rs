@@ -11,8 +11,8 @@ use crate::errors::{ApiError, bad_request};
 use crate::request::Request;
 
 const MAX_LIMIT: usize = 100;
-/// A function's answer may have 6 MB.
-const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// A function's answer may have 6 MB, in which the body is a string: at worst twice as long.
+const MAX_PAGE_BYTES: usize = 2_500_000;
 const MAX_PROPERTIES: usize = 20;
 /// What a list can be ordered by.
 const ORDERS: [&str; 4] = ["name", "createdAt", "updatedAt", "id"];
@@ -118,11 +118,16 @@ impl Listing {
             .peekable();
         let (mut page, mut bytes, mut last) = (Vec::new(), 0, None);
         while page.len() < self.limit
-            && let Some((key, item)) = rest.next_if(|_| page.is_empty() || bytes < MAX_PAGE_BYTES)
+            && let Some((key, item)) = rest.peek()
         {
+            let item = self.projected(item);
             bytes += item.to_string().len();
-            page.push(self.projected(item));
-            last = Some(key);
+            if bytes > MAX_PAGE_BYTES && !page.is_empty() {
+                break;
+            }
+            page.push(item);
+            last = Some(key.clone());
+            rest.next();
         }
         let mut answer = json!({ "items": page });
         if let (Some(_), Some(last)) = (rest.peek(), last) {
@@ -149,13 +154,13 @@ impl Listing {
         })
     }
 
-    fn projected(&self, item: Value) -> Value {
+    fn projected(&self, item: &Value) -> Value {
         if self.projection.is_empty() {
-            return item;
+            return item.clone();
         }
         let mut projected = json!({});
         for path in &self.projection {
-            let mut found = &item;
+            let mut found = item;
             for name in path {
                 found = &found[name];
             }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use crate::errors::ApiError;
 use crate::routes::{Collection, Operation, ROUTES};
 use crate::schemas;
 use crate::specs::{CONNECTION_SPECS, DATA_ACTIVATION, DATA_LAKE, FLOW_SPECS, PROFILE_STORE, VERSION};
@@ -55,6 +56,8 @@ fn answers() -> Map<String, Value> {
         "properties": { "id": { "type": "string", "format": "uuid" }, "etag": { "type": "string", "pattern": "^\".*\"$" } },
         "required": ["id", "etag"],
     });
+    let mut new_connection = reference.clone();
+    new_connection["properties"]["detail"] = text.clone();
     let mut new_flow = reference.clone();
     new_flow["properties"]["webhookUrl"] = text.clone();
     new_flow["properties"]["senderAuth"] = json!({ "type": "array", "items": { "type": "object" } });
@@ -93,6 +96,7 @@ fn answers() -> Map<String, Value> {
     [
         ("Items", items),
         ("Reference", reference),
+        ("CreatedConnection", new_connection),
         ("CreatedFlow", new_flow),
         ("Error", error),
         ("TestResult", test),
@@ -155,6 +159,10 @@ fn operation(operation: Operation, path: &str) -> Value {
         responses
             .insert(status.to_string(), json!({ "description": description(*status), "content": content("Error") }));
     }
+    responses["401"]["content"]["application/json"]["examples"] = json!({
+        "authorizer": { "summary": "The gateway's, in AWS", "value": { "message": "Unauthorized" } },
+        "function": { "summary": "Ours, behind a gateway without one", "value": ApiError::TokenInvalid.body() },
+    });
     let mut described = json!({
         "operationId": told.id, "summary": told.summary, "parameters": parameters, "responses": responses,
     });
@@ -209,7 +217,7 @@ fn example(operation: Operation) -> Option<Value> {
 fn description(status: u16) -> &'static str {
     match status {
         400 => "A header, the query or the body can't be used",
-        401 => "The token is not valid",
+        401 => "The token is missing or not valid",
         403 => "A token or key is missing, the token does not name the organisation, or a right is missing",
         404 => "No such object",
         409 => "In use",
@@ -258,7 +266,7 @@ fn told(operation: Operation) -> Told {
     };
     match operation {
         Operation::Create(collection) => {
-            let success = if collection == Collection::Flows { "CreatedFlow" } else { "Reference" };
+            let success = if collection == Collection::Flows { "CreatedFlow" } else { "CreatedConnection" };
             let id = format!("create{}", pascal(collection.name()));
             let mut told = told(&id, "Create", (201, Some(success)), &[409, 413, 422]);
             told.body = Some(schemas::body_name(collection));
@@ -326,6 +334,29 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+
+    #[test]
+    fn the_authorizers_answer_is_one_of_the_document() {
+        let document = document();
+        let schema = jsonschema::validator_for(&document["components"]["schemas"]["Error"]).unwrap();
+        for (path, operations) in document["paths"].as_object().unwrap() {
+            for (method, operation) in operations.as_object().unwrap() {
+                let answer = &operation["responses"]["401"]["content"]["application/json"];
+                let Some(examples) = answer["examples"].as_object() else {
+                    assert_eq!(path, "/openapi.json", "{method}");
+                    continue;
+                };
+                let mut told: Vec<&Value> = examples.values().map(|example| &example["value"]).collect();
+                told.sort_by_key(|told| told.to_string());
+                let expected = [
+                    json!({ "error_code": "401013", "message": "Oauth token is not valid" }),
+                    json!({ "message": "Unauthorized" }),
+                ];
+                assert!(told.iter().all(|told| schema.is_valid(told)));
+                assert_eq!(told, expected.iter().collect::<Vec<_>>(), "{method} {path}");
+            }
+        }
+    }
 
     /// `UPDATE_SCHEMAS=1 cargo test -p flow-service` writes the file anew.
     #[test]

@@ -1,7 +1,11 @@
 //! Keys and senders' credentials, in Secrets Manager. They are written from here, and read for checks of a connection.
+//!
+//! Functions read the version that is in force (`AWSCURRENT`). A changed credential is stored beside it first, then named by
+//! the object's item, then put in force: so the table decides which one that is, and every step can be done again.
 
 use aws_sdk_secretsmanager::Client;
 use aws_sdk_secretsmanager::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueOutput;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -11,6 +15,18 @@ use crate::errors::ApiError;
 
 /// A deleted secret can be had back for as long.
 const RECOVERY_DAYS: i64 = 7;
+
+/// The label of the version that is in force.
+const CURRENT: &str = "AWSCURRENT";
+/// The label of the version that was stored last; one without any label may be removed.
+const STAGED: &str = "STAGED";
+
+/// One version of a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretVersion {
+    pub name: String,
+    pub version: String,
+}
 
 pub struct Secrets {
     client: Client,
@@ -23,28 +39,56 @@ impl Secrets {
         Self { client, prefix }
     }
 
-    /// Stores a text under a new name, and gives the name.
-    pub async fn create(&self, of: &str, secret: &SecretString) -> Result<String, ApiError> {
-        let name = format!("{}{of}/{}", self.prefix, uuid());
+    /// Stores a text under a new name, in force at once.
+    pub async fn create(&self, of: &str, secret: &SecretString) -> Result<SecretVersion, ApiError> {
+        let (name, version) = (format!("{}{of}/{}", self.prefix, uuid()), uuid());
         self.client
             .create_secret()
             .name(&name)
+            .client_request_token(&version)
             .secret_string(secret.expose_secret())
             .send()
             .await
             .map_err(|error| failed("CreateSecret", &error))?;
-        Ok(name)
+        Ok(SecretVersion { name, version })
     }
 
-    pub async fn put(&self, name: &str, secret: &SecretString) -> Result<(), ApiError> {
-        let put = self.client.put_secret_value().secret_id(name).secret_string(secret.expose_secret());
-        put.send().await.map_err(|error| failed("PutSecretValue", &error)).map(drop)
+    /// Stores a text beside the one that is in force.
+    pub async fn stage(&self, name: &str, secret: &SecretString) -> Result<SecretVersion, ApiError> {
+        let version = uuid();
+        self.client
+            .put_secret_value()
+            .secret_id(name)
+            .client_request_token(&version)
+            .secret_string(secret.expose_secret())
+            .version_stages(STAGED)
+            .send()
+            .await
+            .map_err(|error| failed("PutSecretValue", &error))?;
+        Ok(SecretVersion { name: name.to_owned(), version })
     }
 
-    pub async fn get(&self, name: &str) -> Result<SecretString, ApiError> {
-        let answer = self.client.get_secret_value().secret_id(name).send().await;
+    pub async fn get(&self, secret: &SecretVersion) -> Result<SecretString, ApiError> {
+        let answer = self.client.get_secret_value().secret_id(&secret.name).version_id(&secret.version).send().await;
         let answer = answer.map_err(|error| failed("GetSecretValue", &error))?;
         Ok(answer.secret_string.unwrap_or_default().into())
+    }
+
+    /// The version that is in force.
+    pub async fn current(&self, name: &str) -> Result<String, ApiError> {
+        let answer = self.client.get_secret_value().secret_id(name).version_stage(CURRENT).send().await;
+        let GetSecretValueOutput { version_id, .. } = answer.map_err(|error| failed("GetSecretValue", &error))?;
+        Ok(version_id.unwrap_or_default())
+    }
+
+    /// Puts a version in force, if `instead_of` still is; else gives `false`.
+    pub async fn promote(&self, secret: &SecretVersion, instead_of: &str) -> Result<bool, ApiError> {
+        let update = self.client.update_secret_version_stage().secret_id(&secret.name).version_stage(CURRENT);
+        match update.remove_from_version_id(instead_of).move_to_version_id(&secret.version).send().await {
+            Ok(_) => Ok(true),
+            Err(error) if error.code() == Some("InvalidParameterException") => Ok(false),
+            Err(error) => Err(failed("UpdateSecretVersionStage", &error)),
+        }
     }
 
     /// Of an object that is gone: what can't be deleted is logged, and hurts nobody.
@@ -69,7 +113,12 @@ fn random<const N: usize>() -> [u8; N] {
 
 /// A version 4 UUID. It stands in the webhook's address, so that nobody should guess it.
 pub fn uuid() -> String {
-    let bits = u128::from_be_bytes(random::<16>()) & !(0xf << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
+    uuid_of(random(), 4)
+}
+
+/// A UUID of these bytes, but for version and variant.
+pub fn uuid_of(bytes: [u8; 16], version: u128) -> String {
+    let bits = u128::from_be_bytes(bytes) & !(0xf << 76) & !(0x3 << 62) | version << 76 | 0x2 << 62;
     let hex = format!("{bits:032x}");
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }

@@ -9,7 +9,6 @@ use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use futures_util::FutureExt;
 use lambda_runtime::Diagnostic;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use shared::clock::Clock;
 use shared::function::diagnostic;
@@ -141,8 +140,8 @@ impl Access {
 impl Function for FlowService {
     type Answer = Value;
 
-    async fn invoke(&self, event: &RawValue, invocation: Invocation<'_>) -> Result<Value, Diagnostic> {
-        let handled = AssertUnwindSafe(self.answer(event.get())).catch_unwind().await;
+    async fn invoke(&self, event: &str, invocation: Invocation<'_>) -> Result<Value, Diagnostic> {
+        let handled = AssertUnwindSafe(self.answer(event)).catch_unwind().await;
         let (route, answer) = match handled {
             Ok(Some(answered)) => answered,
             Ok(None) => {

@@ -11,8 +11,10 @@ use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
 use aws_sdk_dynamodb::types::{AttributeValue, ConditionCheck, Delete, Put, TransactWriteItem, Update};
 use serde_json::{Map, Value};
 
+use crate::connections::MAX_OPTIONS;
 use crate::errors::ApiError;
 use crate::routes::Collection;
+use crate::secrets::SecretVersion;
 use crate::tenant::Tenant;
 
 /// Of a source or target connection: a change of it must fit one transaction, with the items of all its flows.
@@ -21,8 +23,16 @@ const MAX_FLOWS: usize = 80;
 const MAX_ENDS: usize = 1000;
 /// What one transaction may have.
 pub const MAX_WRITES: usize = 100;
-/// Of a document, as JSON: an item has at most 400 KB.
-const MAX_DOCUMENT: usize = 300 * 1024;
+/// What the items of one transaction may have.
+pub const MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Of an item besides its document, users or options.
+const MARGIN: usize = 2 * 1024;
+/// Of a flow as JSON: an item has at most 400 KB, in which stand-ins count an update twice, as it was and as it becomes.
+const MAX_FLOW: usize = 190 * 1024;
+/// Of the other objects: many of them may stand in one transaction.
+const MAX_OBJECT: usize = 64 * 1024;
+// A source or target connection changes with the items of all its flows, whatever their options are.
+const _: () = assert!(MAX_OBJECT + MAX_FLOWS * (MAX_OPTIONS + MARGIN) + MARGIN < MAX_BYTES);
 /// The index that lists are read from.
 const INDEX: &str = "collection";
 const SILENT: ApiError = ApiError::Unavailable("the store does not answer now; send it again");
@@ -37,7 +47,7 @@ pub struct Entity {
     /// As it is read back.
     pub document: Document,
     /// Of the key, or of the senders' credentials.
-    pub secret_id: Option<String>,
+    pub secret: Option<SecretVersion>,
     /// Objects that refer to this one, as `collection#id`.
     pub used_by: Vec<String>,
     /// Generated credentials that nobody was shown.
@@ -59,6 +69,21 @@ impl Entity {
 
     pub fn member(&self, name: &str) -> &Value {
         self.document.get(name).unwrap_or(&Value::Null)
+    }
+
+    /// Refuses what its item could not hold.
+    pub fn check_size(&self) -> Result<(), ApiError> {
+        let most = if self.collection == Collection::Flows { MAX_FLOW } else { MAX_OBJECT };
+        let size = serialized(&self.document).len();
+        if size > most {
+            return Err(ApiError::TooLarge(format!("the object would have {size} bytes; {most} at most")));
+        }
+        Ok(())
+    }
+
+    /// Of its item, in bytes, or a little more.
+    pub fn size(&self) -> usize {
+        serialized(&self.document).len() + self.used_by.iter().map(String::len).sum::<usize>() + MARGIN
     }
 
     /// How many others may refer to it.
@@ -86,6 +111,13 @@ pub struct FlowItem {
     pub hub: String,
     pub partitioning: String,
     pub tenant: String,
+}
+
+impl FlowItem {
+    /// In bytes, or a little more.
+    pub fn size(&self) -> usize {
+        self.options.len() + MARGIN
+    }
 }
 
 pub enum Write<'a> {
@@ -117,6 +149,11 @@ pub enum Write<'a> {
     PutFlow {
         item: FlowItem,
         seen: Option<u64>,
+    },
+    /// Of a flow's item.
+    SetState {
+        id: &'a str,
+        state: &'static str,
     },
     DeleteFlow {
         id: String,
@@ -215,10 +252,7 @@ impl Store {
 
     /// Writes all of it or nothing.
     pub async fn write(&self, tenant: &Tenant, writes: Vec<Write<'_>>) -> Result<(), Unwritten> {
-        let mut items = Vec::with_capacity(writes.len());
-        for write in writes {
-            items.push(self.item(tenant, write).map_err(Unwritten::Failed)?);
-        }
+        let items = writes.into_iter().map(|write| self.item(tenant, write)).collect();
         let answer = self.client.transact_write_items().set_transact_items(Some(items)).send().await;
         let Err(error) = answer else { return Ok(()) };
         if let SdkError::ServiceError(problem) = &error {
@@ -238,7 +272,7 @@ impl Store {
     }
 
     // The builders fail for a table, key, item or condition that was not given, and for nothing else: each gets all of its own.
-    fn item(&self, tenant: &Tenant, write: Write<'_>) -> Result<TransactWriteItem, ApiError> {
+    fn item(&self, tenant: &Tenant, write: Write<'_>) -> TransactWriteItem {
         let entity_key = |entity: &Entity| text(key(tenant, entity.collection, &entity.id));
         let builder = TransactWriteItem::builder();
         let built = match write {
@@ -246,11 +280,12 @@ impl Store {
                 let mut item = HashMap::from([
                     ("pk".to_owned(), entity_key(entity)),
                     (INDEX.to_owned(), text(collection_key(tenant, entity.collection))),
-                    ("document".to_owned(), text(serialized(&entity.document)?)),
+                    ("document".to_owned(), text(serialized(&entity.document))),
                     ("etag".to_owned(), text(entity.etag())),
                 ]);
-                if let Some(secret) = &entity.secret_id {
-                    item.insert("secretId".to_owned(), text(secret));
+                if let Some(secret) = &entity.secret {
+                    item.insert("secretId".to_owned(), text(&secret.name));
+                    item.insert("secretVersion".to_owned(), text(&secret.version));
                 }
                 if entity.is_unseen {
                     item.insert("unseen".to_owned(), AttributeValue::Bool(true));
@@ -266,11 +301,13 @@ impl Store {
                     .expression_attribute_names("#d", "document")
                     .expression_attribute_values(":old", text(old_etag))
                     .expression_attribute_values(":new", text(entity.etag()))
-                    .expression_attribute_values(":d", text(serialized(&entity.document)?));
+                    .expression_attribute_values(":d", text(serialized(&entity.document)));
                 let mut expression = "SET #d = :d, etag = :new".to_owned();
-                if let Some(secret) = &entity.secret_id {
-                    expression.push_str(", secretId = :s");
-                    update = update.expression_attribute_values(":s", text(secret));
+                if let Some(secret) = &entity.secret {
+                    expression.push_str(", secretId = :s, secretVersion = :v");
+                    update = update
+                        .expression_attribute_values(":s", text(&secret.name))
+                        .expression_attribute_values(":v", text(&secret.version));
                 }
                 if let Some(users) = users(entity) {
                     update = update.expression_attribute_values(":users", users);
@@ -349,11 +386,25 @@ impl Store {
                 };
                 builder.put(put.build().expect("all is given"))
             }
+            Write::SetState { id, state } => builder.update(
+                Update::builder()
+                    .table_name(&self.table)
+                    .key("pk", text(flow_key(id)))
+                    // Whoever writes all of the item anew has read its version.
+                    .update_expression("SET #s = :s ADD #v :one")
+                    .condition_expression("attribute_exists(pk)")
+                    .expression_attribute_names("#s", "state")
+                    .expression_attribute_names("#v", "version")
+                    .expression_attribute_values(":s", text(state))
+                    .expression_attribute_values(":one", AttributeValue::N("1".to_owned()))
+                    .build()
+                    .expect("all is given"),
+            ),
             Write::DeleteFlow { id } => builder.delete(
                 Delete::builder().table_name(&self.table).key("pk", text(flow_key(&id))).build().expect("all is given"),
             ),
         };
-        Ok(built.build())
+        built.build()
     }
 }
 
@@ -366,12 +417,8 @@ fn same_users(entity: &Entity) -> &'static str {
     if entity.used_by.is_empty() { "attribute_not_exists(usedBy)" } else { "usedBy = :users" }
 }
 
-fn serialized(document: &Document) -> Result<String, ApiError> {
-    let json = serde_json::to_string(document).expect("JSON can be written");
-    if json.len() > MAX_DOCUMENT {
-        return Err(ApiError::TooLarge(format!("the object would have more than {MAX_DOCUMENT} bytes")));
-    }
-    Ok(json)
+fn serialized(document: &Document) -> String {
+    serde_json::to_string(document).expect("JSON can be written")
 }
 
 fn document(item: &HashMap<String, AttributeValue>) -> Option<Document> {
@@ -380,11 +427,14 @@ fn document(item: &HashMap<String, AttributeValue>) -> Option<Document> {
 
 fn entity(collection: Collection, item: &HashMap<String, AttributeValue>) -> Option<Entity> {
     let document = document(item)?;
+    let attribute = |name: &str| item.get(name).and_then(|value| value.as_s().ok()).cloned();
     Some(Entity {
         collection,
         id: document.get("id")?.as_str()?.to_owned(),
         document,
-        secret_id: item.get("secretId").and_then(|value| value.as_s().ok()).cloned(),
+        secret: attribute("secretId")
+            .zip(attribute("secretVersion"))
+            .map(|(name, version)| SecretVersion { name, version }),
         used_by: item.get("usedBy").and_then(|value| value.as_ss().ok()).cloned().unwrap_or_default(),
         is_unseen: item.contains_key("unseen"),
     })

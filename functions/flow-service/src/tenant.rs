@@ -1,9 +1,11 @@
 //! Who calls, and for which tenant: an organisation that the caller's token names, and one of its sandboxes.
 
+use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value};
 
 use crate::errors::{ApiError, bad_request};
 use crate::request::Request;
+use crate::secrets::uuid_of;
 
 /// Organisation and sandbox: nothing of one is seen by another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +18,13 @@ impl Tenant {
     /// A sandbox has no `#` in it, so that no two tenants have one key.
     pub fn key(&self) -> String {
         format!("{}#{}", self.organisation, self.sandbox)
+    }
+
+    /// A UUID (version 8) that the same tenant always has.
+    pub fn sandbox_id(&self) -> String {
+        let digest = digest(&SHA256, self.key().as_bytes());
+        let first = digest.as_ref().first_chunk().expect("a digest has 32 bytes");
+        uuid_of(*first, 8)
     }
 }
 
@@ -60,10 +69,10 @@ impl Caller {
 fn names(claims: &Map<String, Value>, claim: &str, organisation: &str) -> bool {
     match claims.get(claim) {
         Some(Value::Array(list)) => list.iter().any(|one| one == organisation),
-        Some(Value::String(text)) => {
-            let list = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
-            text == organisation || list.is_some_and(|list| list.split([' ', ',']).any(|one| one == organisation))
-        }
+        Some(Value::String(text)) => match text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
+            Some(list) => list.split([' ', ',']).any(|one| one == organisation),
+            None => text == organisation,
+        },
         _ => false,
     }
 }
@@ -104,6 +113,12 @@ mod tests {
         }
         for claims in [json!({}), json!({ "org": "a b" }), json!({ "org": "[a bb]" }), json!({ "org": { "b": 1 } })] {
             assert_eq!(of(&all, claims).unwrap_err(), ApiError::ProfileInvalid);
+        }
+        // The text of a list names no organisation, nor does what only looks like one of its parts.
+        for (organisation, claim) in [("[a b]", "[a b]"), ("[a]", "[a]"), ("a b", "[a b]"), ("[]", "[]")] {
+            let mut odd = all;
+            odd[2].1 = organisation;
+            assert_eq!(of(&odd, json!({ "org": claim })).unwrap_err(), ApiError::ProfileInvalid, "{organisation}");
         }
         let mut wrong = all;
         wrong[3].1 = "a#b";

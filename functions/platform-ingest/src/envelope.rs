@@ -133,7 +133,6 @@ mod tests {
             r#"{{"eventSource":"SelfManagedKafka","records":{{"t-0":[
                 {{"topic":"t","partition":0,"offset":9,"timestamp":1545084650987,"headers":{headers}}}]}}}}"#
         );
-        let event = RawValue::from_string(event).unwrap();
         let partitions = partitions(&event).unwrap();
         let wrapped = envelope.wrap(entity, &partitions[0].records[0])?;
         Ok(String::from_utf8(wrapped).unwrap())

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use lambda_runtime::Diagnostic;
-use serde_json::value::RawValue;
 use shared::answer::Cause;
 use shared::clock::Clock;
 use shared::flow_table::{FlowItem, FlowTableError, Opened};
@@ -16,6 +15,7 @@ use shared::parts::Parts;
 use shared::rejects::{Reject, Source};
 use shared::settings::{Environment, FLOWS_TABLE, Settings, SettingsError};
 use shared::sqs_event::sending_ends;
+use shared::telemetry::{self, Counts, Line};
 use shared::{DEFAULT_FLOW, Function, Invocation, Reason, Rejection};
 use tokio::time::{Instant, sleep};
 
@@ -136,7 +136,7 @@ impl PlatformIngest {
         &self,
         flow: &str,
         partitions: &[Partition<'_>],
-        Invocation { request_id, time_up, .. }: Invocation<'_>,
+        Invocation { request_id, began, time_up }: Invocation<'_>,
     ) -> Answer {
         let deadline = sending_ends(time_up);
         let received = partitions.iter().map(|partition| partition.records.len()).sum::<usize>();
@@ -156,49 +156,56 @@ impl PlatformIngest {
         let sendings = partitions.iter().map(|partition| ingest(&inlet, partition, deadline, &shut));
         let mut endings = join_all(sendings).await;
         let keeping_ends = time_up.checked_sub(ANSWERING).unwrap_or(deadline);
-        let rejected = self.keep(flow, partitions, &mut endings, keeping_ends).await;
+        let mut counts = Counts { received, ..Counts::default() };
+        self.keep(flow, partitions, &mut endings, &mut counts, keeping_ends).await;
 
         let mut failures = Vec::new();
         let mut failed = 0;
-        let (mut causes, mut tally) = (Vec::new(), Tally::default());
+        let (mut problem, mut transaction) = (None, None);
         for (partition, ending) in partitions.iter().zip(&mut endings) {
             if let Some((position, cause)) = ending.stopped {
                 failures.push(Failure::new(&partition.name, partition.records[position].offset));
-                failed += partition.records.len() - position;
-                causes.extend(cause);
+                let records = partition.records.len() - position;
+                failed += records;
+                if let Some(cause) = cause {
+                    *counts.causes.entry(cause).or_default() += records;
+                }
             }
-            tally.requests += ending.tally.requests;
-            tally.retries += ending.tally.retries;
-            tally.problem = ending.tally.problem.take().or(tally.problem);
-            tally.transaction = ending.tally.transaction.take().or(tally.transaction);
+            counts.delivered += ending.accepted;
+            counts.requests += ending.tally.requests;
+            counts.retries += ending.tally.retries;
+            problem = ending.tally.problem.take().or(problem);
+            transaction = ending.tally.transaction.take().or(transaction);
         }
-        causes.sort_unstable();
-        causes.dedup();
-        for hint in causes.iter().filter_map(|cause| hint(*cause)) {
+        for hint in counts.causes.keys().filter_map(|cause| hint(*cause)) {
             tracing::error!(request_id, flow, hint, "the inlet can't be sent to");
         }
-        tracing::info!(
-            request_id,
-            trigger = "kafka",
-            flow,
-            partitions = partitions.len(),
-            records.received = received,
-            records.accepted = endings.iter().map(|ending| ending.accepted).sum::<usize>(),
-            records.rejected = rejected,
-            records.failed = failed,
-            causes = ?causes.iter().map(|cause| cause.word()).collect::<Vec<_>>(),
-            inlet.requests = tally.requests,
-            inlet.retries = tally.retries,
-            inlet.problem = tally.problem,
-            inlet.transaction = tally.transaction,
-            "batch ingested",
-        );
+        let mut line = Line::new(&self.parts, KIND, Some(flow), request_id);
+        line.property("trigger", "kafka");
+        line.count(telemetry::BATCH_SIZE, received);
+        line.counts(&counts);
+        for (name, text) in [("inlet.problem", problem), ("inlet.transaction", transaction)] {
+            if let Some(text) = text {
+                line.property(name, &text);
+            }
+        }
+        line.number("partitions", partitions.len() as u128);
+        line.number("records.failed", failed as u128);
+        line.number("duration_ms", began.elapsed().as_millis());
+        line.write("batch ingested");
         Answer { batch_item_failures: failures }
     }
 
     /// Keeps what can never be ingested and stands before what comes again; a record that can't be kept comes again, and all
-    /// behind it. Gives the number of those that are kept.
-    async fn keep(&self, flow: &str, partitions: &[Partition<'_>], endings: &mut [Ending], deadline: Instant) -> usize {
+    /// behind it.
+    async fn keep(
+        &self,
+        flow: &str,
+        partitions: &[Partition<'_>],
+        endings: &mut [Ending],
+        counts: &mut Counts,
+        deadline: Instant,
+    ) {
         let mut places = Vec::new();
         let mut bodies = Vec::new();
         for (index, (partition, ending)) in partitions.iter().zip(&mut *endings).enumerate() {
@@ -234,21 +241,23 @@ impl PlatformIngest {
                 *stopped = Some((*position, None));
             }
         }
-        kept.into_iter().filter(|kept| *kept).count()
+        for ((_, _, rejection), _) in places.iter().zip(&kept).filter(|(_, kept)| **kept) {
+            counts.reject(rejection.reason);
+        }
     }
 }
 
 impl Function for PlatformIngest {
     type Answer = Answer;
 
-    async fn invoke(&self, event: &RawValue, invocation: Invocation<'_>) -> Result<Answer, Diagnostic> {
+    async fn invoke(&self, event: &str, invocation: Invocation<'_>) -> Result<Answer, Diagnostic> {
         self.invoke_as("", event, invocation).await
     }
 
     async fn invoke_as(
         &self,
         invoked_arn: &str,
-        event: &RawValue,
+        event: &str,
         invocation: Invocation<'_>,
     ) -> Result<Answer, Diagnostic> {
         let partitions = partitions(event).map_err(|error| diagnostic("UnknownEvent", &error.to_string()))?;

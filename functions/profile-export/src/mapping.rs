@@ -1,11 +1,9 @@
 //! From an exported profile to its messages: the same bytes, or the same bytes with fewer memberships.
 
-use std::borrow::Cow;
-
 use percent_encoding::utf8_percent_encode;
 use serde_json::value::RawValue;
 use shared::sas::ENCODED;
-use shared::{CloudEvent, Event, Kind, Mapped, Message, Rejection, deterministic_id, digest};
+use shared::{Body, CloudEvent, Event, Kind, Mapped, Message, Rejection, deterministic_id, digest};
 
 use crate::canonical::push_canonical;
 use crate::options::{Options, Split};
@@ -40,9 +38,9 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
 
     let subject = profile.subject(options.partition_by.as_deref().unwrap_or_default());
     let source = format!("/profile-export/{}", utf8_percent_encode(event.flow, ENCODED));
-    let message = |id: String, body: Cow<'a, str>| {
+    let message = |id: String, body: &str| {
         let event = CloudEvent { id, event_type: EVENT_TYPE, source: &source, time: None };
-        Message::new(event, subject.clone().into(), body)
+        Message::new(event, subject.clone().into(), Body::new(body))
     };
     let mut canonical = Vec::with_capacity(event.json.len());
     push_canonical(&mut canonical, event.json);
@@ -63,12 +61,12 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
             each.map(|(namespace, membership)| {
                 let id = deterministic_id([profile_id.as_str(), &namespace.name, &membership.audience]);
                 let alone = Passed { namespace, memberships: vec![membership] };
-                message(id, with_memberships(event.json, &profile, &[alone]).into())
+                message(id, &with_memberships(event.json, &profile, &[alone]))
             })
             .collect()
         }
-        _ if options.audiences.is_none() || all == 0 => vec![message(profile_id, event.json.into())],
-        _ => vec![message(profile_id, with_memberships(event.json, &profile, &passed).into())],
+        _ if options.audiences.is_none() || all == 0 => vec![message(profile_id, event.json)],
+        _ => vec![message(profile_id, &with_memberships(event.json, &profile, &passed))],
     };
     let unknown = memberships().filter(|membership| membership.status == Status::Unknown);
     let notes = unknown.map(|_| "unknown_status").collect();

@@ -8,10 +8,9 @@ use std::time::Duration;
 use aws_lambda_events::sqs::SqsBatchResponse;
 use futures_util::future::join_all;
 use lambda_runtime::Diagnostic;
-use serde_json::value::RawValue;
 use shared::answer::Cause;
 use shared::clock::Clock;
-use shared::event_hubs::{EventHub, Outcome, Pace};
+use shared::event_hubs::{EventHub, Outcome, Pace, Report};
 use shared::function::diagnostic;
 use shared::parking::{Envelope, unpack};
 use shared::parts::Parts;
@@ -19,10 +18,14 @@ use shared::rejects::{Reject, Source};
 use shared::settings::{Environment, PARKING_QUEUE_URL, Settings, SettingsError};
 use shared::sqs::Queue;
 use shared::sqs_event::{self, Record};
+use shared::telemetry::{self, Counts, Line};
 use shared::{Function, Invocation, Message, Reason, Rejection};
 use tokio::time::Instant;
 
 use crate::destinations::{Destinations, Unresolved, Way};
+
+/// As which the function is counted.
+const KIND: &str = "redelivery";
 
 /// Seconds that a record waits after its first failure; doubled after each further one.
 const DELAY: &str = "REDELIVERY_DELAY";
@@ -84,7 +87,7 @@ impl Redelivery {
 impl Function for Redelivery {
     type Answer = SqsBatchResponse;
 
-    async fn invoke(&self, event: &RawValue, invocation: Invocation<'_>) -> Result<SqsBatchResponse, Diagnostic> {
+    async fn invoke(&self, event: &str, invocation: Invocation<'_>) -> Result<SqsBatchResponse, Diagnostic> {
         match sqs_event::records(event) {
             Some(Ok(records)) => Ok(self.handle(&records, invocation).await),
             Some(Err(error)) => Err(diagnostic("UnreadableRecord", &error.to_string())),
@@ -160,11 +163,11 @@ impl Redelivery {
             endings[position] = Some(Ending::default());
         }
 
-        let (mut requests, mut retries, mut problem) = (0, 0, None);
+        let mut counts = Counts::default();
         for sent in join_all(loads.values().map(|loads| send(loads, sending_ends))).await {
-            requests += sent.requests;
-            retries += sent.retries;
-            problem = sent.problem.or(problem);
+            for report in &sent.reports {
+                counts.sent(report);
+            }
             for ((record, place), outcome) in sent.outcomes {
                 let Some(ending) = &mut endings[record] else { continue };
                 match outcome {
@@ -186,25 +189,24 @@ impl Redelivery {
         self.keep(&rejects, before(KEEPING), &mut comes_again).await;
         self.postpone(records, &comes_again, before(ANSWERING)).await;
 
-        let mut causes: Vec<Cause> = endings.iter().flatten().filter_map(|ending| ending.unsent).collect();
-        causes.sort_unstable();
-        causes.dedup();
-        for hint in causes.iter().filter_map(|cause| cause.hint()) {
+        for hint in counts.causes.keys().filter_map(|cause| cause.hint()) {
             tracing::error!(request_id, hint, "an event hub can't be sent to");
         }
-        tracing::info!(
-            request_id,
-            trigger = "parking",
-            records.received = records.len(),
-            records.failed = comes_again.iter().filter(|again| **again).count(),
-            messages.delivered = endings.iter().flatten().map(|ending| ending.delivered).sum::<usize>(),
-            events.rejected = rejects.len(),
-            causes = ?causes.iter().map(|cause| cause.word()).collect::<Vec<_>>(),
-            hub.requests = requests,
-            hub.retries = retries,
-            hub.problem = problem,
-            "parked batch handled",
-        );
+        for (_, _, rejection, _) in &rejects {
+            counts.reject(rejection.reason);
+        }
+        let mut line = Line::new(&self.parts, KIND, None, request_id);
+        line.property("trigger", "parking");
+        line.count(telemetry::BATCH_SIZE, records.len());
+        line.count(telemetry::REDELIVERED, std::mem::take(&mut counts.delivered));
+        line.counts(&counts);
+        if let Some(oldest) = records.iter().filter_map(Record::sent_at).min() {
+            let now = self.parts.clock.unix_seconds();
+            line.metric(telemetry::OLDEST_PARKED_AGE, now.saturating_sub(oldest / 1000).into());
+        }
+        line.number("records.failed", comes_again.iter().filter(|again| **again).count() as u128);
+        line.number("duration_ms", began.elapsed().as_millis());
+        line.write("parked batch handled");
         let failed = records.iter().zip(&comes_again).filter(|(_, again)| **again);
         sqs_event::come_again(failed.map(|(record, _)| record.message_id.0.as_ref()))
     }
@@ -259,9 +261,7 @@ type Address = (String, String);
 #[derive(Default)]
 struct Sent {
     outcomes: Vec<((usize, usize), Outcome)>,
-    requests: u32,
-    retries: u32,
-    problem: Option<String>,
+    reports: Vec<Report>,
 }
 
 /// Sends what is for one hub. Behind the first failure that is the hub's, the rest goes back unsent.
@@ -274,14 +274,12 @@ async fn send(loads: &HashMap<Way, Load<'_>>, deadline: Instant) -> Sent {
             continue;
         }
         let report = load.hub.send(&load.messages, Pace::OneByOne, deadline).await;
-        sent.requests += report.requests;
-        sent.retries += report.retries;
-        sent.problem = report.problem.or(sent.problem);
         stopped = report.outcomes.iter().find_map(|outcome| match outcome {
             Outcome::Unsent(cause) if cause.is_the_hubs() => Some(*cause),
             _ => None,
         });
-        sent.outcomes.extend(load.origins.iter().copied().zip(report.outcomes));
+        sent.outcomes.extend(load.origins.iter().copied().zip(report.outcomes.iter().copied()));
+        sent.reports.push(report);
     }
     sent
 }

@@ -1,0 +1,284 @@
+//! The one line that an invocation leaves of a flow: for readers, and as metrics in CloudWatch's embedded metric format
+//! (<https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>).
+//!
+//! It is written here rather than by a metrics crate, since it is on the way of every event: one buffer, one system call,
+//! and no line for metrics beside the one for readers.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::time::{Duration, UNIX_EPOCH};
+
+use crate::answer::Cause;
+use crate::clock::rfc3339;
+use crate::event::Reason;
+use crate::event_hubs::{Outcome, Report};
+use crate::flow::Notes;
+use crate::json::push_string;
+use crate::parts::Parts;
+
+/// CloudWatch's namespace of all metrics.
+pub const NAMESPACE: &str = "EventHubsRelay";
+
+/// A metric's name and CloudWatch's word for its unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metric {
+    pub name: &'static str,
+    pub unit: &'static str,
+}
+
+const fn count(name: &'static str) -> Metric {
+    Metric { name, unit: "Count" }
+}
+
+/// Events that came.
+pub const RECEIVED: Metric = count("Received");
+/// Events that make no message, as their flow's options say.
+pub const FILTERED: Metric = count("Filtered");
+/// Events that can never be delivered, and by reason below.
+pub const REJECTED: Metric = count("Rejected");
+/// Messages that the hub took of new events.
+pub const DELIVERED: Metric = count("Delivered");
+/// Messages stored for later.
+pub const PARKED: Metric = count("Parked");
+/// Parked messages that the hub took.
+pub const REDELIVERED: Metric = count("Redelivered");
+/// Queue records that came before: what they hold may be in the hub twice.
+pub const DUPLICATES: Metric = count("Duplicates");
+/// Records of a queue's batch.
+pub const BATCH_SIZE: Metric = count("BatchSize");
+/// Requests to the hub, repeats included, and the repeats alone.
+pub const REQUESTS: Metric = count("Requests");
+pub const RETRIES: Metric = count("Retries");
+/// Answers by which the hub asked for less.
+pub const THROTTLED: Metric = count("Throttled");
+/// Messages that could not be delivered at once, by class.
+pub const ERRORS_TIMEOUT: Metric = count("ErrorsTimeout");
+pub const ERRORS_INVALID_CREDENTIALS: Metric = count("ErrorsInvalidCredentials");
+pub const ERRORS_OTHER: Metric = count("ErrorsOther");
+/// Webhooks that had to be answered with a 5xx.
+pub const ERRORS_5XX: Metric = count("Errors5xx");
+/// From the first request to the last answer.
+pub const SEND_LATENCY: Metric = Metric { name: "SendLatency", unit: "Milliseconds" };
+/// Since the oldest message of a parked batch was parked.
+pub const OLDEST_PARKED_AGE: Metric = Metric { name: "OldestParkedAge", unit: "Seconds" };
+
+/// All that any line can hold.
+pub const METRICS: [Metric; 23] = [
+    RECEIVED,
+    FILTERED,
+    REJECTED,
+    of_reason(Reason::Unreadable),
+    of_reason(Reason::Unmappable),
+    of_reason(Reason::TooLarge),
+    of_reason(Reason::UnknownFlow),
+    of_reason(Reason::Bug),
+    of_reason(Reason::Refused),
+    DELIVERED,
+    PARKED,
+    REDELIVERED,
+    DUPLICATES,
+    BATCH_SIZE,
+    REQUESTS,
+    RETRIES,
+    THROTTLED,
+    ERRORS_TIMEOUT,
+    ERRORS_INVALID_CREDENTIALS,
+    ERRORS_OTHER,
+    ERRORS_5XX,
+    SEND_LATENCY,
+    OLDEST_PARKED_AGE,
+];
+
+/// Rejected events of one reason.
+const fn of_reason(reason: Reason) -> Metric {
+    count(match reason {
+        Reason::Unreadable => "RejectedUnreadable",
+        Reason::Unmappable => "RejectedUnmappable",
+        Reason::TooLarge => "RejectedTooLarge",
+        Reason::UnknownFlow => "RejectedUnknownFlow",
+        Reason::Bug => "RejectedBug",
+        Reason::Refused => "RejectedRefused",
+    })
+}
+
+/// The classes by which a sender's own connector reports errors.
+fn of_cause(cause: Cause) -> Metric {
+    match cause {
+        Cause::Timeout => ERRORS_TIMEOUT,
+        Cause::Unauthorized | Cause::TokenExpired | Cause::Forbidden => ERRORS_INVALID_CREDENTIALS,
+        _ => ERRORS_OTHER,
+    }
+}
+
+/// What became of a flow's events in one invocation.
+#[derive(Debug, Default)]
+pub struct Counts {
+    pub received: usize,
+    pub filtered: usize,
+    pub rejected: BTreeMap<Reason, usize>,
+    pub delivered: usize,
+    pub parked: usize,
+    pub duplicates: usize,
+    pub notes: Notes,
+    /// Why messages could not be delivered at once.
+    pub causes: BTreeMap<Cause, usize>,
+    pub requests: u32,
+    pub retries: u32,
+    pub throttled: u32,
+    pub sending: Option<Duration>,
+    /// What the hub said last that was no success.
+    pub problem: Option<String>,
+}
+
+impl Counts {
+    pub fn reject(&mut self, reason: Reason) {
+        *self.rejected.entry(reason).or_default() += 1;
+    }
+
+    pub fn sent(&mut self, report: &Report) {
+        for outcome in &report.outcomes {
+            match outcome {
+                Outcome::Delivered => self.delivered += 1,
+                Outcome::Unsent(cause) => *self.causes.entry(*cause).or_default() += 1,
+                Outcome::Refused(_) => {}
+            }
+        }
+        self.requests += report.requests;
+        self.retries += report.retries;
+        self.throttled += report.throttled;
+        self.sending = self.sending.max(Some(report.took));
+        if report.problem.is_some() {
+            self.problem.clone_from(&report.problem);
+        }
+    }
+}
+
+/// A line in the making.
+#[derive(Debug)]
+pub struct Line {
+    text: Vec<u8>,
+    /// The metrics' part of `_aws`.
+    metrics: Vec<u8>,
+    milliseconds: u128,
+    by_flow: bool,
+}
+
+impl Line {
+    /// A line about a kind's events of one flow; of none where they name none that exists.
+    pub fn new(parts: &Parts, kind: &str, flow: Option<&str>, request_id: &str) -> Self {
+        let milliseconds = parts.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let mut line = Self {
+            text: Vec::with_capacity(1024),
+            metrics: Vec::with_capacity(512),
+            milliseconds,
+            by_flow: parts.metrics_by_flow && flow.is_some(),
+        };
+        line.text.extend_from_slice(b"{\"level\":\"INFO\"");
+        line.property("timestamp", &i64::try_from(milliseconds).ok().and_then(rfc3339).unwrap_or_default());
+        line.property("Kind", kind);
+        if let Some(flow) = flow {
+            line.property("Flow", flow);
+        }
+        line.property("request_id", request_id);
+        line
+    }
+
+    /// What readers search by.
+    pub fn property(&mut self, name: &str, value: &str) {
+        self.name(name);
+        push_string(&mut self.text, value);
+    }
+
+    pub fn number(&mut self, name: &str, value: u128) {
+        self.name(name);
+        let _ = write!(self.text, "{value}");
+    }
+
+    /// A count of zero is left out: a sum is the same without it.
+    pub fn count(&mut self, metric: Metric, value: usize) {
+        if value > 0 {
+            self.metric(metric, value as u128);
+        }
+    }
+
+    pub fn metric(&mut self, Metric { name, unit }: Metric, value: u128) {
+        self.number(name, value);
+        self.metrics.extend_from_slice(if self.metrics.is_empty() { b"{\"Name\":\"" } else { b",{\"Name\":\"" });
+        self.metrics.extend_from_slice(name.as_bytes());
+        self.metrics.extend_from_slice(b"\",\"Unit\":\"");
+        self.metrics.extend_from_slice(unit.as_bytes());
+        self.metrics.extend_from_slice(b"\"}");
+    }
+
+    /// What became of the events.
+    pub fn counts(&mut self, counts: &Counts) {
+        self.count(RECEIVED, counts.received);
+        self.count(FILTERED, counts.filtered);
+        self.count(REJECTED, counts.rejected.values().sum());
+        for (reason, count) in &counts.rejected {
+            self.count(of_reason(*reason), *count);
+        }
+        self.count(DELIVERED, counts.delivered);
+        self.count(PARKED, counts.parked);
+        self.count(DUPLICATES, counts.duplicates);
+        self.sending(counts);
+        if !counts.notes.is_empty() {
+            self.words("notes", counts.notes.iter().map(|(word, count)| (*word, *count as usize)));
+        }
+    }
+
+    /// How the sending went.
+    pub fn sending(&mut self, counts: &Counts) {
+        self.count(REQUESTS, counts.requests as usize);
+        self.count(RETRIES, counts.retries as usize);
+        self.count(THROTTLED, counts.throttled as usize);
+        if let Some(took) = counts.sending {
+            self.metric(SEND_LATENCY, took.as_millis());
+        }
+        for class in [ERRORS_TIMEOUT, ERRORS_INVALID_CREDENTIALS, ERRORS_OTHER] {
+            let of_class = counts.causes.iter().filter(|(cause, _)| of_cause(**cause) == class);
+            self.count(class, of_class.map(|(_, count)| count).sum());
+        }
+        if !counts.causes.is_empty() {
+            self.words("causes", counts.causes.iter().map(|(cause, count)| (cause.word(), *count)));
+        }
+        if let Some(problem) = &counts.problem {
+            self.property("hub.problem", problem);
+        }
+    }
+
+    /// Prints it, whatever the log level: metrics are made of it.
+    pub fn write(mut self, message: &str) {
+        self.property("message", message);
+        if !self.metrics.is_empty() {
+            let _ = write!(
+                self.text,
+                ",\"_aws\":{{\"Timestamp\":{},\"CloudWatchMetrics\":[{{\"Namespace\":\"{NAMESPACE}\",\"Dimensions\":[[\"Kind\"]{}],\"Metrics\":[",
+                self.milliseconds,
+                if self.by_flow { ",[\"Kind\",\"Flow\"]" } else { "" },
+            );
+            self.text.append(&mut self.metrics);
+            self.text.extend_from_slice(b"]}]}");
+        }
+        self.text.extend_from_slice(b"}\n");
+        // Where nobody reads standard output there is nobody to tell either.
+        let _ = std::io::stdout().lock().write_all(&self.text);
+    }
+
+    fn name(&mut self, name: &str) {
+        self.text.extend_from_slice(b",\"");
+        self.text.extend_from_slice(name.as_bytes());
+        self.text.extend_from_slice(b"\":");
+    }
+
+    /// An object of counts by word.
+    fn words<'w>(&mut self, name: &str, words: impl Iterator<Item = (&'w str, usize)>) {
+        self.name(name);
+        for (position, (word, count)) in words.enumerate() {
+            self.text.push(if position == 0 { b'{' } else { b',' });
+            push_string(&mut self.text, word);
+            let _ = write!(self.text, ":{count}");
+        }
+        self.text.push(b'}');
+    }
+}
