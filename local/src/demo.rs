@@ -1,5 +1,6 @@
 //! `local demo`: sends every fixture of every kind by webhook and by queue to a running system, one more by a flow that it
-//! makes at the control API, another while its hub is down, and looks for each in the hub.
+//! makes at the control API, another while its hub is down, and looks for each in the hub; then for those of one hub at the
+//! inlet that it is read into.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::kinds::{KINDS, Kind};
 use crate::random;
-use crate::run::{ControlInfo, INFO_PATH, Info, KindInfo, local_aws};
+use crate::run::{ControlInfo, INFO_PATH, Info, KindInfo, SourceInfo, local_aws};
 
 /// Send the fixtures to a running system and wait for them in the hub.
 #[derive(Debug, clap::Args)]
@@ -91,12 +92,16 @@ pub async fn demo(options: Options) -> Result<bool, DemoError> {
     info.aws_endpoint = options.aws_port.map(at).or(info.aws_endpoint);
 
     let (mut sent_count, mut arrived_count) = (0, 0);
+    let mut is_back = true;
     for kind in KINDS {
         let Some(running) = info.kinds.iter().find(|running| running.name == kind.name) else { continue };
         let before = next_sequence_numbers(&http, &info, kind).await?;
         let sent = send(&http, &url, &info, kind, running, &options.fixtures).await?;
         let arrived = wait(&http, &info, kind, &before, &sent).await?;
         print_arrived(kind, &sent, &arrived);
+        if kind.hub == info.source.hub {
+            is_back = way_back(&http, &info, &arrived).await?;
+        }
         sent_count += sent.len();
         arrived_count += sent.iter().filter(|sent| arrived.contains_key(&sent.subject)).count();
     }
@@ -109,7 +114,30 @@ pub async fn demo(options: Options) -> Result<bool, DemoError> {
         arrived_count += usize::from(outage(&http, &url, &info, &KINDS[0], &options.fixtures).await?);
     }
     println!("\n{sent_count} sent, {arrived_count} in the hub");
-    Ok(sent_count > 0 && sent_count == arrived_count)
+    Ok(is_back && sent_count > 0 && sent_count == arrived_count)
+}
+
+/// Waits for a hub's events at the inlet, whose records are their bodies as they are.
+async fn way_back(
+    http: &reqwest::Client,
+    info: &Info,
+    arrived: &BTreeMap<String, Vec<Stored>>,
+) -> Result<bool, DemoError> {
+    let SourceInfo { hub, inlet_url, records_url } = &info.source;
+    println!("\nback out of hub {hub}: into {inlet_url}");
+    let bodies = arrived.values().flatten().map(|event| serde_json::from_str(&event.body).unwrap_or_default());
+    let mut missing: Vec<Value> = bodies.collect();
+    let (all, deadline) = (missing.len(), Instant::now() + ARRIVAL);
+    while !missing.is_empty() && Instant::now() < deadline {
+        let page = get(http, records_url.clone()).await?;
+        let taken = page["records"].as_array().ok_or_else(|| DemoError::Answer(records_url.clone()))?;
+        missing.retain(|body| !taken.iter().any(|taken| taken["record"] == *body));
+        if !missing.is_empty() {
+            sleep(POLL).await;
+        }
+    }
+    println!("  {} of {all} records taken", all - missing.len());
+    Ok(missing.is_empty())
 }
 
 /// What the system at `url` tells about itself.

@@ -288,6 +288,20 @@ impl Emulator {
         events
     }
 
+    /// Up to `limit` events of a partition, from a sequence number on; none where there is no such partition.
+    pub fn read(&self, hub: &str, partition: u32, from: u64, limit: usize) -> Vec<StoredEvent> {
+        let mut state = self.namespace.state();
+        let partition = state.hub(hub).and_then(|hub| hub.partitions.get(partition as usize));
+        let Some(partition) = partition else { return Vec::new() };
+        let first = partition.events.partition_point(|event| event.sequence_number < from);
+        partition.events[first..].iter().take(limit).cloned().collect()
+    }
+
+    /// How many partitions a hub has; 0 for an unknown one.
+    pub fn partitions(&self, hub: &str) -> u32 {
+        self.namespace.state().hub(hub).map_or(0, |hub| hub.partitions.len() as u32)
+    }
+
     /// The send requests so far, in their order of arrival.
     pub fn requests(&self) -> Vec<RequestRecord> {
         self.namespace.state().requests.iter().cloned().collect()
@@ -481,7 +495,7 @@ impl<'a> Sending<'a> {
 #[derive(Clone)]
 struct NoAnswer;
 
-fn no_answer() -> Response {
+pub(crate) fn no_answer() -> Response {
     let mut response = Response::new(Body::empty());
     response.extensions_mut().insert(NoAnswer);
     response
@@ -712,7 +726,7 @@ async fn list_requests(State(namespace): State<Arc<Namespace>>) -> Json<Value> {
 }
 
 /// Accepts connections for as long as it is polled; all of them end with it.
-async fn accept(listener: TcpListener, router: Router) {
+pub(crate) async fn accept(listener: TcpListener, router: Router) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {

@@ -160,6 +160,7 @@ impl Queues {
                 let queue_url = self.parking.as_ref().ok_or("name the parking queue with --parking-queue-url")?;
                 (queue_url, pack(&body), None)
             }
+            Source::Kafka => return Err("it came from a hub: mend it and send it to the hub"),
             Source::Webhook | Source::Queue => {
                 let queue_url = self.kinds.get(&*reject.kind).ok_or("name its kind's queue with --queue KIND=URL")?;
                 let text = String::from_utf8(body).map_err(|_| "its body is not UTF-8")?;

@@ -26,8 +26,10 @@ use tokio::time::Instant;
 use crate::console::{self, Console, SendersKey};
 use crate::emulator::{Config, Emulator, Key, ROOT_KEY_NAME, Rights};
 use crate::gateway;
+use crate::inlet::{self, Inlet};
 use crate::kinds::KINDS;
 use crate::moto::{self, Moto, MotoError};
+use crate::poller::Poller;
 use crate::queue_source;
 use crate::random;
 use crate::runner::{Function, FunctionConfig};
@@ -48,6 +50,9 @@ pub struct Options {
     /// Port of moto server, which stands in for SQS
     #[arg(long, default_value_t = 5566)]
     pub aws_port: u16,
+    /// Port of the streaming inlet that stands in for Adobe's
+    #[arg(long, default_value_t = 5400)]
+    pub inlet_port: u16,
     /// Folder of the built functions [default: where this program is]
     #[arg(long)]
     pub functions: Option<PathBuf>,
@@ -78,10 +83,16 @@ const MAX_RECEIVE_COUNT: u32 = 100;
 const BATCH_SIZE: usize = 50;
 const REDELIVERY: &str = "redelivery";
 const FLOW_SERVICE: &str = "flow-service";
+const PLATFORM_INGEST: &str = "platform-ingest";
 const FLOWS_TABLE: &str = "flows";
 /// The policy that the default flows send with, and the secret that they read its key from.
 const SENDERS_KEY_NAME: &str = "senders";
 const SENDERS_SECRET_ID: &str = "eventhubs-relay/local";
+/// The secret of the inlet's client.
+const IMS_SECRET: &str = "ims-client";
+const IMS_CLIENT: (&str, &str) = ("local-client", "local-client-secret");
+/// The most events of one invocation on the way back.
+const SOURCE_BATCH_SIZE: usize = 1000;
 /// Of the parking queue, as in the template.
 const MAX_REDELIVERIES: u32 = 100;
 /// Batches of parked messages in flight together, as in the template.
@@ -124,7 +135,18 @@ pub struct Info {
     pub sender_token: Option<String>,
     /// Absent without queues.
     pub control: Option<ControlInfo>,
+    pub source: SourceInfo,
     pub kinds: Vec<KindInfo>,
+}
+
+/// The way back: a hub, and the inlet that its events go into.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceInfo {
+    pub hub: String,
+    pub inlet_url: String,
+    /// What it took.
+    pub records_url: String,
 }
 
 /// How the control API is called.
@@ -185,7 +207,7 @@ pub fn flows_table(name: &str) -> Value {
 pub async fn run(options: Options) -> Result<(), RunError> {
     let functions = options.functions.clone().unwrap_or_else(own_folder);
     let with_aws: &[&str] = if options.no_queue { &[] } else { &[REDELIVERY, FLOW_SERVICE] };
-    for name in KINDS.iter().map(|kind| kind.name).chain(with_aws.iter().copied()) {
+    for name in KINDS.iter().map(|kind| kind.name).chain([PLATFORM_INGEST]).chain(with_aws.iter().copied()) {
         let binary = functions.join(name);
         if !binary.is_file() {
             return Err(RunError::NotBuilt(binary));
@@ -215,6 +237,8 @@ fn own_folder() -> PathBuf {
 
 struct System {
     emulator: Emulator,
+    /// It ends with the system.
+    _inlet: Inlet,
     functions: Vec<Function>,
     moto: Option<Moto>,
     /// The gateway and the queue sources.
@@ -248,6 +272,7 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
     };
     let gateway_listener = listen(options.port, "--port").await?;
     let hub_listener = listen(options.hub_port, "--hub-port").await?;
+    let inlet_listener = listen(options.inlet_port, "--inlet-port").await?;
     let aws_listener = if options.no_queue { None } else { Some(listen(options.aws_port, "--aws-port").await?) };
     let http = shared::build_http_client(None).map_err(RunError::Client)?;
 
@@ -265,6 +290,11 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
     });
     let emulator = Emulator::start(config, hub_listener).await;
     println!("event hubs   {} (emulator)", emulator.url());
+    // Without Secrets Manager there is nowhere for a client's secret.
+    let client = (!options.no_queue).then(|| (IMS_CLIENT.0.to_owned(), IMS_CLIENT.1.to_owned()));
+    let inlet_config = inlet::Config { id: "local".to_owned(), client, ..inlet::Config::default() };
+    let inlet = Inlet::start(inlet_config, inlet_listener).await;
+    println!("inlet        {} (stand-in)", inlet.url());
 
     let moto = match aws_listener {
         None => None,
@@ -283,13 +313,18 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
         keeping: None,
         sender_token: bearer_token(&options.sender_auth),
         control: None,
+        source: SourceInfo {
+            hub: KINDS[0].hub.to_owned(),
+            inlet_url: inlet.url(),
+            records_url: format!("http://{}/_inlet/records", inlet.host()),
+        },
         kinds: Vec::new(),
     };
     let address = gateway_listener.local_addr().unwrap_or(SocketAddr::new(options.host, options.port));
     let url = format!("http://{}", reachable(address));
     let aws = info.aws_endpoint.as_ref().map(|url| local_aws(http.clone(), url.clone(), REGION.to_owned()));
     let (mut functions, mut tasks) = (Vec::new(), JoinSet::new());
-    let mut poll = |aws: &Aws, url: &str, function: &Function| {
+    let poll = |tasks: &mut JoinSet<()>, aws: &Aws, url: &str, function: &Function| {
         let poll = queue_source::poll(aws.clone(), url.to_owned(), REGION.to_owned(), function.clone(), BATCH_SIZE);
         tasks.spawn(poll);
     };
@@ -309,7 +344,7 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
         config.max_instances = REDELIVERY_CONCURRENCY;
         let function = Function::new(config);
         for _ in 0..REDELIVERY_CONCURRENCY {
-            poll(aws, &keeping.parking_queue_url, &function);
+            poll(&mut tasks, aws, &keeping.parking_queue_url, &function);
         }
         functions.push(function);
 
@@ -323,6 +358,14 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
         control = Some((function.clone(), Arc::new(tokens)));
         functions.push(function);
     }
+    if let Some(aws) = &aws {
+        let secret = json!({ "client_id": IMS_CLIENT.0, "client_secret": IMS_CLIENT.1 }).to_string();
+        let body = json!({ "Name": IMS_SECRET, "SecretString": secret });
+        aws.call(Service::SecretsManager, "CreateSecret", &body, Instant::now() + CREATE_TIMEOUT).await?;
+    }
+    let function = Function::new(ingest_config(&inlet, options, functions_folder, &info));
+    tasks.spawn(Poller::new(emulator.clone(), &info.source.hub, function.clone(), None, SOURCE_BATCH_SIZE).run());
+    functions.push(function);
     let mut kinds = BTreeMap::new();
     for kind in KINDS {
         let connection = emulator.connection_string(SENDERS_KEY_NAME, Some(kind.hub));
@@ -336,7 +379,7 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
         let mut queue_url = None;
         if let Some(aws) = &aws {
             let (url, _) = queue_source::create_queue(aws, kind.queue, VISIBILITY_TIMEOUT, MAX_RECEIVE_COUNT).await?;
-            poll(aws, &url, &function);
+            poll(&mut tasks, aws, &url, &function);
             queue_url = Some(url);
         }
         info.kinds.push(KindInfo { name: kind.name.to_owned(), hub: kind.hub.to_owned(), queue_url });
@@ -378,7 +421,7 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
     }
     print!("{}", instructions(&url, &info));
     println!("ready: {url}");
-    Ok(System { emulator, functions, moto, tasks })
+    Ok(System { emulator, _inlet: inlet, functions, moto, tasks })
 }
 
 /// An address that clients on this machine can connect to.
@@ -429,6 +472,24 @@ fn control_config(url: &str, emulator: &Emulator, options: &Options, folder: &Pa
     config
 }
 
+/// Of the way back.
+fn ingest_config(inlet: &Inlet, options: &Options, folder: &Path, info: &Info) -> FunctionConfig {
+    let mut config = function_config(PLATFORM_INGEST, &[], options, folder, info);
+    let expected = inlet::Config::default();
+    let own = [
+        ("INLET_URL", inlet.url()),
+        ("INLET_FLOW_ID", expected.flow_id),
+        ("INLET_SANDBOX", expected.sandbox),
+        ("EMULATOR_HOSTS", inlet.host()),
+    ];
+    config.environment.extend(own.map(|(name, value)| (name.to_owned(), value)));
+    if info.aws_endpoint.is_some() {
+        config.environment.push(("IMS_SECRET_ID".to_owned(), IMS_SECRET.to_owned()));
+        config.environment.push(("IMS_TOKEN_URL".to_owned(), inlet.token_url()));
+    }
+    config
+}
+
 /// The first bearer token of a `SENDER_AUTH`.
 fn bearer_token(sender_auth: &str) -> Option<String> {
     let accepted: Vec<Value> = serde_json::from_str(sender_auth).ok()?;
@@ -457,6 +518,7 @@ fn instructions(url: &str, info: &Info) -> String {
         }
         text.push_str(&format!("  in the hub:  curl {}/_emulator/hubs/{}/events\n", info.hub_url, kind.hub));
     }
+    text.push_str(&format!("\nback out of {}\n  at the inlet: curl {}\n", info.source.hub, info.source.records_url));
     if let Some(control) = &info.control {
         text.push_str(&format!("\ncontrol API (docs/control-api.md)\n{}", control.calls(url)));
     }

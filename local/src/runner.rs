@@ -154,15 +154,21 @@ impl Function {
     /// Hands `payload` to an idle instance (the one used last), or to a new one. Dropping the future kills that
     /// instance.
     pub async fn invoke(&self, payload: Vec<u8>) -> Result<Vec<u8>, InvokeError> {
+        self.invoke_alias(None, payload).await
+    }
+
+    /// The same by one of the function's aliases, which the invoked ARN then names.
+    pub async fn invoke_alias(&self, alias: Option<&str>, payload: Vec<u8>) -> Result<Vec<u8>, InvokeError> {
+        let arn = self.0.arn(alias);
         let mut stopped = self.0.stopped.subscribe();
         tokio::select! {
             biased;
             _ = async { stopped.wait_for(|stopped| *stopped).await.is_ok() } => Err(InvokeError::Exited),
-            answer = self.invoke_unless_stopped(payload) => answer,
+            answer = self.invoke_unless_stopped(&arn, payload) => answer,
         }
     }
 
-    async fn invoke_unless_stopped(&self, payload: Vec<u8>) -> Result<Vec<u8>, InvokeError> {
+    async fn invoke_unless_stopped(&self, arn: &str, payload: Vec<u8>) -> Result<Vec<u8>, InvokeError> {
         let _permit = self.0.permits.acquire().await.map_err(|_| InvokeError::Exited)?;
         loop {
             let (instance, reused) = match self.0.take_idle() {
@@ -174,7 +180,7 @@ impl Function {
                 }
                 None => (Instance::start(&self.0).await?, false),
             };
-            let ended = instance.invoke(&self.0, payload.clone()).await;
+            let ended = instance.invoke(&self.0, arn, payload.clone()).await;
             match ended {
                 Ended::Answered(answer) => {
                     let mut idle = self.0.idle();
@@ -266,9 +272,10 @@ impl Inner {
         signalled
     }
 
-    fn arn(&self) -> String {
+    fn arn(&self, alias: Option<&str>) -> String {
         let region = self.variable("AWS_REGION").unwrap_or(DEFAULT_REGION);
-        format!("arn:aws:lambda:{region}:{ACCOUNT}:function:{}", self.config.name)
+        let alias = alias.map(|alias| format!(":{alias}")).unwrap_or_default();
+        format!("arn:aws:lambda:{region}:{ACCOUNT}:function:{}{alias}", self.config.name)
     }
 
     fn variable(&self, name: &str) -> Option<&str> {
@@ -400,7 +407,7 @@ impl Instance {
         exited.wait_for(Option::is_some).await.ok().and_then(|last_line| last_line.clone())
     }
 
-    async fn invoke(&self, function: &Inner, payload: Vec<u8>) -> Ended {
+    async fn invoke(&self, function: &Inner, arn: &str, payload: Vec<u8>) -> Ended {
         let limit = function.config.timeout;
         let since_epoch = function.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let (answer, mut answered) = oneshot::channel();
@@ -410,7 +417,7 @@ impl Instance {
             id: id.clone(),
             payload,
             deadline_ms: (since_epoch + limit).as_millis(),
-            arn: function.arn(),
+            arn: arn.to_owned(),
             answer,
             taken,
         };

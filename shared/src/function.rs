@@ -38,6 +38,16 @@ pub trait Function: Sized + Send + Sync + 'static {
     /// of its records must come again.
     fn invoke(&self, event: &str, invocation: Invocation<'_>)
     -> impl Future<Output = Result<Self::Answer, Diagnostic>>;
+
+    /// The same, told by which ARN it was invoked: an alias there may say what the event does not.
+    fn invoke_as(
+        &self,
+        _invoked_arn: &str,
+        event: &str,
+        invocation: Invocation<'_>,
+    ) -> impl Future<Output = Result<Self::Answer, Diagnostic>> {
+        self.invoke(event, invocation)
+    }
 }
 
 /// Runs a function until the runtime ends it. A setting that can't be used ends the process before its first invocation,
@@ -80,15 +90,15 @@ pub fn run_function<F: Function>(
         };
         let handler = service_fn({
             let take = take.clone();
-            move |event: LambdaEvent<IgnoredAny>| {
+            move |LambdaEvent { context, .. }: LambdaEvent<IgnoredAny>| {
                 let (function, bytes) = (function.clone(), take(Bytes::new()));
                 let began = Instant::now();
-                let time_up = began + remaining(&clock, &event.context);
+                let time_up = began + remaining(&clock, &context);
                 async move {
-                    let invocation = Invocation { request_id: &event.context.request_id, began, time_up };
+                    let invocation = Invocation { request_id: &context.request_id, began, time_up };
                     let event = std::str::from_utf8(&bytes)
                         .map_err(|_| diagnostic("UnknownTrigger", "the event is not UTF-8, as every trigger's is"))?;
-                    function.invoke(event, invocation).await
+                    function.invoke_as(&context.invoked_function_arn, event, invocation).await
                 }
             }
         });

@@ -33,6 +33,8 @@ pub struct Reject<'a> {
 pub enum Source {
     Webhook,
     Queue,
+    /// A record of an event hub, read by its Kafka endpoint.
+    Kafka,
     /// It was mapped and parked: its body is the parking envelope's JSON.
     Parking,
 }

@@ -117,16 +117,26 @@ struct Line {
     message_id: String,
     reason: String,
     detail: String,
-    #[serde(rename = "events.received")]
+    #[serde(rename = "Received")]
     received: u64,
-    #[serde(rename = "events.filtered")]
+    #[serde(rename = "Filtered")]
     filtered: u64,
-    #[serde(rename = "events.rejected")]
+    #[serde(rename = "Rejected")]
     rejected: u64,
-    #[serde(rename = "messages.delivered")]
+    #[serde(rename = "Delivered", alias = "Redelivered")]
     delivered: u64,
-    #[serde(rename = "messages.parked")]
+    #[serde(rename = "Parked")]
     parked: u64,
+}
+
+impl Line {
+    fn add(&mut self, other: &Self) {
+        self.received += other.received;
+        self.filtered += other.filtered;
+        self.rejected += other.rejected;
+        self.delivered += other.delivered;
+        self.parked += other.parked;
+    }
 }
 
 /// What is known so far of an invocation.
@@ -202,7 +212,11 @@ impl Ledger {
                 match line.message.as_str() {
                     "an event can't be delivered" => self.half(&request_id).rejects.push(line),
                     "webhook answered" | "queue batch handled" | "parked batch handled" => {
-                        self.half(&request_id).line = Some(line);
+                        // A batch leaves one for each flow.
+                        match &mut self.half(&request_id).line {
+                            Some(sum) => sum.add(&line),
+                            none => *none = Some(line),
+                        }
                     }
                     _ => return,
                 }
@@ -495,7 +509,7 @@ mod tests {
     /// A webhook whose sender was told of `promised` messages.
     fn webhook(ledger: &mut Ledger, promised: u64, delivered: u64, parked: u64) {
         let line = json!({
-            "message": "webhook answered", "request_id": "w", "messages.delivered": delivered, "messages.parked": parked,
+            "message": "webhook answered", "request_id": "w", "Delivered": delivered, "Parked": parked,
         });
         let body = json!({ "status": "delivered", "messages": promised }).to_string();
         tell(ledger, "audience-change", line, json!({ "body": "{}" }), json!({ "statusCode": 200, "body": body }));
@@ -513,7 +527,7 @@ mod tests {
         });
         let failures = if is_handled { json!([]) } else { json!([{ "itemIdentifier": "m" }]) };
         let line = json!({
-            "message": "parked batch handled", "request_id": "r", "messages.delivered": delivered, "events.rejected": rejected,
+            "message": "parked batch handled", "request_id": "r", "Redelivered": delivered, "Rejected": rejected,
         });
         tell(ledger, "redelivery", line, json!({ "Records": [record] }), json!({ "batchItemFailures": failures }));
     }
