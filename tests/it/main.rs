@@ -26,5 +26,7 @@ mod schemas;
 mod secrets;
 mod settings;
 mod signing;
+mod stack;
+mod telemetry;
 mod template;
 mod webhook;
