@@ -526,8 +526,10 @@ impl Api {
     ) -> Result<Changed, Unwritten> {
         let tenant = &caller.tenant;
         let old = self.existing(tenant, collection, id).await?;
-        let Some(if_match) = if_match else { return Ok(bad_request("If-Match: missing; give the etag")?) };
-        check_etag(&old, if_match)?;
+        match if_match {
+            Some(if_match) => check_etag(&old, if_match)?,
+            None => return bad_request("If-Match: missing; give the etag").map_err(Unwritten::Failed),
+        }
         let mut new = old.clone();
         match change {
             Change::Patch(operations) => {
