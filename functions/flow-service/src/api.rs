@@ -6,8 +6,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use shared::clock::Clock;
+use tokio::join;
 use tokio::time::{Instant, sleep};
-use tokio::try_join;
 
 use crate::connections::{self, Credentials, Senders, has_mask, hub_of, without_secrets};
 use crate::errors::{ApiError, bad_request, unusable};
@@ -438,10 +438,12 @@ impl Api {
 
     /// Both ends of a flow.
     async fn ends(&self, tenant: &Tenant, flow: &Entity) -> Result<(End, End), ApiError> {
-        try_join!(
+        let (source, target) = join!(
             self.end(tenant, flow, Collection::SourceConnections),
             self.end(tenant, flow, Collection::TargetConnections),
-        )
+        );
+        // Whichever is read first, the source is complained of first.
+        Ok((source?, target?))
     }
 
     /// What those need who send to a flow.
