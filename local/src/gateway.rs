@@ -229,7 +229,9 @@ const DOCUMENT: &str = "/openapi.json";
 pub fn control_router(function: Function, tokens: Arc<Tokens>) -> Router {
     let mut router = Router::new().route(DOCUMENT, any(control));
     for first in CONTROL_API {
-        router = router.route(&format!("/{first}"), any(control)).route(&format!("/{first}/{{*rest}}"), any(control));
+        for path in [format!("/{first}"), format!("/{first}/"), format!("/{first}/{{*rest}}")] {
+            router = router.route(&path, any(control));
+        }
     }
     router.with_state(Arc::new(ControlApi { function, tokens, clock: Clock::system() }))
 }

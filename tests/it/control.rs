@@ -10,6 +10,7 @@ use local::tokens::Tokens;
 use serde_json::{Value, json};
 use shared::aws::Service;
 use shared::clock::Clock;
+use shared::json::{Object, from_config};
 use tests::faults::proxy::{AwsFault, Proxy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -69,12 +70,16 @@ fn control(cloud: &Cloud, hubs: &[&Emulator]) -> Caller {
 }
 
 pub fn control_with(cloud: &Cloud, more: &[(&str, &str)]) -> Caller {
+    control_in(cloud, more, Duration::from_secs(30))
+}
+
+fn control_in(cloud: &Cloud, more: &[(&str, &str)], timeout: Duration) -> Caller {
     let mut environment: Vec<(String, String)> =
         cloud.variables().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     environment.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     let function = Function::new(FunctionConfig {
         environment,
-        timeout: Duration::from_secs(30),
+        timeout,
         max_instances: 20,
         ..FunctionConfig::new("flow-service", binary("flow-service"))
     });
@@ -449,8 +454,20 @@ async fn requests_are_checked_in_the_documented_order() {
     }
     let path = format!("/flows/{ABSENT}");
     let rename = json!([{ "op": "replace", "path": "/name", "value": "b" }]);
-    api.call("PATCH", &path, &rename).await.expect(400);
+    // What is referred to comes before the etag.
+    api.call("PATCH", &path, &rename).await.expect(404);
     api.patch(&path, "\"x\"", &rename).await.expect(404);
+    let there = json!({ "name": "n", "connectionSpec": spec(DATAVERSE) });
+    let there = format!("/connections/{}", api.post("/connections", &there).await.id());
+    assert!(text(&api.call("PATCH", &there, &rename).await.expect(400)["detail"]).contains("If-Match"));
+    let tilde = json!([{ "op": "add", "path": "/x~y", "value": 1 }]);
+    api.patch(&there, "*", &tilde).await.expect(400);
+    let precise = json!([{ "op": "add", "path": "/x", "value": 0 }]);
+    let mut event = api.event("PATCH", &there, &precise);
+    event["headers"]["if-match"] = "*".into();
+    event["body"] = r#"[{"op":"add","path":"/x","value":12345678901234567890123}]"#.into();
+    assert!(text(&api.invoke(&event).await.expect(400)["detail"]).contains("digits"));
+    assert!(api.item(&there).await.get("x").is_none());
     api.post(&format!("{path}/action?op=pause"), &Value::Null).await.expect(400);
     api.post(&format!("{path}/action?op=ENABLE"), &Value::Null).await.expect(404);
     assert_eq!(api.get("/openapi.json").await.expect(200)["openapi"], "3.1.0");
@@ -573,27 +590,103 @@ async fn of_two_hundred_updates_with_one_etag_one_wins() {
     let connection = api.connection(&hub).await;
     let created = api.flow(DATA_ACTIVATION, json!({}), &connection, HUB).await;
     let path = format!("/flows/{}", text(&created["id"]));
-    let etag = text(&created["etag"]);
-    let updates: Vec<_> = (0..200)
-        .map(|n| {
-            let (api, path, etag) = (api.clone(), path.clone(), etag.clone());
-            tokio::spawn(async move {
-                let rename = json!([{ "op": "replace", "path": "/name", "value": format!("name {n}") }]);
-                (n, api.patch(&path, &etag, &rename).await)
-            })
-        })
-        .collect();
-    let mut winners = Vec::new();
-    for update in updates {
-        let (n, answer) = update.await.unwrap();
-        match answer.status {
-            200 => winners.push((n, answer.body)),
-            _ => drop(answer.expect(412)),
-        }
-    }
-    assert_eq!(winners.len(), 1, "{winners:?}");
     let flow = api.item(&path).await;
-    assert_eq!((&flow["name"], &flow["etag"]), (&json!(format!("name {}", winners[0].0)), &winners[0].1["etag"]));
+    let ends = [("source", "sourceConnections"), ("target", "targetConnections")];
+    let [source, target] = ends.map(|(end, name)| format!("/{name}/{}", text(&flow[format!("{end}ConnectionIds")][0])));
+    // One collection in full, and the others by the same way.
+    for (path, count) in [(path, 200), (source, 50), (target, 50), (format!("/connections/{connection}"), 50)] {
+        let etag = text(&api.item(&path).await["etag"]);
+        let updates: Vec<_> = (0..count)
+            .map(|n| {
+                let (api, path, etag) = (api.clone(), path.clone(), etag.clone());
+                tokio::spawn(async move {
+                    let rename = json!([{ "op": "replace", "path": "/name", "value": format!("name {n}") }]);
+                    (n, api.patch(&path, &etag, &rename).await)
+                })
+            })
+            .collect();
+        let mut winners = Vec::new();
+        for update in updates {
+            let (n, answer) = update.await.unwrap();
+            match answer.status {
+                200 => winners.push((n, answer.body)),
+                _ => drop(answer.expect(412)),
+            }
+        }
+        assert_eq!(winners.len(), 1, "{path} {winners:?}");
+        let item = api.item(&path).await;
+        assert_eq!((&item["name"], &item["etag"]), (&json!(format!("name {}", winners[0].0)), &winners[0].1["etag"]));
+    }
+}
+
+#[tokio::test]
+async fn changes_that_many_flows_depend_on_may_come_together() {
+    const FLOWS: usize = 60;
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB, "other"]).await);
+    let mut api = control(&cloud, &[&hub]);
+    let connection = api.connection(&hub).await;
+    let created = api.flow(DATA_ACTIVATION, json!({ "options": {} }), &connection, HUB).await;
+    let flow = api.item(&format!("/flows/{}", text(&created["id"]))).await;
+    let again = json!({
+        "name": "again", "flowSpec": flow["flowSpec"], "sourceConnectionIds": flow["sourceConnectionIds"],
+        "targetConnectionIds": flow["targetConnectionIds"],
+    });
+    let mut last = String::new();
+    for _ in 1..FLOWS {
+        last = api.post("/flows", &again).await.id();
+    }
+    let source = format!("/sourceConnections/{}", text(&flow["sourceConnectionIds"][0]));
+    let target = format!("/targetConnections/{}", text(&flow["targetConnectionIds"][0]));
+    api = control_in(&cloud, &[("EMULATOR_HOSTS", &host(&hub))], Duration::from_secs(10));
+    let together = async |path: &str, patch: &dyn Fn(usize) -> Value| {
+        let patches = (0..4).map(|n| {
+            let (api, path, patch) = (api.clone(), path.to_owned(), patch(n));
+            tokio::spawn(async move { api.patch(&path, "*", &patch).await })
+        });
+        let mut statuses = Vec::new();
+        for patched in patches.collect::<Vec<_>>() {
+            statuses.push(patched.await.unwrap().status);
+        }
+        statuses
+    };
+    // What no flow's item has of it is written alone: all succeed.
+    let item = format!("FLOW#{last}");
+    let rename = |n: usize| json!([{ "op": "replace", "path": "/name", "value": format!("name {n}") }]);
+    let senders = |n: usize| json!([{ "op": "add", "path": "/params/senderAuth", "value": [{ "type": "bearer", "secret": format!("s{n}") }] }]);
+    let version = async || {
+        let key = json!({ "TableName": TABLE, "Key": { "pk": { "S": item } }, "ConsistentRead": true });
+        cloud.call(Service::DynamoDb, "GetItem", key).await["Item"]["version"]["N"].clone()
+    };
+    let before = version().await;
+    assert_eq!(together(&source, &rename).await, [200; 4]);
+    assert_eq!(together(&target, &rename).await, [200; 4]);
+    assert_eq!(together(&source, &senders).await, [200; 4]);
+    assert_eq!(version().await, before);
+    // What reaches all of them takes its turn, or says that it is busy.
+    let options = |n: usize| json!([{ "op": "add", "path": "/params/options/partnerNumber", "value": 50 + n }]);
+    let statuses = together(&source, &options).await;
+    assert!(statuses.contains(&200) && statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
+    let stands = api.item(&source).await["params"]["options"]["partnerNumber"].to_string();
+    assert!(attribute(&cloud, &item, "options").await.unwrap().contains(&stands), "{stands}");
+}
+
+#[tokio::test]
+async fn what_takes_longer_than_the_function_has_is_answered_all_the_same() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
+    let proxy = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap()).await;
+    let table = format!("http://{}", proxy.address());
+    let variables = [("EMULATOR_HOSTS", host(&hub)), ("AWS_ENDPOINT_URL_DYNAMODB", table)];
+    let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let api = control_in(&cloud, &variables, Duration::from_secs(4));
+    let path = format!("/connections/{}", api.connection(&hub).await);
+    let rename = json!([{ "op": "replace", "path": "/name", "value": "late" }]);
+    proxy.fail("DynamoDB_20120810.TransactWriteItems", AwsFault::Hang);
+    for answer in [api.patch(&path, "*", &rename).await, api.delete(&path).await] {
+        assert!(text(&answer.expect(503)["message"]).contains("send it again"));
+    }
+    proxy.heal("DynamoDB_20120810.TransactWriteItems");
+    api.patch(&path, "*", &rename).await.expect(200);
+    assert_eq!(api.item(&path).await["name"], "late");
 }
 
 #[tokio::test]
@@ -806,6 +899,116 @@ async fn a_change_that_ended_halfway_is_mended_by_repeating_it() {
     assert_eq!(send(&function, &known, DOCUMENTED).await, delivered(1), "functions read what is in force");
 }
 
+/// The versions of a tenant's secret.
+async fn versions(cloud: &Cloud, path: &str) -> usize {
+    let pk = format!("TENANT#acme@AdobeOrg#prod#{}", path.trim_start_matches('/').replace('/', "#"));
+    let name = attribute(cloud, &pk, "secretId").await.unwrap();
+    let list = json!({ "SecretId": name, "IncludeDeprecated": true });
+    cloud.call(Service::SecretsManager, "ListSecretVersionIds", list).await["Versions"].as_array().unwrap().len()
+}
+
+#[tokio::test]
+async fn a_secret_is_stored_once_and_only_by_what_is_done() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB, "other"]).await);
+    let api = control(&cloud, &[&hub]);
+    let connection = api.connection(&hub).await;
+    let created = api.flow(DATA_ACTIVATION, json!({}), &connection, HUB).await;
+    let source = text(&api.item(&format!("/flows/{}", text(&created["id"]))).await["sourceConnectionIds"][0]);
+    let (connection, source) = (format!("/connections/{connection}"), format!("/sourceConnections/{source}"));
+    // Another key, with a scope that the target's hub is not of; another credential, with options that are none.
+    let scope = json!([
+        { "op": "replace", "path": "/auth/params/sasKey", "value": "another" },
+        { "op": "add", "path": "/auth/params/eventHubName", "value": "other" },
+    ]);
+    let senders = |secret: &str| json!([{ "type": "bearer", "secret": secret }]);
+    let options = json!([
+        { "op": "add", "path": "/params/senderAuth", "value": senders("mine") },
+        { "op": "add", "path": "/params/options", "value": { "unknown": 1 } },
+    ]);
+    for (path, patch) in [(&connection, &scope), (&source, &options)] {
+        for _ in 0..3 {
+            api.patch(path, "*", patch).await.expect(400);
+        }
+        assert_eq!(versions(&cloud, path).await, 1, "{path}");
+    }
+    // Four at once: each stores its own, however often it must begin again.
+    let patches = (0..4).map(|n| {
+        let (api, path) = (api.clone(), source.clone());
+        let patch = json!([{ "op": "add", "path": "/params/senderAuth", "value": senders(&format!("s{n}")) }]);
+        tokio::spawn(async move { api.patch(&path, "*", &patch).await })
+    });
+    for patched in patches.collect::<Vec<_>>() {
+        patched.await.unwrap().expect(200);
+    }
+    assert!(versions(&cloud, &source).await <= 5);
+    // A hub's name is the same in any case.
+    let scope = json!([{ "op": "add", "path": "/auth/params/eventHubName", "value": HUB.to_uppercase() }]);
+    api.patch(&connection, "*", &scope).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_connection_string_may_replace_what_a_connection_had() {
+    let (cloud, old, new) = (Cloud::start().await, emulator(&[HUB]).await, emulator(&[HUB]).await);
+    let api = control(&cloud, &[&old, &new]);
+    let path = format!("/connections/{}", api.connection(&old).await);
+    for hub in [&old, &new] {
+        let string = hub.connection_string(&hub_config().keys[0].name, None);
+        let patch = json!([{ "op": "add", "path": "/auth/params/connectionString", "value": string }]);
+        api.patch(&path, "*", &patch).await.expect(200);
+        assert!(in_force(&cloud, &path).await.contains(&host(hub)));
+        let params = api.item(&path).await["auth"]["params"].clone();
+        assert_eq!((&params["namespace"], &params["sasKey"]), (&json!(host(hub)), &json!("********")));
+    }
+    // What the same patch says otherwise is a contradiction.
+    let string = new.connection_string(&hub_config().keys[0].name, None);
+    let patch = json!([
+        { "op": "add", "path": "/auth/params/connectionString", "value": string },
+        { "op": "replace", "path": "/auth/params/sasKeyName", "value": "another" },
+    ]);
+    api.patch(&path, "*", &patch).await.expect(400);
+}
+
+#[tokio::test]
+async fn a_test_tells_also_of_what_is_stored_and_of_no_use() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
+    let api = control(&cloud, &[&hub]);
+    let path = format!("/connections/{}", api.connection(&hub).await);
+    // A namespace that was allowed once.
+    let test = control(&cloud, &[]).get(&format!("{path}/test")).await.expect(200);
+    assert_eq!(test["result"], false);
+    assert!(text(&test["detail"]).contains("namespace"), "{test}");
+    let pk = format!("TENANT#acme@AdobeOrg#prod#{}", path.trim_start_matches('/').replace('/', "#"));
+    let name = attribute(&cloud, &pk, "secretId").await.unwrap();
+    cloud.call(Service::SecretsManager, "DeleteSecret", json!({ "SecretId": name })).await;
+    let test = api.get(&format!("{path}/test")).await.expect(200);
+    assert_eq!(test["result"], false);
+    assert!(text(&test["detail"]).contains("restore it"), "{test}");
+}
+
+#[tokio::test]
+async fn a_flow_that_gets_another_source_shows_its_credential() {
+    let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
+    let api = control(&cloud, &[&hub]);
+    let connection = api.connection(&hub).await;
+    let created = api.flow(DATAVERSE, json!({}), &connection, HUB).await;
+    let path = format!("/flows/{}", text(&created["id"]));
+    let source =
+        json!({ "name": "new", "connectionSpec": spec(DATA_ACTIVATION), "params": { "senderAuth": "generate" } });
+    let source = api.post("/sourceConnections", &source).await.id();
+    let before = text(&api.item(&path).await["sourceConnectionIds"][0]);
+    let lead = |to: &str| json!([{ "op": "replace", "path": "/sourceConnectionIds", "value": [to] }]);
+    let changed = api.patch(&path, "*", &lead(&source)).await.expect(200);
+    assert!(text(&changed["webhookUrl"]).contains("/audience-change/"));
+    let function = cloud.function("audience-change", &hub, &[]);
+    assert_eq!(send(&function, &changed, DOCUMENTED).await, delivered(1));
+    // Once.
+    api.patch(&path, "*", &lead(&before)).await.expect(200);
+    let again = api.patch(&path, "*", &lead(&source)).await.expect(200);
+    assert_eq!(again["senderAuth"], json!([{ "type": "bearer" }]));
+    let rename = json!([{ "op": "replace", "path": "/name", "value": "n" }]);
+    assert!(api.patch(&path, "*", &rename).await.expect(200).get("senderAuth").is_none());
+}
+
 #[tokio::test]
 async fn options_and_objects_have_sizes_that_the_table_takes() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
@@ -994,7 +1197,20 @@ async fn credentials_in_the_wrong_place_are_refused_by_their_place() {
             }),
         ),
     ];
-    let secrets = ["senderAuth", "sasKey", "connectionString", "clientSecretValue", "secretKey", "SASKEY"];
+    let secrets = [
+        "senderAuth",
+        "sasKey",
+        "connectionString",
+        "clientSecretValue",
+        "secretKey",
+        "SASKEY",
+        "primaryKey",
+        "secondaryKey",
+        "primaryConnectionString",
+        "secondaryConnectionString",
+        "SharedAccessKey",
+        "clientSecret",
+    ];
     for (collection, id, body) in &bodies {
         api.post(&format!("/{collection}?validate=false"), body).await.expect(201);
         for name in secrets {
@@ -1021,6 +1237,24 @@ async fn credentials_in_the_wrong_place_are_refused_by_their_place() {
             assert!(refused.contains(&format!("/more/0/x/{name}:")) && !refused.contains("topsecret"), "{refused}");
         }
     }
+    // Whatever it is called, a connection string is one.
+    for text in [
+        "Endpoint=sb://x.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey=topsecret",
+        "sb://x;sharedaccesssignature=topsecret",
+        "SharedAccessSignature sr=x&sig=topsecret",
+    ] {
+        for (collection, id, body) in &bodies {
+            let patch = json!([{ "op": "add", "path": "/more", "value": ["plain", { "x": text }] }]);
+            let refused = api.patch(&format!("/{collection}/{id}"), "*", &patch).await.expect(400).to_string();
+            assert!(refused.contains("/more/1/x:") && !refused.contains("topsecret"), "{refused}");
+            let mut body = body.clone();
+            body["more"] = json!({ text: 1 });
+            let refused = api.post(&format!("/{collection}?validate=false"), &body).await.expect(400).to_string();
+            assert!(refused.contains("/more:") && !refused.contains("topsecret"), "{refused}");
+        }
+    }
+    let named = json!({ "name": "n", "connectionSpec": spec(DATAVERSE), "more": { "sharedAccessKeyName": "n" } });
+    api.post("/connections", &named).await.expect(201);
     // A name that only looks like the right place.
     let odd = json!({ "name": "n", "connectionSpec": spec(DATAVERSE), "auth/params": { "sasKey": "topsecret" } });
     api.post("/connections", &odd).await.expect(400);
@@ -1154,6 +1388,15 @@ async fn answers_are_those_of_the_document() {
     let http = shared::build_http_client(None).unwrap();
     let status = http.get(format!("{url}/flows")).send().await.unwrap().status();
     assert_eq!(status, 401, "the authorizer's");
+    let own = |target: &str| {
+        http.get(format!("{url}{target}"))
+            .bearer_auth(tokens.token().unwrap())
+            .header("x-api-key", "key")
+            .header("x-gw-ims-org-id", local::tokens::ORGANISATION)
+    };
+    for target in ["/flows/", "/connections/?limit=1"] {
+        assert_eq!(own(target).send().await.unwrap().status(), 200, "{target}");
+    }
     let mut schemathesis = Command::new(virtual_environment().join("bin/schemathesis"));
     schemathesis.args(["run", &format!("{url}/openapi.json"), "--no-color", "--seed", "1", "--max-examples", "8"]);
     schemathesis.args(["--checks", CHECKS, "--phases", "examples,coverage,fuzzing,stateful"]);
@@ -1167,4 +1410,76 @@ async fn answers_are_those_of_the_document() {
     }
     let ran = schemathesis.current_dir(std::env::temp_dir()).kill_on_drop(true).output().await.unwrap();
     assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stdout));
+}
+
+#[tokio::test]
+async fn the_kinds_can_read_all_options_that_are_taken() {
+    type Reads = fn(&str) -> Result<(), String>;
+    let cloud = Cloud::start().await;
+    let api = control(&cloud, &[]);
+    let kinds: [(&str, Reads, &[&str]); 3] = [
+        (
+            DATA_ACTIVATION,
+            |text| from_config::<Object<audience_change::Options>>(text).map(drop),
+            &["partnerNumber", "profileVars", "sourceName", "data", "sources", "defaultCallType"],
+        ),
+        (
+            "8a9c3494-9708-43d7-ae3f-cda01e5030e1",
+            |text| from_config::<Object<profile_export::Options>>(text).map(drop),
+            &["audiences", "partitionBy", "split"],
+        ),
+        (
+            DATAVERSE,
+            |text| from_config::<Object<dataverse_event::Options>>(text).map(drop),
+            &["messageFormat", "steps", "maxBytes", "userClaim"],
+        ),
+    ];
+    let step = |message: &str| json!([{ "message": message }]);
+    let values = [
+        json!(null),
+        json!(0),
+        json!(-1),
+        json!(42),
+        json!(7.0),
+        json!(1e30),
+        json!(u64::MAX),
+        json!(""),
+        json!("\u{85}"),
+        json!("journey"),
+        json!("membership"),
+        json!("xml"),
+        json!("XML"),
+        json!("userId"),
+        json!([]),
+        json!(["a"]),
+        json!([""]),
+        json!([null]),
+        json!({}),
+        json!({ "a": null }),
+        json!({ "a": {} }),
+        json!({ "a": { "sourceName": null, "data": { "x": 1 } } }),
+        json!({ "a": { "unknown": 1 } }),
+        step("Update"),
+        step("\u{85}\u{feff}"),
+        step("\u{a0}\u{85}\u{2003}"),
+        json!([{ "message": "Update", "entity": null, "filteringAttributes": null }]),
+        json!([{ "message": "Update", "entity": "\u{85}", "filteringAttributes": ["\u{85}"] }]),
+        json!([{ "message": "Update", "filteringAttributes": [] }]),
+        json!([["Update", null, null]]),
+    ];
+    let mut taken = 0;
+    for (sender, reads, names) in kinds {
+        for (name, value) in names.iter().flat_map(|name| values.iter().map(move |value| (name, value))) {
+            let options = json!({ *name: value });
+            let source = json!({ "name": "s", "connectionSpec": spec(sender), "params": { "options": options } });
+            let answer = api.post("/sourceConnections", &source).await;
+            if answer.status != 201 {
+                answer.expect(400);
+                continue;
+            }
+            taken += 1;
+            assert_eq!(reads(&options.to_string()), Ok(()), "{options}");
+        }
+    }
+    assert!(taken > 13, "each option has a value that is taken: {taken}");
 }

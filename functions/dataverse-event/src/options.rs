@@ -60,20 +60,23 @@ pub enum UserClaim {
     UserInfo,
 }
 
+/// To the expressions of JSON Schema the control character U+0085 is no white space; to Rust it is.
+const NOT_BLANK: &str = r"[^\s\u0085]";
+
 /// A step as one registers it. Names compare without case.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Step {
     /// `Create`, `Update`, …, or a custom message's unique name.
     #[serde(deserialize_with = "name")]
-    #[schemars(regex(pattern = r"\S"))]
+    #[schemars(regex(pattern = NOT_BLANK))]
     pub message: String,
     /// The table's logical name; blank or left out means every table.
     #[serde(default)]
     pub entity: Option<String>,
     /// Of an Update: passes when one of these columns is in the request, or when that can't be seen.
     #[serde(default, deserialize_with = "columns")]
-    #[schemars(length(min = 1), inner(regex(pattern = r"\S")))]
+    #[schemars(length(min = 1), inner(regex(pattern = NOT_BLANK)))]
     pub filtering_attributes: Option<Vec<String>>,
 }
 

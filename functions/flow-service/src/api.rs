@@ -1,10 +1,13 @@
 //! The calls: each reads what it refers to, decides, and writes all of it or nothing.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, UNIX_EPOCH};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use shared::clock::Clock;
+use tokio::join;
+use tokio::time::{Instant, sleep};
 
 use crate::connections::{self, Credentials, Senders, has_mask, hub_of, without_secrets};
 use crate::errors::{ApiError, bad_request, unusable};
@@ -18,11 +21,11 @@ use crate::request::Request;
 use crate::routes::{Collection, Operation};
 use crate::runs::Runs;
 use crate::schemas;
-use crate::secrets::{Secrets, uuid};
+use crate::secrets::{SecretVersion, Secrets, random, uuid};
 use crate::specs::{
     CONNECTION_SPECS, ConnectionSpec, EVENT_HUBS, FLOW_SPECS, FlowSpec, TO_HUB, VERSION, connection_spec, flow_spec,
 };
-use crate::store::{Document, Entity, MAX_BYTES, MAX_WRITES, Store, Unwritten, Write};
+use crate::store::{Document, Entity, FlowItem, MAX_BYTES, MAX_WRITES, Name, Store, Unwritten, Write};
 use crate::tenant::{Caller, Tenant};
 
 /// Rounds of read, decide and write before a request gives way to the others.
@@ -64,9 +67,7 @@ impl Reply {
 
     fn created(entity: &Entity, more: Value) -> Self {
         let mut body = told(entity);
-        if let (Value::Object(body), Value::Object(more)) = (&mut body, more) {
-            body.extend(more);
-        }
+        extend(&mut body, more);
         let location = Some(format!("/{}/{}", entity.collection.name(), entity.id));
         Self { status: 201, body: Some(body), location }
     }
@@ -87,7 +88,14 @@ struct End {
 }
 
 impl Api {
-    pub async fn answer(&self, request: &Request, operation: Operation, id: &str) -> Result<Reply, ApiError> {
+    /// Begins nothing that can't end by the deadline.
+    pub async fn answer(
+        &self,
+        request: &Request,
+        operation: Operation,
+        id: &str,
+        deadline: Instant,
+    ) -> Result<Reply, ApiError> {
         if operation == Operation::OpenApi {
             return Ok(Reply::ok(openapi::document()));
         }
@@ -105,13 +113,15 @@ impl Api {
                 let Value::Object(body) = body else { return bad_request("expected an object") };
                 match collection {
                     Collection::Connections => self.create_connection(request, &caller, body).await,
-                    Collection::Flows => self.create_flow(request, &caller, body).await,
-                    _ => self.create_end(request, &caller, collection, body).await,
+                    Collection::Flows => self.create_flow(request, &caller, body, deadline).await,
+                    _ => self.create_end(request, &caller, collection, body, deadline).await,
                 }
             }
             Operation::List(collection) => {
                 let listing = Listing::parse(request)?;
-                Ok(Reply::ok(listing.page(collection.name(), self.store.list(tenant, collection).await?)))
+                let mut page = listing.page();
+                self.store.list(tenant, collection, |text| page.take(text)).await?;
+                Ok(Reply::ok(page.answer(collection.name())))
             }
             Operation::Read(collection) => {
                 let entity = self.existing(tenant, collection, id).await?;
@@ -120,9 +130,7 @@ impl Api {
             Operation::Patch(collection) => {
                 request.check_content_type()?;
                 let operations = patch::parse(&request.json()?)?;
-                let if_match = request.header("if-match");
-                let Some(if_match) = if_match else { return bad_request("If-Match: missing; give the etag") };
-                self.change(&caller, collection, id, if_match, Change::Patch(&operations)).await
+                self.change(request, &caller, collection, id, Change::Patch(&operations), deadline).await
             }
             Operation::Action => {
                 let state = match request.parameter("op").map(str::to_ascii_lowercase).as_deref() {
@@ -130,11 +138,10 @@ impl Api {
                     Some("disable") => "disabled",
                     _ => return bad_request("op: expected enable or disable"),
                 };
-                let if_match = request.header("if-match").unwrap_or("*");
-                self.change(&caller, Collection::Flows, id, if_match, Change::State(state)).await
+                self.change(request, &caller, Collection::Flows, id, Change::State(state), deadline).await
             }
-            Operation::Delete(collection) => self.delete(request, tenant, collection, id).await,
-            Operation::Test => self.test(tenant, id).await,
+            Operation::Delete(collection) => self.delete(request, tenant, collection, id, deadline).await,
+            Operation::Test => self.test(tenant, id, deadline).await,
             Operation::Explore => self.explore(request, tenant, id).await,
             Operation::ConnectionSpecs => Ok(Reply::ok(items(CONNECTION_SPECS.iter().map(|s| s.item()).collect()))),
             Operation::ConnectionSpec => found(connection_spec(id).map(ConnectionSpec::item)),
@@ -147,14 +154,18 @@ impl Api {
                 };
                 // Another tenant's flow is as one that never was.
                 let Some(flow) = self.store.get(tenant, Collection::Flows, flow).await? else {
-                    return Ok(Reply::ok(listing.page("runs", Vec::new())));
+                    return Ok(Reply::ok(listing.page().answer("runs")));
                 };
                 let runs = self.runs.of(&flow).await?;
-                let mut page = listing.page("runs", runs.items.clone());
-                if runs.is_truncated {
-                    page["truncated"] = true.into();
+                let mut page = listing.page();
+                for run in &runs.items {
+                    page.take(&Value::Object(run.clone()).to_string());
                 }
-                Ok(Reply::ok(page))
+                let mut answer = page.answer("runs");
+                if runs.is_truncated {
+                    answer["truncated"] = true.into();
+                }
+                Ok(Reply::ok(answer))
             }
             Operation::OpenApi => Ok(Reply::ok(openapi::document())),
         }
@@ -236,12 +247,13 @@ impl Api {
             self.write(&caller.tenant, vec![Write::Create(&connection)]).await?;
             return Ok(Reply::created(&connection, json!({})));
         }
-        let credentials = Credentials::take(&mut connection.document, &self.hosts)?;
+        let credentials = Credentials::take(&mut connection.document, None, &self.hosts)?;
         let Some(key) = &credentials.key else { return unusable("auth.params.sasKey: that is the mask of a key") };
         connections::check_secrets(&connection)?;
         connection.check_size()?;
         let doubt = self.validate(validate, &credentials, key, credentials.hub.as_deref()).await?;
-        let secret = self.secrets.create("connections", &credentials.secret(key.expose_secret())).await?;
+        let secret = SecretVersion::of(self.secrets.name("connections"));
+        self.secrets.create(&secret, &credentials.secret(key.expose_secret())).await?;
         connection.secret = Some(secret.clone());
         if let Err(error) = self.write(&caller.tenant, vec![Write::Create(&connection)]).await {
             self.abandon(&secret.name, &error).await;
@@ -252,7 +264,7 @@ impl Api {
 
     /// Deletes the secret of what was not written; unless nobody can tell whether it was.
     async fn abandon(&self, name: &str, error: &ApiError) {
-        if let ApiError::Unavailable(_) = error {
+        if matches!(error, ApiError::Unavailable(_)) && *error != BUSY {
             tracing::error!(secret = name, "a write was not answered: the secret stays, and may be nobody's");
         } else {
             self.secrets.delete(name).await;
@@ -294,7 +306,7 @@ impl Api {
             text.and_then(|text| shared::connection_string::ConnectionString::parse(text.expose_secret()).ok());
         match parsed.map(|parsed| parsed.credential) {
             Some(shared::connection_string::Credential::Key { key, .. }) => Ok(key),
-            _ => Err(ApiError::Unavailable("the connection's secret can't be used: give the key anew")),
+            _ => unusable("the connection's secret can't be used: give the key anew"),
         }
     }
 
@@ -304,6 +316,7 @@ impl Api {
         caller: &Caller,
         collection: Collection,
         body: Document,
+        deadline: Instant,
     ) -> Result<Reply, ApiError> {
         let validate = validation(request)?;
         let spec = spec_of(&body, collection)?;
@@ -333,11 +346,13 @@ impl Api {
         entity.document.insert("inheritedAttributes".to_owned(), inherited);
         entity.check_size()?;
         if let Some(Senders { secret: Some(secret), is_generated }) = senders {
-            entity.secret = Some(self.secrets.create("senders", &secret).await?);
+            let version = SecretVersion::of(self.secrets.name("senders"));
+            self.secrets.create(&version, &secret).await?;
+            entity.secret = Some(version);
             entity.is_unseen = is_generated;
         }
         let written = async {
-            let mut round = 0;
+            let mut rounds = Rounds::until(deadline);
             let mut base = base;
             loop {
                 let mut writes = vec![Write::Create(&entity)];
@@ -346,7 +361,7 @@ impl Api {
                 }
                 match self.store.write(tenant, writes).await {
                     Ok(()) => return Ok(()),
-                    Err(unwritten) => self.next_round(unwritten, &mut round).await?,
+                    Err(unwritten) => rounds.next(unwritten).await?,
                 }
                 base = self.base(tenant, &entity, spec).await?;
             }
@@ -400,15 +415,20 @@ impl Api {
         Ok(End { entity, base })
     }
 
-    async fn create_flow(&self, request: &Request, caller: &Caller, body: Document) -> Result<Reply, ApiError> {
+    async fn create_flow(
+        &self,
+        request: &Request,
+        caller: &Caller,
+        body: Document,
+        deadline: Instant,
+    ) -> Result<Reply, ApiError> {
         let spec = flow_spec_of(&body)?;
         let tenant = &caller.tenant;
         let mut flow = self.new_entity(caller, Collection::Flows, body);
         connections::check_secrets(&flow)?;
-        let mut round = 0;
+        let mut rounds = Rounds::until(deadline);
         loop {
-            let source = self.end(tenant, &flow, Collection::SourceConnections).await?;
-            let target = self.end(tenant, &flow, Collection::TargetConnections).await?;
+            let (source, target) = self.ends(tenant, &flow).await?;
             flows::check_ends(spec, &source.entity, &target.entity)?;
             inherit(&mut flow, &source, &target);
             flow.check_size()?;
@@ -423,16 +443,33 @@ impl Api {
                 let Some(connection) = &target.base else { return unusable("baseConnectionId: missing") };
                 let ends = Ends { source: &source.entity, target: &target.entity, connection };
                 let item = flows::item(&flow, &ends, tenant, &self.hosts, self.max_bytes)?;
-                let base_url = self.public_url.as_deref().unwrap_or(&request.base_url);
-                more["webhookUrl"] = format!("{base_url}/{}/{}", item.kind, item.id).into();
-                more["senderAuth"] = self.sender_auth(&source.entity).await?;
+                more = self.senders_view(request, &item, &source.entity).await?;
                 writes.extend([Write::Unchanged(connection), Write::PutFlow { item, seen: None }]);
             }
             match self.store.write(tenant, writes).await {
                 Ok(()) => return Ok(Reply::created(&flow, more)),
-                Err(unwritten) => self.next_round(unwritten, &mut round).await?,
+                Err(unwritten) => rounds.next(unwritten).await?,
             }
         }
+    }
+
+    /// Both ends of a flow.
+    async fn ends(&self, tenant: &Tenant, flow: &Entity) -> Result<(End, End), ApiError> {
+        let (source, target) = join!(
+            self.end(tenant, flow, Collection::SourceConnections),
+            self.end(tenant, flow, Collection::TargetConnections),
+        );
+        // Whichever is read first, the source is complained of first.
+        Ok((source?, target?))
+    }
+
+    /// What those need who send to a flow.
+    async fn senders_view(&self, request: &Request, item: &FlowItem, source: &Entity) -> Result<Value, ApiError> {
+        let base_url = self.public_url.as_deref().unwrap_or(&request.base_url);
+        Ok(json!({
+            "webhookUrl": format!("{base_url}/{}/{}", item.kind, item.id),
+            "senderAuth": self.sender_auth(source).await?,
+        }))
     }
 
     /// Generated credentials as they are, once; of all others type and name.
@@ -449,73 +486,133 @@ impl Api {
     /// Changes one object, and the items of all flows that it reaches.
     async fn change(
         &self,
+        request: &Request,
         caller: &Caller,
         collection: Collection,
         id: &str,
-        if_match: &str,
         change: Change<'_>,
+        deadline: Instant,
     ) -> Result<Reply, ApiError> {
         let tenant = &caller.tenant;
-        let mut round = 0;
-        loop {
-            let old = self.existing(tenant, collection, id).await?;
-            check_etag(&old, if_match)?;
-            let mut new = old.clone();
-            match change {
-                Change::Patch(operations) => {
-                    new.document = patch::apply(&old.document, operations)?;
-                    check_patched(&new, operations)?;
-                }
-                Change::State(state) => drop(new.document.insert("state".to_owned(), state.into())),
-            }
-            new.document.insert("updatedAt".to_owned(), self.now().into());
-            new.document.insert("updatedBy".to_owned(), caller.subject.clone().into());
-            new.document.insert("updatedClient".to_owned(), caller.client.clone().into());
-            renew_etag(&mut new);
-            let text = self.new_secret(&old, &mut new).await?;
-            if matches!(change, Change::Patch(_)) {
-                connections::check_secrets(&new)?;
-                new.check_size()?;
-            }
-            let moved = text.as_ref().is_some_and(|secret| secret.moves);
-            if let Some(secret) = text {
-                new.secret = Some(match &old.secret {
-                    Some(old) if !moved => self.secrets.stage(&old.name, &secret.text).await?,
-                    Some(_) => self.secrets.create("connections", &secret.text).await?,
-                    None => return unusable("it has no secret that could change; make it anew"),
-                });
-            }
-            let written = match (collection, change) {
-                (Collection::Flows, Change::State(state)) => self.write_state(tenant, &old, &mut new, state).await,
-                (Collection::Flows, Change::Patch(_)) => self.write_flow(tenant, &old, &mut new).await,
-                _ => self.write_and_reach(tenant, &old, &new).await,
-            };
-            if let (true, Some(secret), Err(unwritten)) = (moved, &new.secret, &written) {
-                match unwritten {
-                    Unwritten::Lost => self.secrets.delete(&secret.name).await,
-                    Unwritten::Failed(error) => self.abandon(&secret.name, error).await,
-                }
-            }
-            match written {
-                Ok(()) => {}
+        let if_match = match change {
+            Change::Patch(_) => request.header("if-match"),
+            Change::State(_) => request.header("if-match").or(Some("*")),
+        };
+        let mut rounds = Rounds::until(deadline);
+        let mut staged: Option<Staged> = None;
+        let changed = loop {
+            let round = self.change_once(request, caller, (collection, id), if_match, change, &mut staged).await;
+            match round {
+                Ok(changed) => break Ok(changed),
                 Err(unwritten) => {
-                    self.next_round(unwritten, &mut round).await?;
-                    continue;
+                    if let Err(error) = rounds.next(unwritten).await {
+                        break Err(error);
+                    }
                 }
             }
-            match &old.secret {
-                Some(old) if moved => self.secrets.delete(&old.name).await,
-                // Also when its secret has not changed: a change before may have ended at this step.
-                Some(old) => self.put_in_force(tenant, &new, &old.name).await?,
-                None => {}
+        };
+        let Changed { old, new, more } = match changed {
+            Ok(changed) => changed,
+            Err(error) => {
+                if let Some(Staged { secret, is_stored: true, moves: true, .. }) = &staged {
+                    self.abandon(&secret.name, &error).await;
+                }
+                return Err(error);
             }
-            return Ok(Reply::ok(told(&new)));
+        };
+        match &old.secret {
+            Some(before) if new.secret.as_ref().is_some_and(|after| after.name != before.name) => {
+                self.secrets.delete(&before.name).await;
+            }
+            // Also when its secret has not changed: a change before may have ended at this step.
+            Some(before) => self.put_in_force(tenant, &new, &before.name, deadline).await?,
+            None => {}
         }
+        let mut told = told(&new);
+        extend(&mut told, more);
+        Ok(Reply::ok(told))
+    }
+
+    /// One round of a change. What it stores in `staged` is for the next ones too.
+    async fn change_once(
+        &self,
+        request: &Request,
+        caller: &Caller,
+        (collection, id): (Collection, &str),
+        if_match: Option<&str>,
+        change: Change<'_>,
+        staged: &mut Option<Staged>,
+    ) -> Result<Changed, Unwritten> {
+        let tenant = &caller.tenant;
+        let old = self.existing(tenant, collection, id).await?;
+        match if_match {
+            Some(if_match) => check_etag(&old, if_match)?,
+            None => return bad_request("If-Match: missing; give the etag").map_err(Unwritten::Failed),
+        }
+        let mut new = old.clone();
+        match change {
+            Change::Patch(operations) => {
+                new.document = patch::apply(&old.document, operations)?;
+                check_patched(&new, operations)?;
+            }
+            Change::State(state) => drop(new.document.insert("state".to_owned(), state.into())),
+        }
+        new.document.insert("updatedAt".to_owned(), self.now().into());
+        new.document.insert("updatedBy".to_owned(), caller.subject.clone().into());
+        new.document.insert("updatedClient".to_owned(), caller.client.clone().into());
+        renew_etag(&mut new);
+        let secret = self.new_secret(&old, &mut new).await?;
+        if matches!(change, Change::Patch(_)) {
+            connections::check_secrets(&new)?;
+            new.check_size()?;
+        }
+        self.name_secret(&old, secret, staged).await?;
+        if let Some(staged) = &staged {
+            new.secret = Some(staged.secret.clone());
+        }
+        let more = match (collection, change) {
+            (Collection::Flows, Change::State(state)) => self.write_state(tenant, &old, &mut new, state).await?,
+            (Collection::Flows, Change::Patch(_)) => self.write_flow(request, tenant, &old, &mut new).await?,
+            _ => self.write_and_reach(tenant, &old, &new, staged.as_mut()).await?,
+        };
+        Ok(Changed { old, new, more })
+    }
+
+    /// Names the secret of a change before it is stored: what is refused stores none. One that a round before has stored does
+    /// again, if nothing has changed of it.
+    async fn name_secret(
+        &self,
+        old: &Entity,
+        secret: Option<NewSecret>,
+        staged: &mut Option<Staged>,
+    ) -> Result<(), ApiError> {
+        if secret.is_some() && old.secret.is_none() {
+            return unusable("it has no secret that could change; make it anew");
+        }
+        let name = old.secret.as_ref().map(|secret| secret.name.as_str()).unwrap_or_default();
+        let fits = |staged: &Staged| {
+            secret.as_ref().is_some_and(|secret| {
+                staged.text.expose_secret() == secret.text.expose_secret()
+                    && staged.moves == secret.moves
+                    && (secret.moves || staged.secret.name == name)
+            })
+        };
+        if staged.as_ref().is_some_and(fits) {
+            return Ok(());
+        }
+        if let Some(Staged { secret, is_stored: true, moves: true, .. }) = staged.take() {
+            self.secrets.delete(&secret.name).await;
+        }
+        *staged = secret.map(|NewSecret { text, moves }| {
+            let name = if moves { self.secrets.name("connections") } else { name.to_owned() };
+            Staged { secret: SecretVersion::of(name), text, moves, is_stored: false }
+        });
+        Ok(())
     }
 
     /// Puts in force that version of a secret which its object names, whichever changes cross.
-    async fn put_in_force(&self, tenant: &Tenant, of: &Entity, name: &str) -> Result<(), ApiError> {
-        let mut round = 0;
+    async fn put_in_force(&self, tenant: &Tenant, of: &Entity, name: &str, deadline: Instant) -> Result<(), ApiError> {
+        let mut rounds = Rounds::until(deadline);
         loop {
             // Read before the object: only what an object named comes into force, so that what it names now is not older.
             let current = self.secrets.current(name).await?;
@@ -527,7 +624,7 @@ impl Api {
             if self.secrets.promote(&secret, &current).await? {
                 return Ok(());
             }
-            self.next_round(Unwritten::Lost, &mut round).await?;
+            rounds.next(Unwritten::Lost).await?;
         }
     }
 
@@ -537,7 +634,7 @@ impl Api {
         match (new.collection, spec) {
             (Collection::Connections, Some(spec)) if spec.id == EVENT_HUBS => {
                 let before = Credentials::of(old, &self.hosts)?;
-                let after = Credentials::take(&mut new.document, &self.hosts)?;
+                let after = Credentials::take(&mut new.document, Some(old), &self.hosts)?;
                 if after.key.is_none()
                     && before.key_name == after.key_name
                     && before.host == after.host
@@ -569,79 +666,131 @@ impl Api {
     }
 
     /// Writes a connection, source or target connection, and the items of the flows that it reaches.
-    async fn write_and_reach(&self, tenant: &Tenant, old: &Entity, new: &Entity) -> Result<(), Unwritten> {
-        let failed = Unwritten::Failed;
+    async fn write_and_reach(
+        &self,
+        tenant: &Tenant,
+        old: &Entity,
+        new: &Entity,
+        staged: Option<&mut Staged>,
+    ) -> Result<Value, Unwritten> {
         if let Some(spec) = connection_spec(new.spec_id())
             && new.collection != Collection::Connections
         {
             let is_target = new.collection == Collection::TargetConnections;
-            connections::check(new, spec, is_target, self.max_bytes).map_err(failed)?;
-            let base = self.base(tenant, new, spec).await.map_err(failed)?;
+            connections::check(new, spec, is_target, self.max_bytes)?;
+            let base = self.base(tenant, new, spec).await?;
             if let (EVENT_HUBS, Some(base)) = (spec.id, base) {
-                let scope = Credentials::of(&base, &self.hosts).map_err(failed)?.hub;
-                hub_of(new, scope.as_deref()).map_err(failed)?;
-            }
-        }
-        // Of a connection only where it leads stands in the items: a key is rotated however many flows there are.
-        let place = |connection: &Entity| {
-            let params = &connection.member("auth")["params"];
-            (params["namespace"].clone(), params["eventHubName"].clone())
-        };
-        let reaches = new.collection != Collection::Connections || place(old) != place(new);
-        let (mut flow_ids, mut ends) = (Vec::new(), Vec::new());
-        for user in old.used_by.iter().filter(|_| reaches) {
-            match user.split_once('#') {
-                Some(("flows", id)) => flow_ids.push(id.to_owned()),
-                Some((name, id)) => {
-                    let Some(collection) = Collection::of(name) else { continue };
-                    let Some(end) = self.store.get(tenant, collection, id).await.map_err(failed)? else {
-                        return Err(Unwritten::Lost);
-                    };
-                    // Its own hub must still be one that the key is for.
-                    if end.spec_id() == EVENT_HUBS {
-                        let scope = Credentials::of(new, &self.hosts).map_err(failed)?.hub;
-                        hub_of(&end, scope.as_deref()).map_err(failed)?;
-                    }
-                    let flows = end.used_by.iter().filter_map(|user| user.strip_prefix("flows#"));
-                    flow_ids.extend(flows.map(str::to_owned));
-                    ends.push(end);
-                }
-                None => {}
+                let scope = Credentials::of(&base, &self.hosts)?.hub;
+                hub_of(new, scope.as_deref())?;
             }
         }
         let mut writes = vec![Write::Update { entity: new, old_etag: old.etag() }];
-        let mut bytes = new.size() + ends.iter().map(Entity::size).sum::<usize>();
-        // A flow that comes meanwhile would be made from what is changed here.
-        let mut reached: Vec<Write<'_>> = ends.iter().map(Write::SameUsers).collect();
-        for id in flow_ids {
-            // The version first: whoever changes the flow after this makes the write below fail.
-            let Some(seen) = self.store.flow_version(&id).await.map_err(failed)? else { continue };
-            let Some(flow) = self.store.get(tenant, Collection::Flows, &id).await.map_err(failed)? else {
-                return Err(Unwritten::Lost);
-            };
-            let mut source = self.end(tenant, &flow, Collection::SourceConnections).await.map_err(failed)?;
-            let mut target = self.end(tenant, &flow, Collection::TargetConnections).await.map_err(failed)?;
-            for entity in [&mut source.entity, &mut target.entity].into_iter().chain(&mut target.base) {
-                if (entity.collection, &entity.id) == (new.collection, &new.id) {
-                    *entity = new.clone();
-                }
-            }
-            let Some(connection) = &target.base else { continue };
-            let ends = Ends { source: &source.entity, target: &target.entity, connection };
-            let item = flows::item(&flow, &ends, tenant, &self.hosts, self.max_bytes).map_err(failed)?;
-            bytes += item.size();
-            reached.push(Write::PutFlow { item, seen: Some(seen) });
+        // A name or a key changes however many flows there are.
+        if flows::seen(old) != flows::seen(new) {
+            writes.extend(self.reached(tenant, new).await?);
         }
-        if reached.len() >= MAX_WRITES || bytes > MAX_BYTES {
+        if let Some(staged) = staged
+            && !staged.is_stored
+        {
+            if staged.moves {
+                self.secrets.create(&staged.secret, &staged.text).await?;
+            } else {
+                self.secrets.stage(&staged.secret, &staged.text).await?;
+            }
+            staged.is_stored = true;
+        }
+        self.store.write(tenant, writes).await?;
+        Ok(json!({}))
+    }
+
+    /// The items of the flows that a change of `new` reaches, and that no flow comes meanwhile, which would be made from what is
+    /// changed here.
+    async fn reached(&self, tenant: &Tenant, new: &Entity) -> Result<Vec<Write<'static>>, Unwritten> {
+        let too_much = |objects: usize, size: &str| {
             let text = format!(
-                "{} objects of {bytes} bytes depend on it: a change reaches {} of {MAX_BYTES} bytes at most",
-                reached.len(),
+                "{objects} objects{size} depend on it: a change reaches {} of {MAX_BYTES} bytes at most",
                 MAX_WRITES - 1
             );
-            return Err(failed(ApiError::Conflict(text)));
+            Unwritten::Failed(ApiError::Conflict(text))
+        };
+        let user = |user: &String| {
+            let (name, id) = user.split_once('#')?;
+            Some((Collection::of(name)?, id.to_owned()))
+        };
+        let (mut flow_ids, mut ends) = (BTreeSet::new(), Vec::new());
+        for (collection, id) in new.used_by.iter().filter_map(user) {
+            match collection {
+                Collection::Flows => drop(flow_ids.insert(id)),
+                _ => ends.push((collection, id)),
+            }
         }
-        writes.extend(reached);
-        self.store.write(tenant, writes).await
+        if ends.len() >= MAX_WRITES {
+            return Err(too_much(ends.len(), ""));
+        }
+        let mut known = self.store.get_all(tenant, &ends).await?;
+        if known.len() < ends.len() {
+            return Err(Unwritten::Lost);
+        }
+        let scope = match new.spec_id() {
+            EVENT_HUBS if !known.is_empty() => Credentials::of(new, &self.hosts)?.hub,
+            _ => None,
+        };
+        let mut reached = Vec::new();
+        let mut bytes = new.size();
+        for end in known.values() {
+            // Its own hub must still be one that the key is for.
+            if end.spec_id() == EVENT_HUBS {
+                hub_of(end, scope.as_deref())?;
+            }
+            flow_ids.extend(end.used_by.iter().filter_map(|user| user.strip_prefix("flows#")).map(str::to_owned));
+            bytes += end.size();
+            reached.push(Write::SameUsers(end.clone()));
+        }
+        if reached.len() + flow_ids.len() >= MAX_WRITES {
+            return Err(too_much(reached.len() + flow_ids.len(), ""));
+        }
+        // The versions first: whoever changes a flow after this makes the write fail.
+        let ids: Vec<String> = flow_ids.into_iter().collect();
+        let versions = self.store.flow_versions(&ids).await?;
+        let names: Vec<Name> = versions.keys().map(|id| (Collection::Flows, id.clone())).collect();
+        let flows = self.store.get_all(tenant, &names).await?;
+        if flows.len() < names.len() {
+            return Err(Unwritten::Lost);
+        }
+        known.insert((new.collection, new.id.clone()), new.clone());
+        let refers = |flow: &Entity| {
+            [end_name(flow, Collection::SourceConnections), end_name(flow, Collection::TargetConnections)]
+        };
+        self.learn(tenant, &mut known, flows.values().flat_map(refers).flatten().collect()).await?;
+        let targets = known.values().filter(|end| end.collection == Collection::TargetConnections);
+        let bases: Vec<Name> = targets.filter_map(base_name).collect();
+        self.learn(tenant, &mut known, bases).await?;
+        for ((_, id), flow) in &flows {
+            let [Some(source), Some(target)] = refers(flow).map(|name| known.get(&name?)) else {
+                return Err(Unwritten::Lost);
+            };
+            let Some(connection) = base_name(target).and_then(|name| known.get(&name)) else { continue };
+            let ends = Ends { source, target, connection };
+            let item = flows::item(flow, &ends, tenant, &self.hosts, self.max_bytes)?;
+            bytes += item.size();
+            reached.push(Write::PutFlow { item, seen: versions.get(id).copied() });
+        }
+        if bytes > MAX_BYTES {
+            return Err(too_much(reached.len(), &format!(" of {bytes} bytes")));
+        }
+        Ok(reached)
+    }
+
+    /// Reads those objects that are not known yet.
+    async fn learn(
+        &self,
+        tenant: &Tenant,
+        known: &mut BTreeMap<Name, Entity>,
+        mut names: Vec<Name>,
+    ) -> Result<(), ApiError> {
+        names.retain(|name| !known.contains_key(name));
+        known.extend(self.store.get_all(tenant, &names).await?);
+        Ok(())
     }
 
     /// Writes the state of a flow. Whatever else it says, it can be disabled.
@@ -651,45 +800,52 @@ impl Api {
         old: &Entity,
         new: &mut Entity,
         state: &'static str,
-    ) -> Result<(), Unwritten> {
+    ) -> Result<Value, Unwritten> {
         self.note_operation(new, if state == "enabled" { "enable" } else { "disable" });
         let mut writes = vec![Write::Update { entity: new, old_etag: old.etag() }];
         if new.member("flowSpec")["id"] == TO_HUB {
             writes.push(Write::SetState { id: &new.id, state });
         }
-        self.store.write(tenant, writes).await
+        self.store.write(tenant, writes).await?;
+        Ok(json!({}))
     }
 
-    /// Writes a flow, its item, and what it refers to now.
-    async fn write_flow(&self, tenant: &Tenant, old: &Entity, new: &mut Entity) -> Result<(), Unwritten> {
-        let failed = Unwritten::Failed;
-        let Some(spec) = new.member("flowSpec")["id"].as_str().and_then(flow_spec) else {
-            return Err(failed(ApiError::UnknownSpec));
-        };
+    /// Writes a flow, its item, and what it refers to now. Gives what senders must know, if they send to another source now.
+    async fn write_flow(
+        &self,
+        request: &Request,
+        tenant: &Tenant,
+        old: &Entity,
+        new: &mut Entity,
+    ) -> Result<Value, Unwritten> {
+        let spec = new.member("flowSpec")["id"].as_str().and_then(flow_spec).ok_or(ApiError::UnknownSpec)?;
         self.note_operation(new, "update");
-        let seen = self.store.flow_version(&new.id).await.map_err(failed)?;
-        let source = self.end(tenant, new, Collection::SourceConnections).await.map_err(failed)?;
-        let target = self.end(tenant, new, Collection::TargetConnections).await.map_err(failed)?;
-        flows::check_ends(spec, &source.entity, &target.entity).map_err(failed)?;
+        let seen = self.store.flow_version(&new.id).await?;
+        let (source, target) = self.ends(tenant, new).await?;
+        flows::check_ends(spec, &source.entity, &target.entity)?;
         inherit(new, &source, &target);
-        new.check_size().map_err(failed)?;
+        new.check_size()?;
         let mut writes = vec![Write::Update { entity: new, old_etag: old.etag() }];
         for end in [&source.entity, &target.entity] {
-            let before = old.member(ends_member(end.collection))[0].as_str().unwrap_or_default();
-            if before == end.id {
-                writes.push(Write::Unchanged(end));
-            } else {
-                writes.push(self.add_user(end, new, false).map_err(failed)?);
-                let of = (end.collection, before.to_owned());
-                writes.push(Write::RemoveUser { of, user: new.user_name() });
+            match end_name(old, end.collection).filter(|(_, before)| *before != end.id) {
+                None => writes.push(Write::Unchanged(end)),
+                Some(of) => {
+                    writes.push(self.add_user(end, new, end.is_unseen)?);
+                    writes.push(Write::RemoveUser { of, user: new.user_name() });
+                }
             }
         }
+        let mut more = json!({});
         if let (TO_HUB, Some(connection)) = (spec.id, &target.base) {
             let ends = Ends { source: &source.entity, target: &target.entity, connection };
-            let item = flows::item(new, &ends, tenant, &self.hosts, self.max_bytes).map_err(failed)?;
+            let item = flows::item(new, &ends, tenant, &self.hosts, self.max_bytes)?;
+            if end_name(old, Collection::SourceConnections) != end_name(new, Collection::SourceConnections) {
+                more = self.senders_view(request, &item, &source.entity).await?;
+            }
             writes.extend([Write::Unchanged(connection), Write::PutFlow { item, seen }]);
         }
-        self.store.write(tenant, writes).await
+        self.store.write(tenant, writes).await?;
+        Ok(more)
     }
 
     async fn delete(
@@ -698,8 +854,9 @@ impl Api {
         tenant: &Tenant,
         collection: Collection,
         id: &str,
+        deadline: Instant,
     ) -> Result<Reply, ApiError> {
-        let mut round = 0;
+        let mut rounds = Rounds::until(deadline);
         loop {
             let entity = self.existing(tenant, collection, id).await?;
             check_etag(&entity, request.header("if-match").unwrap_or("*"))?;
@@ -737,7 +894,7 @@ impl Api {
             match self.store.write(tenant, writes).await {
                 Ok(()) => {}
                 Err(unwritten) => {
-                    self.next_round(unwritten, &mut round).await?;
+                    rounds.next(unwritten).await?;
                     continue;
                 }
             }
@@ -748,17 +905,25 @@ impl Api {
         }
     }
 
-    async fn test(&self, tenant: &Tenant, id: &str) -> Result<Reply, ApiError> {
+    async fn test(&self, tenant: &Tenant, id: &str, deadline: Instant) -> Result<Reply, ApiError> {
         let connection = self.existing(tenant, Collection::Connections, id).await?;
         let told = |result: bool, detail: String| Ok(Reply::ok(json!({ "result": result, "detail": detail })));
         if connection.spec_id() != EVENT_HUBS {
             return told(true, "connections of that spec have nothing to test".to_owned());
         }
-        if let Some(secret) = &connection.secret {
-            self.put_in_force(tenant, &connection, &secret.name).await?;
-        }
-        let credentials = Credentials::of(&connection, &self.hosts)?;
-        let look = self.hubs.look(&credentials.host, &credentials.key_name, &self.key(&connection).await?).await;
+        let ready = async {
+            if let Some(secret) = &connection.secret {
+                self.put_in_force(tenant, &connection, &secret.name, deadline).await?;
+            }
+            Ok((Credentials::of(&connection, &self.hosts)?, self.key(&connection).await?))
+        };
+        let (credentials, key) = match ready.await {
+            Ok(ready) => ready,
+            // What is stored can't be used: that is what a test is for.
+            Err(ApiError::Unusable(problem)) => return told(false, problem),
+            Err(error) => return Err(error),
+        };
+        let look = self.hubs.look(&credentials.host, &credentials.key_name, &key).await;
         match (look, &credentials.hub) {
             (Look::Hubs(list), Some(hub)) => match list.has(hub) {
                 Has::Yes => told(true, format!("the key is good, its rule has Manage, {hub} is there")),
@@ -816,18 +981,37 @@ impl Api {
             Unwritten::Lost => BUSY,
         })
     }
+}
 
-    /// Goes on after a write that others were faster than.
-    async fn next_round(&self, unwritten: Unwritten, round: &mut u32) -> Result<(), ApiError> {
-        match unwritten {
-            Unwritten::Failed(error) => Err(error),
-            Unwritten::Lost if *round + 1 >= ROUNDS => Err(BUSY),
-            Unwritten::Lost => {
-                *round += 1;
-                tokio::time::sleep(PAUSE * *round).await;
-                Ok(())
-            }
+/// Rounds of read, decide and write.
+struct Rounds {
+    count: u32,
+    began: Instant,
+    deadline: Instant,
+}
+
+impl Rounds {
+    fn until(deadline: Instant) -> Self {
+        Self { count: 0, began: Instant::now(), deadline }
+    }
+
+    /// Goes on after a write that others were faster than, if the next round can end in time.
+    async fn next(&mut self, unwritten: Unwritten) -> Result<(), ApiError> {
+        if let Unwritten::Failed(error) = unwritten {
+            return Err(error);
         }
+        self.count += 1;
+        // Not in step with the others.
+        let [random] = random::<1>();
+        let pause = (PAUSE * self.count).mul_f32(0.5 + f32::from(random) / 255.0);
+        // More flows may be reached by then, and it is not the last step.
+        let longest = self.began.elapsed() * 2;
+        if self.count >= ROUNDS || Instant::now() + pause + longest > self.deadline {
+            return Err(BUSY);
+        }
+        sleep(pause).await;
+        self.began = Instant::now();
+        Ok(())
     }
 }
 
@@ -845,6 +1029,37 @@ struct NewSecret {
     text: SecretString,
     /// To another host: under a new name, so that nobody reads one host's key for the other.
     moves: bool,
+}
+
+/// A secret that a change names, and stores once in all its rounds.
+struct Staged {
+    secret: SecretVersion,
+    text: SecretString,
+    /// Under a new name.
+    moves: bool,
+    is_stored: bool,
+}
+
+/// What a round has written, and what its answer adds.
+struct Changed {
+    old: Entity,
+    new: Entity,
+    more: Value,
+}
+
+/// The end of that sort which a flow refers to.
+fn end_name(flow: &Entity, collection: Collection) -> Option<Name> {
+    Some((collection, flow.member(ends_member(collection))[0].as_str()?.to_owned()))
+}
+
+fn base_name(end: &Entity) -> Option<Name> {
+    Some((Collection::Connections, end.member("baseConnectionId").as_str()?.to_owned()))
+}
+
+fn extend(body: &mut Value, more: Value) {
+    if let (Value::Object(body), Value::Object(more)) = (body, more) {
+        body.extend(more);
+    }
 }
 
 fn ends_member(collection: Collection) -> &'static str {

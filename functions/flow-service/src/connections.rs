@@ -23,8 +23,22 @@ const SENDER_AUTH: &str = "senderAuth";
 /// Of other kinds of credentials: they must not be kept in a document.
 const OTHER_SECRETS: [&str; 3] = ["clientSecretValue", "secretKey", "sharedAccessSignature"];
 /// Members that are credentials, wherever they stand.
-const SECRETS: [&str; 6] =
-    [KEY, "connectionString", SENDER_AUTH, "clientSecretValue", "secretKey", "sharedAccessSignature"];
+const SECRETS: [&str; 12] = [
+    KEY,
+    "connectionString",
+    SENDER_AUTH,
+    "clientSecret",
+    "clientSecretValue",
+    "secretKey",
+    "sharedAccessKey",
+    "sharedAccessSignature",
+    "primaryKey",
+    "secondaryKey",
+    "primaryConnectionString",
+    "secondaryConnectionString",
+];
+/// Text that has a credential in it, in lower case: a connection string, or a token.
+const SECRET_TEXTS: [&str; 3] = ["sharedaccesskey=", "sharedaccesssignature=", "sharedaccesssignature sr="];
 
 /// Of a flow's options as JSON, its audiences among them: a source connection and the items of all its flows must fit one
 /// transaction.
@@ -45,8 +59,9 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Of a connection as it is created or patched. The key is taken out of the document, which gets the mask.
-    pub fn take(document: &mut Document, hosts: &Hosts) -> Result<Self, ApiError> {
+    /// Of a connection as it is created, or as it was `before` and is patched. The key is taken out of the document, which gets
+    /// the mask.
+    pub fn take(document: &mut Document, before: Option<&Entity>, hosts: &Hosts) -> Result<Self, ApiError> {
         let auth = document.get_mut("auth").and_then(Value::as_object_mut);
         let Some(auth) = auth else { return unusable("auth: missing") };
         match auth.get("specName").and_then(Value::as_str) {
@@ -63,7 +78,7 @@ impl Credentials {
             return unusable(format!("auth.params.{name}: not of these credentials"));
         }
         if let Some(text) = params.remove("connectionString") {
-            expand(text, params)?;
+            expand(text, params, before.map(|before| &before.member("auth")["params"]))?;
         }
         let credentials = Self::read(params, hosts)?;
         params.insert(KEY.to_owned(), MASK.into());
@@ -111,8 +126,8 @@ impl Credentials {
     }
 }
 
-/// A connection string stands for the parameters that it is made of.
-fn expand(text: Value, params: &mut Map<String, Value>) -> Result<(), ApiError> {
+/// A connection string stands for the parameters that it is made of. It goes over those that are as `before`.
+fn expand(text: Value, params: &mut Map<String, Value>, before: Option<&Value>) -> Result<(), ApiError> {
     use secrecy::ExposeSecret;
     let parsed = ConnectionString::parse(text.as_str().unwrap_or_default());
     let parsed = parsed.map_err(|error| ApiError::Unusable(format!("auth.params.connectionString: {error}")))?;
@@ -123,7 +138,8 @@ fn expand(text: Value, params: &mut Map<String, Value>) -> Result<(), ApiError> 
     let mut found = vec![("namespace", host.to_owned()), ("sasKeyName", name), (KEY, key.expose_secret().to_owned())];
     found.extend(parsed.entity_path.map(|hub| ("eventHubName", hub)));
     for (name, value) in found {
-        if params.insert(name.to_owned(), value.clone().into()).is_some_and(|given| given != value) {
+        let given = params.insert(name.to_owned(), value.clone().into());
+        if given.is_some_and(|given| given != value && before.is_none_or(|before| before[name] != given)) {
             return unusable(format!("auth.params.{name}: not what the connection string says"));
         }
     }
@@ -152,8 +168,11 @@ pub fn check_secrets(entity: &Entity) -> Result<(), ApiError> {
     })
 }
 
-/// The first place below `parent` that is called like a credential.
+/// The first place below `parent` that is called like a credential, or holds one.
 fn misplaced(parent: &str, name: &str, value: &Value, allowed: &str) -> Option<String> {
+    if has_secret_text(name) {
+        return Some(if parent.is_empty() { "the body".to_owned() } else { parent.to_owned() });
+    }
     let place = format!("{parent}/{}", name.replace('~', "~0").replace('/', "~1"));
     if place == allowed {
         return None;
@@ -162,12 +181,18 @@ fn misplaced(parent: &str, name: &str, value: &Value, allowed: &str) -> Option<S
         return Some(place);
     }
     match value {
+        Value::String(text) if has_secret_text(text) => Some(place),
         Value::Object(members) => members.iter().find_map(|(name, value)| misplaced(&place, name, value, allowed)),
         Value::Array(elements) => {
             elements.iter().enumerate().find_map(|(at, value)| misplaced(&place, &at.to_string(), value, allowed))
         }
         _ => None,
     }
+}
+
+fn has_secret_text(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    SECRET_TEXTS.iter().any(|secret| text.contains(secret))
 }
 
 /// Whether a value has the mask anywhere in it.
@@ -187,7 +212,7 @@ pub fn hub_of(connection: &Entity, scope: Option<&str>) -> Result<String, ApiErr
         (None, None) => unusable("params.eventHubName: missing"),
         (Some(name), scope) => {
             let name = hub_name(name, "params.eventHubName")?;
-            if scope.is_some_and(|scope| scope != name) {
+            if scope.is_some_and(|scope| !scope.eq_ignore_ascii_case(&name)) {
                 return unusable("params.eventHubName: the connection's key is for another hub");
             }
             Ok(name)
@@ -365,7 +390,7 @@ mod tests {
 
     fn take(params: Value) -> Result<(Credentials, Document), ApiError> {
         let mut document = connection(params);
-        let credentials = Credentials::take(&mut document, &Hosts::new(None, Some("127.0.0.1:5300")).unwrap())?;
+        let credentials = Credentials::take(&mut document, None, &Hosts::new(None, Some("127.0.0.1:5300")).unwrap())?;
         Ok((credentials, document))
     }
 

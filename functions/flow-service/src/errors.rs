@@ -33,6 +33,7 @@ pub enum ApiError {
         current: String,
     },
     TooLarge(String),
+    TooMany(&'static str),
     /// Ours: the store does not answer, or another change was always faster.
     Unavailable(&'static str),
 }
@@ -49,6 +50,7 @@ impl ApiError {
             Self::Stale { .. } => 412,
             Self::TooLarge(_) => 413,
             Self::SpecVersionMissing(_) => 422,
+            Self::TooMany(_) => 429,
             Self::Unavailable(_) => 503,
         }
     }
@@ -76,7 +78,7 @@ impl ApiError {
                 detailed(format!("Supplied version=[{given}] does not match the current version on entity=[{current}]"))
             }
             Self::TooLarge(detail) => problem("ContentTooLargeError", detail),
-            Self::Unavailable(text) => message(text),
+            Self::TooMany(text) | Self::Unavailable(text) => message(text),
         }
     }
 }

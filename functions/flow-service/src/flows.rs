@@ -62,6 +62,21 @@ pub fn item(
     })
 }
 
+/// What the items of flows have of a connection, source or target connection.
+pub fn seen(of: &Entity) -> Value {
+    let auth = &of.member("auth")["params"];
+    let (params, data) = (of.member("params"), of.member("data"));
+    json!([
+        auth["namespace"],
+        auth["eventHubName"],
+        params["eventHubName"],
+        params["partitioning"],
+        params["options"],
+        data["format"],
+        of.secret.as_ref().map(|secret| &secret.name),
+    ])
+}
+
 /// The ids of the segment selectors, each once.
 fn audiences(flow: &Entity) -> Result<Vec<String>, ApiError> {
     let mut ids = Vec::new();
@@ -168,6 +183,12 @@ mod tests {
             (json!({}), source(json!({ "maxBytes": 2_000_000 })), target.clone()),
             (json!({}), source(json!({ "steps": [] })), target.clone()),
             (json!({}), source(json!({ "steps": [{ "message": " " }] })), target.clone()),
+            (json!({}), source(json!({ "steps": [{ "message": "\u{85}" }] })), target.clone()),
+            (
+                json!({}),
+                source(json!({ "steps": [{ "message": "Update", "filteringAttributes": ["\u{85} "] }] })),
+                target.clone(),
+            ),
             (json!({}), source(json!({ "maxBytes": 5.0 })), target.clone()),
             (json!({}), source(json!({ "maxBytes": 1e30 })), target.clone()),
             (json!({}), source(json!({})), json!({ "params": {} })),

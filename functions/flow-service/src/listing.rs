@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::errors::{ApiError, bad_request};
 use crate::request::Request;
@@ -111,46 +111,9 @@ impl Listing {
         }
     }
 
-    /// The page that is asked for, of all `items`.
-    pub fn page(&self, collection: &str, items: Vec<Map<String, Value>>) -> Value {
-        let mut items: Vec<(Vec<Value>, Value)> = items
-            .into_iter()
-            .map(Value::Object)
-            .filter(|item| self.filters.iter().all(|filter| filter.holds(item)))
-            .map(|item| (self.order.iter().map(|(name, _)| item[name].clone()).collect(), item))
-            .collect();
-        items.sort_by(|(one, _), (other, _)| self.compare(one, other));
-        let count = items.len();
-        let mut rest = items
-            .into_iter()
-            .skip_while(|(key, _)| self.after.as_ref().is_some_and(|after| self.compare(key, after).is_le()))
-            .peekable();
-        let (mut page, mut bytes, mut last) = (Vec::new(), 0, None);
-        while page.len() < self.limit
-            && let Some((key, item)) = rest.peek()
-        {
-            let item = self.projected(item);
-            bytes += item.to_string().len();
-            if bytes > MAX_PAGE_BYTES && !page.is_empty() {
-                break;
-            }
-            page.push(item);
-            last = Some(key.clone());
-            rest.next();
-        }
-        let mut answer = json!({ "items": page });
-        if let (Some(_), Some(last)) = (rest.peek(), last) {
-            let token = URL_SAFE_NO_PAD.encode(Value::Array(last).to_string());
-            let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-            let mut pairs: Vec<String> =
-                self.parameters.iter().map(|(name, value)| format!("{}={}", encoded(name), encoded(value))).collect();
-            pairs.push(format!("continuationToken={token}"));
-            answer["_links"] = json!({ "next": { "href": format!("/{collection}?{}", pairs.join("&")) } });
-        }
-        if self.count {
-            answer["count"] = count.into();
-        }
-        answer
+    /// The page that is asked for, with nothing on it yet.
+    pub fn page(&self) -> Page<'_> {
+        Page { listing: self, kept: Vec::new(), count: 0 }
     }
 
     fn compare(&self, one: &[Value], other: &[Value]) -> Ordering {
@@ -190,6 +153,74 @@ impl Listing {
             *place = found.clone();
         }
         projected
+    }
+}
+
+/// The first objects after the page before, of those that it was given. Of a collection no more is held at a time.
+pub struct Page<'l> {
+    listing: &'l Listing,
+    /// Sort key, and the text of what is shown: those of the page, and the one after it if there is one.
+    kept: Vec<(Vec<Value>, String)>,
+    /// Of all that pass the filters.
+    count: usize,
+}
+
+impl Page<'_> {
+    /// Takes the next object of the collection, as text.
+    pub fn take(&mut self, text: &str) {
+        let listing = self.listing;
+        let Ok(item) = serde_json::from_str::<Value>(text) else { return };
+        if !listing.filters.iter().all(|filter| filter.holds(&item)) {
+            return;
+        }
+        self.count += 1;
+        let key: Vec<Value> = listing.order.iter().map(|(name, _)| item[name].clone()).collect();
+        if listing.after.as_ref().is_some_and(|after| listing.compare(&key, after).is_le()) {
+            return;
+        }
+        let place = self.kept.partition_point(|(known, _)| listing.compare(known, &key).is_lt());
+        if place > self.size() {
+            return;
+        }
+        self.kept.insert(place, (key, listing.projected(&item).to_string()));
+        let size = self.size();
+        self.kept.truncate(size + 1);
+    }
+
+    /// How many of what is kept a page has: at least one.
+    fn size(&self) -> usize {
+        let mut bytes = 0;
+        let fits = |(_, text): &&(Vec<Value>, String)| {
+            bytes += text.len();
+            bytes <= MAX_PAGE_BYTES
+        };
+        let fitting = self.kept.iter().take(self.listing.limit).take_while(fits).count();
+        fitting.max(1)
+    }
+
+    /// The page, as it is answered.
+    pub fn answer(self, collection: &str) -> Value {
+        let size = self.size();
+        let has_more = self.kept.len() > size;
+        let (mut items, mut last) = (Vec::new(), Vec::new());
+        for (key, text) in self.kept.into_iter().take(size) {
+            items.extend(serde_json::from_str::<Value>(&text));
+            last = key;
+        }
+        let mut answer = json!({ "items": items });
+        if has_more {
+            let token = URL_SAFE_NO_PAD.encode(Value::Array(last).to_string());
+            let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+            let parameters = self.listing.parameters.iter();
+            let mut pairs: Vec<String> =
+                parameters.map(|(name, value)| format!("{}={}", encoded(name), encoded(value))).collect();
+            pairs.push(format!("continuationToken={token}"));
+            answer["_links"] = json!({ "next": { "href": format!("/{collection}?{}", pairs.join("&")) } });
+        }
+        if self.listing.count {
+            answer["count"] = self.count.into();
+        }
+        answer
     }
 }
 
@@ -272,22 +303,26 @@ fn values_at<'v>(value: &'v Value, path: &[String]) -> Vec<&'v Value> {
 mod tests {
     use super::*;
 
-    fn items() -> Vec<Map<String, Value>> {
+    fn items() -> Vec<Value> {
         [("b", 1, "enabled"), ("a", 2, "disabled"), ("c", 3, "enabled")]
             .into_iter()
             .map(|(name, created, state)| {
-                let item = json!({
+                json!({
                     "id": format!("id-{name}"), "name": name, "createdAt": created, "state": state,
                     "spec": { "id": name }, "list": [{ "x": { "id": created } }, { "x": { "id": 9 } }],
-                });
-                item.as_object().unwrap().clone()
+                })
             })
             .collect()
     }
 
     fn ask(query: &[(&str, &str)]) -> Result<Value, ApiError> {
         let query = query.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Ok(Listing::parse(&Request { query, ..Request::default() })?.page("flows", items()))
+        let listing = Listing::parse(&Request { query, ..Request::default() })?;
+        let mut page = listing.page();
+        for item in items() {
+            page.take(&item.to_string());
+        }
+        Ok(page.answer("flows"))
     }
 
     fn names(query: &[(&str, &str)]) -> String {
@@ -327,6 +362,33 @@ mod tests {
             ("count", "1"),
         ] {
             assert_eq!(ask(&[query]).unwrap_err().status(), 400, "{query:?}");
+        }
+    }
+
+    #[test]
+    fn no_more_is_held_than_a_page_and_what_tells_of_the_next() {
+        let of = |limit: &str| {
+            let query = vec![("limit".to_owned(), limit.to_owned())];
+            Listing::parse(&Request { query, ..Request::default() }).unwrap()
+        };
+        // In an order that serves nobody.
+        let texts = (0..300).map(|n| {
+            let id = n * 7 % 300;
+            json!({ "id": format!("{id:03}"), "createdAt": id, "x": "x".repeat(80_000) }).to_string()
+        });
+        let texts: Vec<String> = texts.collect();
+        for (limit, first, held) in [("1", 1, 160_200), ("100", 31, 2_600_000)] {
+            let listing = of(limit);
+            let mut page = listing.page();
+            for text in &texts {
+                page.take(text);
+                assert!(page.kept.iter().map(|(_, text)| text.len()).sum::<usize>() < held);
+            }
+            let answer = page.answer("flows");
+            let ids: Vec<&str> =
+                answer["items"].as_array().unwrap().iter().map(|i| i["id"].as_str().unwrap()).collect();
+            assert_eq!((ids.len(), ids[0]), (first, "299"));
+            assert!(ids.is_sorted_by(|one, other| one > other) && answer["_links"].is_object());
         }
     }
 

@@ -37,12 +37,60 @@ pub fn document() -> Value {
     })
 }
 
-fn answers() -> Map<String, Value> {
+/// The name of what a collection has among the schemas, and of a page of it.
+fn item_names(collection: Collection) -> (&'static str, &'static str) {
+    match collection {
+        Collection::Connections => ("Connection", "Connections"),
+        Collection::SourceConnections => ("SourceConnection", "SourceConnections"),
+        Collection::TargetConnections => ("TargetConnection", "TargetConnections"),
+        Collection::Flows => ("Flow", "Flows"),
+    }
+}
+
+/// An object as it is read. A list may be asked for some of its members only, so that none is required.
+fn item(collection: Collection) -> Value {
+    let (text, time) = (json!({ "type": "string" }), json!({ "type": "integer", "minimum": 0 }));
+    let uuid = json!({ "type": "string", "format": "uuid" });
+    let etag = json!({ "type": "string", "pattern": "^\".*\"$" });
+    let mut item = schemas::body(collection);
+    let by_service = [
+        ("id", &uuid),
+        ("etag", &etag),
+        ("version", &etag),
+        ("createdAt", &time),
+        ("updatedAt", &time),
+        ("createdBy", &text),
+        ("updatedBy", &text),
+        ("createdClient", &text),
+        ("updatedClient", &text),
+        ("imsOrgId", &text),
+        ("sandboxName", &text),
+        ("sandboxId", &uuid),
+    ];
+    for (name, schema) in by_service {
+        item["properties"][name] = schema.clone();
+    }
+    item["properties"]["state"] = json!({ "type": "string", "enum": ["enabled", "disabled"] });
+    if collection != Collection::Connections {
+        item["properties"]["inheritedAttributes"] = json!({ "type": "object" });
+    }
+    if collection == Collection::Flows {
+        item["properties"]["lastOperation"] = json!({ "type": "object" });
+        item["properties"]["runs"] = text;
+    }
+    if let Some(item) = item.as_object_mut() {
+        item.remove("required");
+    }
+    item
+}
+
+/// A page of what a schema describes.
+fn items(item: Value) -> Value {
     let text = json!({ "type": "string" });
-    let items = json!({
+    json!({
         "type": "object",
         "properties": {
-            "items": { "type": "array", "items": { "type": "object" } },
+            "items": { "type": "array", "items": item },
             "_links": {
                 "type": "object",
                 "properties": { "next": { "type": "object", "properties": { "href": text }, "required": ["href"] } },
@@ -50,7 +98,15 @@ fn answers() -> Map<String, Value> {
             "count": { "type": "integer", "minimum": 0 },
         },
         "required": ["items"],
-    });
+    })
+}
+
+fn reference(schema: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{schema}") })
+}
+
+fn answers() -> Map<String, Value> {
+    let text = json!({ "type": "string" });
     let reference = json!({
         "type": "object",
         "properties": { "id": { "type": "string", "format": "uuid" }, "etag": { "type": "string", "pattern": "^\".*\"$" } },
@@ -94,17 +150,21 @@ fn answers() -> Map<String, Value> {
         },
     });
     [
-        ("Items", items),
+        ("Items", items(json!({ "type": "object" }))),
         ("Runs", runs()),
         ("Reference", reference),
         ("CreatedConnection", new_connection),
-        ("CreatedFlow", new_flow),
+        ("FlowReference", new_flow),
         ("Error", error),
         ("TestResult", test),
         ("Explored", tree),
         ("OpenApi", json!({ "type": "object" })),
     ]
     .into_iter()
+    .chain(Collection::ALL.into_iter().flat_map(|collection| {
+        let (one, page) = item_names(collection);
+        [(one, item(collection)), (page, items(self::reference(one)))]
+    }))
     .map(|(name, schema)| (name.to_owned(), schema))
     .collect()
 }
@@ -144,7 +204,7 @@ fn runs() -> Value {
 }
 
 fn content(schema: &str) -> Value {
-    json!({ "application/json": { "schema": { "$ref": format!("#/components/schemas/{schema}") } } })
+    json!({ "application/json": { "schema": reference(schema) } })
 }
 
 /// What an operation is called, does, takes and gives.
@@ -259,6 +319,7 @@ fn description(status: u16) -> &'static str {
         412 => "If-Match is not the current etag",
         413 => "The body is too large",
         422 => "The version of the spec is missing",
+        429 => "Its credential was changed too often",
         _ => "The store, or what else is needed of AWS, does not answer now",
     }
 }
@@ -268,6 +329,12 @@ fn header(name: &str, required: bool, description: &str) -> Value {
         "name": name, "in": "header", "required": required, "description": description,
         "schema": { "type": "string", "minLength": 1 },
     })
+}
+
+fn if_match(required: bool) -> Value {
+    let mut if_match = header("If-Match", required, "The etag as it was given, quotes included; `*` for any");
+    if_match["example"] = "*".into();
+    if_match
 }
 
 fn query(name: &str, description: &str, schema: Value) -> Value {
@@ -301,9 +368,9 @@ fn told(operation: Operation) -> Told {
     };
     match operation {
         Operation::Create(collection) => {
-            let success = if collection == Collection::Flows { "CreatedFlow" } else { "CreatedConnection" };
+            let success = if collection == Collection::Flows { "FlowReference" } else { "CreatedConnection" };
             let id = format!("create{}", pascal(collection.name()));
-            let mut told = told(&id, "Create", (201, Some(success)), &[409, 413, 422]);
+            let mut told = told(&id, "Create", (201, Some(success)), &[409, 413, 422, 429]);
             told.body = Some(schemas::body_name(collection));
             if collection != Collection::Flows {
                 told.parameters.push(query(
@@ -316,22 +383,25 @@ fn told(operation: Operation) -> Told {
         }
         Operation::List(collection) => Told {
             parameters: list(),
-            ..told(&format!("list{}", pascal(collection.name())), "List", (200, Some("Items")), &[])
+            ..told(&format!("list{}", pascal(collection.name())), "List", (200, Some(item_names(collection).1)), &[])
         },
-        Operation::Read(collection) => {
-            told(&format!("get{}", pascal(collection.name())), "Read one", (200, Some("Items")), &[404])
-        }
+        Operation::Read(collection) => told(
+            &format!("get{}", pascal(collection.name())),
+            "Read one",
+            (200, Some(item_names(collection).1)),
+            &[404],
+        ),
         Operation::Patch(collection) => {
             let id = format!("patch{}", pascal(collection.name()));
-            let mut told = told(&id, "Change", (200, Some("Reference")), &[404, 409, 412, 413]);
+            let success = if collection == Collection::Flows { "FlowReference" } else { "Reference" };
+            let mut told = told(&id, "Change", (200, Some(success)), &[404, 409, 412, 413, 429]);
             told.body = Some("JsonPatch");
-            let mut if_match = header("If-Match", true, "The etag as it was given, quotes included; `*` for any");
-            if_match["example"] = "*".into();
-            told.parameters.push(if_match);
+            told.parameters.push(if_match(true));
             told
         }
         Operation::Delete(collection) => {
-            told(&format!("delete{}", pascal(collection.name())), "Delete", (204, None), &[404, 409, 412])
+            let id = format!("delete{}", pascal(collection.name()));
+            Told { parameters: vec![if_match(false)], ..told(&id, "Delete", (204, None), &[404, 409, 412]) }
         }
         Operation::Test => told("testConnection", "Try the key", (200, Some("TestResult")), &[404]),
         Operation::Explore => Told {
@@ -342,7 +412,7 @@ fn told(operation: Operation) -> Told {
             let mut op = query("op", "enable or disable", json!({ "type": "string", "enum": ["enable", "disable"] }));
             op["required"] = true.into();
             Told {
-                parameters: vec![op],
+                parameters: vec![op, if_match(false)],
                 ..told("actOnFlow", "Enable or disable", (200, Some("Reference")), &[404, 409, 412, 413])
             }
         }
@@ -405,6 +475,28 @@ mod tests {
                 assert!(told.iter().all(|told| schema.is_valid(told)));
                 assert_eq!(told, expected.iter().collect::<Vec<_>>(), "{method} {path}");
             }
+        }
+    }
+
+    #[test]
+    fn what_changes_an_object_may_name_its_etag() {
+        let document = document();
+        for (method, path, required) in [
+            ("patch", "/connections/{id}", true),
+            ("delete", "/targetConnections/{id}", false),
+            ("post", "/flows/{id}/action", false),
+        ] {
+            let parameters = document["paths"][path][method]["parameters"].as_array().unwrap();
+            let if_match = parameters.iter().find(|parameter| parameter["name"] == "If-Match").unwrap();
+            assert_eq!(if_match["required"], required, "{method} {path}");
+        }
+        let read =
+            &document["paths"]["/flows/{id}"]["get"]["responses"]["200"]["content"]["application/json"]["schema"];
+        assert_eq!(read["$ref"], "#/components/schemas/Flows");
+        let flow = jsonschema::validator_for(&document["components"]["schemas"]["Flow"]).unwrap();
+        assert!(flow.is_valid(&json!({ "id": "226fb2e1-db69-4760-b67e-9e671e05abfc", "state": "enabled" })));
+        for wrong in [json!({ "state": "on" }), json!({ "sourceConnectionIds": "x" }), json!({ "etag": "unquoted" })] {
+            assert!(!flow.is_valid(&wrong), "{wrong}");
         }
     }
 

@@ -70,6 +70,10 @@ fn parse_one(place: usize, operation: &Value) -> Result<Operation, ApiError> {
     let Some(pointer) = path.strip_prefix('/') else {
         return bad_request(format!("operation {place}: `path` must begin with a slash and name a member"));
     };
+    // RFC 6901: `~` stands only before 0 or 1.
+    if pointer.split('~').skip(1).any(|after| !after.starts_with(['0', '1'])) {
+        return bad_request(format!("operation {place}: `path` has a `~` without 0 or 1 after it"));
+    }
     let path: Vec<String> = pointer.split('/').map(|token| token.replace("~1", "/").replace("~0", "~")).collect();
     let first = path[0].as_str();
     // Of `auth` only the parameters: another type of authentication is another connection.
@@ -203,6 +207,9 @@ mod tests {
             json!([{ "op": "replace", "path": "/list/1", "value": 1 }]),
             json!([{ "op": "add", "path": "/list/2", "value": 1 }]),
             json!([{ "op": "remove", "path": "/list/00" }]),
+            json!([{ "op": "add", "path": "/x~", "value": 1 }]),
+            json!([{ "op": "add", "path": "/x~2", "value": 1 }]),
+            json!([{ "op": "add", "path": "/x~/0", "value": 1 }]),
             json!([{ "op": "add", "path": "/name/x", "value": 1 }]),
         ] {
             assert_eq!(patched(document.clone(), patch.clone()).unwrap_err().status(), 400, "{patch}");

@@ -136,10 +136,65 @@ impl Request {
         if self.body.len() > MAX_BODY {
             return Err(ApiError::TooLarge(format!("the body has more than {MAX_BODY} bytes")));
         }
-        serde_json::from_slice(&self.body).or_else(|error| {
+        let value = serde_json::from_slice(&self.body).or_else(|error| {
             bad_request(format!("the body is no JSON (line {}, column {})", error.line(), error.column()))
-        })
+        })?;
+        match unkept_number(&self.body) {
+            None => Ok(value),
+            Some(place) => bad_request(format!(
+                "the number at byte {place} of the body has more digits than are kept (64 bits, as an integer or a double); \
+                 give it as text"
+            )),
+        }
     }
+}
+
+/// Where the first number of a JSON text stands that would be another one once it is read.
+fn unkept_number(json: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while let Some(&byte) = json.get(at) {
+        let rest = &json[at..];
+        let length = match byte {
+            b'"' => {
+                let mut is_escaped = false;
+                let end = rest[1..].iter().position(|byte| {
+                    let ends = *byte == b'"' && !is_escaped;
+                    is_escaped = *byte == b'\\' && !is_escaped;
+                    ends
+                });
+                end.map_or(rest.len(), |end| end + 2)
+            }
+            b'-' | b'0'..=b'9' => {
+                let end = rest.iter().position(|byte| !matches!(byte, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9'));
+                let length = end.unwrap_or(rest.len());
+                if !std::str::from_utf8(&rest[..length]).is_ok_and(is_kept) {
+                    return Some(at);
+                }
+                length
+            }
+            _ => 1,
+        };
+        at += length;
+    }
+    None
+}
+
+fn is_kept(number: &str) -> bool {
+    let is_integer = number.parse::<i64>().is_ok() || number.parse::<u64>().is_ok();
+    is_integer || number.parse::<f64>().is_ok_and(|double| digits(&format!("{double:e}")) == digits(number))
+}
+
+/// The digits of a number without the zeros around them, and the power of ten of the last one.
+fn digits(number: &str) -> Option<(String, i64)> {
+    let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+    let (whole, fraction) = mantissa.trim_start_matches('-').split_once('.').unwrap_or((mantissa, ""));
+    let all = format!("{}{fraction}", whole.trim_start_matches('-'));
+    let digits = all.trim_end_matches('0');
+    if digits.trim_start_matches('0').is_empty() {
+        return Some((String::new(), 0));
+    }
+    let power = i64::try_from(all.len() - digits.len()).ok()? - i64::try_from(fraction.len()).ok()?;
+    Some((digits.trim_start_matches('0').to_owned(), exponent.parse::<i64>().ok()?.checked_add(power)?))
 }
 
 fn decoded(text: &str) -> String {
@@ -161,6 +216,42 @@ fn pairs(query: &str) -> Vec<(String, String)> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn numbers_that_would_become_others_are_refused() {
+        let read = |body: &str| Request { body: body.into(), ..Request::default() }.json();
+        for kept in [
+            "0",
+            "-0",
+            "0.0",
+            "7",
+            "18446744073709551615",
+            "-9223372036854775808",
+            "0.1",
+            "-1.50",
+            "1e3",
+            "1E+22",
+            "2.5e-3",
+            "0.30000000000000004",
+            "1.7976931348623157e308",
+            "100000000000000000000",
+            r#"["a\"1234567890.12345678901", 1]"#,
+            r#"{"18446744073709551617":"\\","x":1}"#,
+        ] {
+            assert!(read(kept).is_ok(), "{kept}: {:?}", read(kept));
+        }
+        for lost in [
+            "18446744073709551617",
+            "-9223372036854775809",
+            "0.1234567890123456789",
+            "1e400",
+            "1e-400",
+            r#"{"x":["\\",12345678901234567890123]}"#,
+            "[1, 3.00000000000000000001]",
+        ] {
+            assert_eq!(read(lost).unwrap_err().status(), 400, "{lost}");
+        }
+    }
 
     #[test]
     fn an_event_is_read() {

@@ -28,6 +28,13 @@ pub struct SecretVersion {
     pub version: String,
 }
 
+impl SecretVersion {
+    /// A new version of that name.
+    pub fn of(name: String) -> Self {
+        Self { name, version: uuid() }
+    }
+}
+
 pub struct Secrets {
     client: Client,
     /// Of the names of all secrets: the right to read them is given by it.
@@ -39,33 +46,36 @@ impl Secrets {
         Self { client, prefix }
     }
 
+    /// A new name.
+    pub fn name(&self, of: &str) -> String {
+        format!("{}{of}/{}", self.prefix, uuid())
+    }
+
     /// Stores a text under a new name, in force at once.
-    pub async fn create(&self, of: &str, secret: &SecretString) -> Result<SecretVersion, ApiError> {
-        let (name, version) = (format!("{}{of}/{}", self.prefix, uuid()), uuid());
+    pub async fn create(&self, secret: &SecretVersion, text: &SecretString) -> Result<(), ApiError> {
         self.client
             .create_secret()
-            .name(&name)
-            .client_request_token(&version)
-            .secret_string(secret.expose_secret())
+            .name(&secret.name)
+            .client_request_token(&secret.version)
+            .secret_string(text.expose_secret())
             .send()
             .await
             .map_err(|error| failed("CreateSecret", &error))?;
-        Ok(SecretVersion { name, version })
+        Ok(())
     }
 
     /// Stores a text beside the one that is in force.
-    pub async fn stage(&self, name: &str, secret: &SecretString) -> Result<SecretVersion, ApiError> {
-        let version = uuid();
+    pub async fn stage(&self, secret: &SecretVersion, text: &SecretString) -> Result<(), ApiError> {
         self.client
             .put_secret_value()
-            .secret_id(name)
-            .client_request_token(&version)
-            .secret_string(secret.expose_secret())
+            .secret_id(&secret.name)
+            .client_request_token(&secret.version)
+            .secret_string(text.expose_secret())
             .version_stages(STAGED)
             .send()
             .await
             .map_err(|error| failed("PutSecretValue", &error))?;
-        Ok(SecretVersion { name: name.to_owned(), version })
+        Ok(())
     }
 
     pub async fn get(&self, secret: &SecretVersion) -> Result<SecretString, ApiError> {
@@ -101,11 +111,27 @@ impl Secrets {
 }
 
 fn failed<E: ProvideErrorMetadata>(operation: &'static str, error: &SdkError<E>) -> ApiError {
-    tracing::error!(operation, code = error.code().unwrap_or("none"), "Secrets Manager does not answer");
-    ApiError::Unavailable("the store of secrets does not answer now; send it again")
+    let code = error.code().unwrap_or("none");
+    tracing::error!(operation, code, "Secrets Manager does not do it");
+    refusal(code)
 }
 
-fn random<const N: usize>() -> [u8; N] {
+/// What a caller is told of an answer's code.
+fn refusal(code: &str) -> ApiError {
+    match code {
+        "LimitExceededException" => ApiError::TooMany(
+            "Secrets Manager keeps no more versions of this credential, or no more secrets, for now: it was changed too often \
+             within a day; try again tomorrow",
+        ),
+        // Deleted, or about to be.
+        "ResourceNotFoundException" | "InvalidRequestException" => ApiError::Unusable(
+            "the secret is not in Secrets Manager any more: restore it, or make the object anew".to_owned(),
+        ),
+        _ => ApiError::Unavailable("the store of secrets does not answer now; send it again"),
+    }
+}
+
+pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).expect("the system gives random bytes");
     bytes
@@ -130,6 +156,19 @@ pub fn token() -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn only_what_may_pass_by_itself_is_to_be_sent_again() {
+        for (code, status) in [
+            ("LimitExceededException", 429),
+            ("ResourceNotFoundException", 400),
+            ("InvalidRequestException", 400),
+            ("InternalServiceError", 503),
+            ("none", 503),
+        ] {
+            assert_eq!(super::refusal(code).status(), status, "{code}");
+        }
+    }
+
     #[test]
     fn uuids_have_version_and_variant() {
         let uuid = super::uuid();

@@ -15,7 +15,7 @@ use shared::clock::Clock;
 use shared::function::diagnostic;
 use shared::settings::{EXTRA_CA_CERTS, Environment, FLOWS_TABLE, Settings, SettingsError};
 use shared::{Function, Invocation};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::api::{Api, Reply};
 use crate::errors::ApiError;
@@ -34,6 +34,8 @@ const EMULATOR_HOSTS: &str = "EMULATOR_HOSTS";
 const SECRETS_PREFIX: &str = "SECRETS_PREFIX";
 const LOG_GROUP: &str = "LOG_GROUP";
 
+/// Of the time of an invocation, for the answer.
+const RESERVE: Duration = Duration::from_secs(1);
 /// One call of AWS, its repeats included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -74,7 +76,7 @@ impl FlowService {
         })
     }
 
-    async fn answer(&self, event: &str) -> Option<(&'static str, Result<Reply, ApiError>)> {
+    async fn answer(&self, event: &str, deadline: Instant) -> Option<(&'static str, Result<Reply, ApiError>)> {
         let request = match Request::read(event)? {
             Ok(request) => request,
             Err(error) => return Some(("", Err(error))),
@@ -83,7 +85,10 @@ impl FlowService {
             Ok((operation, id)) => {
                 // Boxed, since the SDK's futures nest deeper than the compiler goes by itself.
                 let route = routes::ROUTES.iter().find(|route| route.operation == operation);
-                (route.map_or("", |route| route.path), Box::pin(self.api.answer(&request, operation, id)).await)
+                (
+                    route.map_or("", |route| route.path),
+                    Box::pin(self.api.answer(&request, operation, id, deadline)).await,
+                )
             }
             Err(error) => ("", Err(error)),
         })
@@ -148,13 +153,15 @@ impl Function for FlowService {
     type Answer = Value;
 
     async fn invoke(&self, event: &str, invocation: Invocation<'_>) -> Result<Value, Diagnostic> {
-        let handled = AssertUnwindSafe(self.answer(event)).catch_unwind().await;
+        let deadline = invocation.time_up.checked_sub(RESERVE).unwrap_or(invocation.time_up);
+        let handled = timeout_at(deadline, AssertUnwindSafe(self.answer(event, deadline)).catch_unwind()).await;
         let (route, answer) = match handled {
-            Ok(Some(answered)) => answered,
-            Ok(None) => {
+            Ok(Ok(Some(answered))) => answered,
+            Ok(Ok(None)) => {
                 return Err(diagnostic("UnknownTrigger", "the event is no HTTP request (payload 2.0)"));
             }
-            Err(_) => ("", Err(ApiError::Unavailable("the service failed on this request"))),
+            Ok(Err(_)) => ("", Err(ApiError::Unavailable("the service failed on this request"))),
+            Err(_) => ("", Err(ApiError::Unavailable("it took too long, and may be done in part; send it again"))),
         };
         let status = answer.as_ref().map_or_else(ApiError::status, |reply| reply.status);
         tracing::info!(

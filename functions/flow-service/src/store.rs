@@ -3,13 +3,17 @@
 //! An object knows who uses it (`usedBy`), so that what is in use stays, and a change reaches the flows that it is for.
 //! All writes are conditional, and those of one request are one transaction.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
-use aws_sdk_dynamodb::types::{AttributeValue, ConditionCheck, Delete, Put, TransactWriteItem, Update};
+use aws_sdk_dynamodb::types::{
+    AttributeValue, ConditionCheck, Delete, KeysAndAttributes, Put, TransactWriteItem, Update,
+};
 use serde_json::{Map, Value};
+use tokio::time::sleep;
 
 use crate::connections::MAX_OPTIONS;
 use crate::errors::ApiError;
@@ -21,6 +25,11 @@ use crate::tenant::Tenant;
 const MAX_FLOWS: usize = 80;
 /// Of a connection: their names must fit its item.
 const MAX_ENDS: usize = 1000;
+/// What one call may read.
+const MAX_READS: usize = 100;
+/// Calls for what others before them left out.
+const READ_TRIES: u32 = 8;
+const READ_PAUSE: Duration = Duration::from_millis(50);
 /// What one transaction may have.
 pub const MAX_WRITES: usize = 100;
 /// What the items of one transaction may have.
@@ -38,6 +47,9 @@ const INDEX: &str = "collection";
 const SILENT: ApiError = ApiError::Unavailable("the store does not answer now; send it again");
 
 pub type Document = Map<String, Value>;
+/// Collection and id.
+pub type Name = (Collection, String);
+type Item = HashMap<String, AttributeValue>;
 
 /// An object of a tenant.
 #[derive(Debug, Clone)]
@@ -134,7 +146,7 @@ pub enum Write<'a> {
     /// Nothing changes of it meanwhile.
     Unchanged(&'a Entity),
     /// Nobody comes to use it meanwhile, or ceases to.
-    SameUsers(&'a Entity),
+    SameUsers(Entity),
     /// Refers to it as it was read. `shown`: its generated credentials are.
     AddUser {
         of: &'a Entity,
@@ -166,6 +178,12 @@ pub enum Unwritten {
     /// Something has changed since it was read: read again.
     Lost,
     Failed(ApiError),
+}
+
+impl From<ApiError> for Unwritten {
+    fn from(error: ApiError) -> Self {
+        Self::Failed(error)
+    }
 }
 
 pub struct Store {
@@ -211,24 +229,67 @@ impl Store {
         Ok(answer.item.and_then(|item| entity(collection, &item)))
     }
 
-    /// The version of the item that the data plane reads.
-    pub async fn flow_version(&self, id: &str) -> Result<Option<u64>, ApiError> {
-        let answer = self
-            .client
-            .get_item()
-            .table_name(&self.table)
-            .key("pk", text(flow_key(id)))
-            .consistent_read(true)
-            .send()
-            .await
-            .map_err(|error| failed("GetItem", &error))?;
-        let version = answer.item.and_then(|item| item.get("version")?.as_n().ok()?.parse().ok());
-        Ok(version)
+    /// Those objects that there are, by collection and id.
+    pub async fn get_all(&self, tenant: &Tenant, names: &[Name]) -> Result<BTreeMap<Name, Entity>, ApiError> {
+        let keys: BTreeMap<String, Collection> =
+            names.iter().map(|(collection, id)| (key(tenant, *collection, id), *collection)).collect();
+        let items = self.items(keys.keys().cloned().collect(), None).await?;
+        let read = items.iter().filter_map(|item| entity(*keys.get(item.get("pk")?.as_s().ok()?)?, item));
+        Ok(read.map(|entity| ((entity.collection, entity.id.clone()), entity)).collect())
     }
 
-    /// All documents of a collection, in no order. What was written last may not be among them for a moment.
-    pub async fn list(&self, tenant: &Tenant, collection: Collection) -> Result<Vec<Document>, ApiError> {
-        let (mut documents, mut next) = (Vec::new(), None);
+    /// The version of the item that the data plane reads.
+    pub async fn flow_version(&self, id: &str) -> Result<Option<u64>, ApiError> {
+        Ok(self.flow_versions(&[id.to_owned()]).await?.remove(id))
+    }
+
+    /// Those of the flows that have an item, by id.
+    pub async fn flow_versions(&self, ids: &[String]) -> Result<BTreeMap<String, u64>, ApiError> {
+        let items = self.items(ids.iter().map(|id| flow_key(id)).collect(), Some("pk, #v")).await?;
+        let version = |item: &Item| {
+            let id = item.get("pk")?.as_s().ok()?.strip_prefix(&flow_key(""))?.to_owned();
+            Some((id, item.get("version")?.as_n().ok()?.parse().ok()?))
+        };
+        Ok(items.iter().filter_map(version).collect())
+    }
+
+    /// The items of those keys that have one. `#v` is the version.
+    async fn items(&self, mut keys: Vec<String>, projection: Option<&str>) -> Result<Vec<Item>, ApiError> {
+        let (mut items, mut tries) = (Vec::new(), 0);
+        while !keys.is_empty() {
+            let rest = keys.split_off(keys.len().min(MAX_READS));
+            let asked = keys.into_iter().map(|key| HashMap::from([("pk".to_owned(), text(key))])).collect();
+            let mut asked = KeysAndAttributes::builder().set_keys(Some(asked)).consistent_read(true);
+            if let Some(projection) = projection {
+                asked = asked.projection_expression(projection).expression_attribute_names("#v", "version");
+            }
+            let asked = asked.build().expect("keys are given");
+            let answer = self.client.batch_get_item().request_items(&self.table, asked).send().await;
+            let mut answer = answer.map_err(|error| failed("BatchGetItem", &error))?;
+            items.extend(answer.responses.as_mut().and_then(|tables| tables.remove(&self.table)).unwrap_or_default());
+            let left_out = answer.unprocessed_keys.and_then(|mut tables| tables.remove(&self.table));
+            let left_out = left_out.map(|keys| keys.keys).unwrap_or_default();
+            keys = rest;
+            if !left_out.is_empty() {
+                tries += 1;
+                if tries == READ_TRIES {
+                    return Err(SILENT);
+                }
+                keys.extend(left_out.iter().filter_map(|key| key.get("pk")?.as_s().ok().cloned()));
+                sleep(READ_PAUSE * tries).await;
+            }
+        }
+        Ok(items)
+    }
+
+    /// Gives all documents of a collection, as text and in no order. What was written last may not be among them for a moment.
+    pub async fn list(
+        &self,
+        tenant: &Tenant,
+        collection: Collection,
+        mut take: impl FnMut(&str),
+    ) -> Result<(), ApiError> {
+        let mut next = None;
         loop {
             let page = self
                 .client
@@ -242,10 +303,10 @@ impl Store {
                 .send()
                 .await
                 .map_err(|error| failed("Query", &error))?;
-            documents.extend(page.items().iter().filter_map(document));
+            page.items().iter().filter_map(|item| item.get("document")?.as_s().ok()).for_each(|text| take(text));
             next = page.last_evaluated_key.filter(|key| !key.is_empty());
             if next.is_none() {
-                return Ok(documents);
+                return Ok(());
             }
         }
     }
@@ -338,10 +399,10 @@ impl Store {
             Write::SameUsers(entity) => builder.condition_check(
                 ConditionCheck::builder()
                     .table_name(&self.table)
-                    .key("pk", entity_key(entity))
-                    .condition_expression(same_users(entity))
+                    .key("pk", entity_key(&entity))
+                    .condition_expression(same_users(&entity))
                     .set_expression_attribute_values(
-                        users(entity).map(|users| HashMap::from([(":users".to_owned(), users)])),
+                        users(&entity).map(|users| HashMap::from([(":users".to_owned(), users)])),
                     )
                     .build()
                     .expect("all is given"),
@@ -421,11 +482,11 @@ fn serialized(document: &Document) -> String {
     serde_json::to_string(document).expect("JSON can be written")
 }
 
-fn document(item: &HashMap<String, AttributeValue>) -> Option<Document> {
+fn document(item: &Item) -> Option<Document> {
     serde_json::from_str(item.get("document")?.as_s().ok()?).ok()
 }
 
-fn entity(collection: Collection, item: &HashMap<String, AttributeValue>) -> Option<Entity> {
+fn entity(collection: Collection, item: &Item) -> Option<Entity> {
     let document = document(item)?;
     let attribute = |name: &str| item.get(name).and_then(|value| value.as_s().ok()).cloned();
     Some(Entity {
@@ -440,7 +501,7 @@ fn entity(collection: Collection, item: &HashMap<String, AttributeValue>) -> Opt
     })
 }
 
-fn flow_item(item: FlowItem, version: AttributeValue) -> HashMap<String, AttributeValue> {
+fn flow_item(item: FlowItem, version: AttributeValue) -> Item {
     let mut attributes = HashMap::from([
         ("pk".to_owned(), text(flow_key(&item.id))),
         ("kind".to_owned(), text(item.kind)),
