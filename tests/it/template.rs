@@ -455,6 +455,12 @@ fn the_control_api_alone_has_an_authorizer_and_writes_flows() {
         assert!(rights.contains("dynamodb:GetItem") && rights.contains("/flows/"), "{rights}");
         assert!(!rights.contains("dynamodb:PutItem") && !rights.contains("CreateSecret"), "{rights}");
     }
+    // Runs are read from where all functions log.
+    assert_eq!(template["Globals"]["Function"]["LoggingConfig"]["LogGroup"]["Ref"], "FunctionLogs");
+    let variables = &resources["FlowService"]["Properties"]["Environment"]["Variables"];
+    assert_eq!(variables["LOG_GROUP"]["Ref"], "FunctionLogs");
+    let control = resources["FlowServiceRole"]["Properties"]["Policies"][0].to_string();
+    assert!(control.contains("logs:FilterLogEvents") && !kinds.contains("logs:FilterLogEvents"));
     // The table that tests and local runs use is the same one.
     let (ours, table) = (local::run::flows_table("flows"), &resources["FlowsTable"]["Properties"]);
     for member in ["AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode"] {
