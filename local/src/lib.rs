@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod body;
+pub mod cloudwatch;
 mod console;
 pub mod demo;
 pub mod emulator;

@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::cloudwatch;
 use crate::console::{self, Console, SendersKey};
 use crate::emulator::{Config, Emulator, Key, ROOT_KEY_NAME, Rights};
 use crate::gateway;
@@ -85,6 +86,8 @@ const REDELIVERY: &str = "redelivery";
 const FLOW_SERVICE: &str = "flow-service";
 const PLATFORM_INGEST: &str = "platform-ingest";
 const FLOWS_TABLE: &str = "flows";
+/// What the functions that events pass log, as in the template.
+const LOG_GROUP: &str = "/aws/lambda/local";
 /// The policy that the default flows send with, and the secret that they read its key from.
 const SENDERS_KEY_NAME: &str = "senders";
 const SENDERS_SECRET_ID: &str = "eventhubs-relay/local";
@@ -111,7 +114,7 @@ pub enum RunError {
     Moto(#[from] MotoError),
     #[error("no HTTP client: {0}")]
     Client(String),
-    #[error("queues or the table of flows can't be created: {0}")]
+    #[error("queues, the table of flows or the log group can't be created: {0}")]
     Queues(#[from] AwsError),
     #[error("no key for the control API's tokens: {0}")]
     Tokens(String),
@@ -328,9 +331,13 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
         let poll = queue_source::poll(aws.clone(), url.to_owned(), REGION.to_owned(), function.clone(), BATCH_SIZE);
         tasks.spawn(poll);
     };
-    let (observer, observed) = mpsc::unbounded_channel();
+    let (observer, mut observed) = mpsc::unbounded_channel();
     let mut control = None;
     if let Some(aws) = &aws {
+        cloudwatch::create(aws, LOG_GROUP, Instant::now() + CREATE_TIMEOUT).await?;
+        let (passed_on, feeding) = cloudwatch::feed(aws.clone(), LOG_GROUP, observed);
+        observed = passed_on;
+        tasks.spawn(feeding);
         let secret = console::secret(&emulator.connection_string(SENDERS_KEY_NAME, None));
         let secret = json!({ "Name": SENDERS_SECRET_ID, "SecretString": secret });
         aws.call(Service::SecretsManager, "CreateSecret", &secret, Instant::now() + CREATE_TIMEOUT).await?;
@@ -468,6 +475,7 @@ fn function_config(name: &str, hub: &[(&str, &str)], options: &Options, folder: 
 fn control_config(url: &str, emulator: &Emulator, options: &Options, folder: &Path, info: &Info) -> FunctionConfig {
     let mut config = function_config(FLOW_SERVICE, &[], options, folder, info);
     config.environment.push(("PUBLIC_URL".to_owned(), url.to_owned()));
+    config.environment.push(("LOG_GROUP".to_owned(), LOG_GROUP.to_owned()));
     config.environment.push(("EMULATOR_HOSTS".to_owned(), emulator.url().replace("http://", "")));
     config
 }
@@ -558,6 +566,7 @@ impl ControlInfo {
             "  token:       TOKEN={token}\n  \
                list flows:  curl {url}/flows -H \"authorization: Bearer $TOKEN\" -H 'x-api-key: local' \
              -H 'x-gw-ims-org-id: {organisation}'\n  \
+               a flow's runs: the same with {url}/runs?property=flowId==FLOW_ID\n  \
                document:    curl {url}/openapi.json\n",
         )
     }

@@ -17,6 +17,8 @@ use crate::settings::Environment;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Service {
     DynamoDb,
+    /// CloudWatch Logs.
+    Logs,
     SecretsManager,
     Sqs,
 }
@@ -25,6 +27,7 @@ impl Service {
     fn signing_name(self) -> &'static str {
         match self {
             Self::DynamoDb => "dynamodb",
+            Self::Logs => "logs",
             Self::SecretsManager => "secretsmanager",
             Self::Sqs => "sqs",
         }
@@ -34,6 +37,7 @@ impl Service {
     fn endpoint_suffix(self) -> &'static str {
         match self {
             Self::DynamoDb => "DYNAMODB",
+            Self::Logs => "CLOUDWATCH_LOGS",
             Self::SecretsManager => "SECRETS_MANAGER",
             Self::Sqs => "SQS",
         }
@@ -42,6 +46,7 @@ impl Service {
     fn target_prefix(self) -> &'static str {
         match self {
             Self::DynamoDb => "DynamoDB_20120810",
+            Self::Logs => "Logs_20140328",
             Self::SecretsManager => "secretsmanager",
             Self::Sqs => "AmazonSQS",
         }
@@ -49,7 +54,7 @@ impl Service {
 
     fn content_type(self) -> &'static str {
         match self {
-            Self::SecretsManager => "application/x-amz-json-1.1",
+            Self::Logs | Self::SecretsManager => "application/x-amz-json-1.1",
             Self::DynamoDb | Self::Sqs => "application/x-amz-json-1.0",
         }
     }
@@ -99,6 +104,7 @@ pub struct Aws {
     http: reqwest::Client,
     environment: Environment,
     clock: Clock,
+    attempt_timeout: Duration,
 }
 
 /// Attempts of one call, and the longest first wait between them.
@@ -106,12 +112,17 @@ const ATTEMPTS: u32 = 3;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// Of the time that is left.
 const FIRST_SHARE: f64 = 2.0 / 3.0;
-/// One attempt never takes longer than this.
+/// One attempt never takes longer than this, unless [`Aws::with_attempt_timeout`] says so.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Aws {
     pub fn new(http: reqwest::Client, environment: Environment, clock: Clock) -> Self {
-        Self { http, environment, clock }
+        Self { http, environment, clock, attempt_timeout: ATTEMPT_TIMEOUT }
+    }
+
+    /// For calls that search, which take their time.
+    pub fn with_attempt_timeout(self, attempt_timeout: Duration) -> Self {
+        Self { attempt_timeout, ..self }
     }
 
     /// Sends one `operation` (such as `GetSecretValue`) with a JSON `body` and returns the JSON answer.
@@ -131,7 +142,7 @@ impl Aws {
             attempt += 1;
             let now = Instant::now();
             // A pooled connection may have died unnoticed: the first attempt leaves time for another.
-            let left = deadline.saturating_duration_since(now).min(ATTEMPT_TIMEOUT);
+            let left = deadline.saturating_duration_since(now).min(self.attempt_timeout);
             let bound = now + if attempt == 1 { left.mul_f64(FIRST_SHARE) } else { left };
             let error = match timeout_at(bound, self.attempt(service, operation, &body)).await {
                 Ok(Ok(answer)) => return Ok(answer),

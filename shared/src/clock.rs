@@ -60,5 +60,5 @@ pub fn rfc3339(milliseconds: i64) -> Option<String> {
             number /= 10;
         }
     }
-    Some(String::from_utf8_lossy(&text).into_owned())
+    Some(std::str::from_utf8(&text).expect("digits are ASCII").to_owned())
 }

@@ -56,6 +56,15 @@ impl<V> Default for Members<'_, V> {
     }
 }
 
+impl<V> Members<'_, V> {
+    /// Whether no name is repeated, answered `true` only where they are so few that comparing all is cheap.
+    pub fn are_few_and_distinct(&self) -> bool {
+        const FEW: usize = 8;
+        let is_new = |position: usize| self.0[..position].iter().all(|(name, _)| *name != self.0[position].0);
+        self.0.len() <= FEW && (0..self.0.len()).all(is_new)
+    }
+}
+
 impl<'de: 'a, 'a, V: Deserialize<'de>> Deserialize<'de> for Members<'a, V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct MembersVisitor<V>(std::marker::PhantomData<V>);

@@ -218,7 +218,7 @@ pub fn digest(bytes: &[u8]) -> String {
         pair[0] = DIGITS[usize::from(byte >> 4)];
         pair[1] = DIGITS[usize::from(byte & 15)];
     }
-    String::from_utf8_lossy(&hex).into_owned()
+    std::str::from_utf8(&hex).expect("digits are ASCII").to_owned()
 }
 
 #[cfg(test)]

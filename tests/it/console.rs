@@ -21,7 +21,7 @@ struct Run {
 impl Run {
     async fn start() -> Self {
         let mut process = Command::new(binary("local"))
-            .args(["run", "--port", "0", "--hub-port", "0", "--aws-port", "0", "--moto"])
+            .args(["run", "--port", "0", "--hub-port", "0", "--aws-port", "0", "--inlet-port", "0", "--moto"])
             .arg(virtual_environment().join("bin/moto_server"))
             .stdout(Stdio::piped())
             .spawn()

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 use crate::cloud::*;
 use crate::harness::{DOCUMENTED, HUB, binary, delivered, hub_config, request as webhook, virtual_environment};
 
-const DATA_ACTIVATION: &str = "5d0f6a3e-8c41-4f0b-9a57-2b1de6c7f984";
+pub const DATA_ACTIVATION: &str = "5d0f6a3e-8c41-4f0b-9a57-2b1de6c7f984";
 const DATAVERSE: &str = "e3b7c1d2-46a9-4d8e-b05f-7c92a1f4836d";
 /// No 5xx, and nothing outside of the document.
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance";
@@ -27,15 +27,15 @@ const ABSENT: &str = "ca5c6e9a-8559-4a08-97a5-f15b756da600";
 
 /// What a caller sees.
 #[derive(Debug, Clone)]
-struct Answer {
-    status: u64,
+pub struct Answer {
+    pub status: u64,
     headers: Value,
-    body: Value,
+    pub body: Value,
 }
 
 impl Answer {
     #[track_caller]
-    fn expect(self, status: u64) -> Value {
+    pub fn expect(self, status: u64) -> Value {
         assert_eq!(self.status, status, "{self:?}");
         self.body
     }
@@ -50,16 +50,16 @@ impl Answer {
     }
 }
 
-fn text(value: &Value) -> String {
+pub fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("text: {value}")).to_owned()
 }
 
 /// A caller of one tenant.
 #[derive(Clone)]
-struct Caller {
-    function: Function,
-    organisation: &'static str,
-    sandbox: &'static str,
+pub struct Caller {
+    pub function: Function,
+    pub organisation: &'static str,
+    pub sandbox: &'static str,
 }
 
 /// The API's function over a cloud, allowed to reach these hubs.
@@ -68,7 +68,7 @@ fn control(cloud: &Cloud, hubs: &[&Emulator]) -> Caller {
     control_with(cloud, &[("EMULATOR_HOSTS", &hosts.join(","))])
 }
 
-fn control_with(cloud: &Cloud, more: &[(&str, &str)]) -> Caller {
+pub fn control_with(cloud: &Cloud, more: &[(&str, &str)]) -> Caller {
     let mut environment: Vec<(String, String)> =
         cloud.variables().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     environment.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
@@ -81,7 +81,7 @@ fn control_with(cloud: &Cloud, more: &[(&str, &str)]) -> Caller {
     Caller { function, organisation: "acme@AdobeOrg", sandbox: "prod" }
 }
 
-fn host(hub: &Emulator) -> String {
+pub fn host(hub: &Emulator) -> String {
     hub.url().replace("http://", "")
 }
 
@@ -121,11 +121,11 @@ impl Caller {
         self.invoke(&self.event(method, target, body)).await
     }
 
-    async fn get(&self, target: &str) -> Answer {
+    pub async fn get(&self, target: &str) -> Answer {
         self.call("GET", target, &Value::Null).await
     }
 
-    async fn post(&self, target: &str, body: &Value) -> Answer {
+    pub async fn post(&self, target: &str, body: &Value) -> Answer {
         self.call("POST", target, body).await
     }
 
@@ -147,7 +147,7 @@ impl Caller {
     }
 
     /// A connection to an emulator; gives its id.
-    async fn connection(&self, hub: &Emulator) -> String {
+    pub async fn connection(&self, hub: &Emulator) -> String {
         let connection = json!({
             "name": "hub", "connectionSpec": spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e"),
             "auth": {
@@ -159,7 +159,7 @@ impl Caller {
     }
 
     /// A flow of a sender to a hub; gives the answer to its creation.
-    async fn flow(&self, sender: &str, params: Value, connection: &str, hub: &str) -> Value {
+    pub async fn flow(&self, sender: &str, params: Value, connection: &str, hub: &str) -> Value {
         let source =
             json!({ "name": "sender", "connectionSpec": spec(sender), "data": { "format": "json" }, "params": params });
         let source = self.post("/sourceConnections", &source).await.id();
@@ -229,7 +229,7 @@ fn credentials(hub: &Emulator) -> Vec<(&'static str, String)> {
 }
 
 /// Posts an event to a flow's webhook, with the credential that was shown.
-async fn send(function: &Function, created: &Value, event: &str) -> crate::harness::Answer {
+pub async fn send(function: &Function, created: &Value, event: &str) -> crate::harness::Answer {
     let mut request = webhook(event);
     let url = text(&created["webhookUrl"]);
     request["rawPath"] = url.splitn(4, '/').nth(3).map(|path| format!("/{path}")).unwrap().into();

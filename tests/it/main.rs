@@ -22,6 +22,7 @@ mod profile_export;
 mod queue;
 mod replay;
 mod rie;
+mod runs;
 mod schemas;
 mod secrets;
 mod settings;

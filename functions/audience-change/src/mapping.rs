@@ -115,12 +115,8 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
 /// The configured members and the event's own; a later one takes the place of an earlier one of its name.
 fn merged<'a>(configured: impl Iterator<Item = (&'a String, &'a Box<RawValue>)>, own: Members<'a>) -> Members<'a> {
     let mut configured = configured.map(|(name, value)| (Cow::from(name), value.as_ref())).peekable();
-    // Most events bring few members and there are none to add.
-    if configured.peek().is_none() && own.0.len() <= 8 {
-        let is_first = |position: usize| own.0[..position].iter().all(|(name, _)| *name != own.0[position].0);
-        if (0..own.0.len()).all(is_first) {
-            return own;
-        }
+    if configured.peek().is_none() && own.are_few_and_distinct() {
+        return own;
     }
     let mut members: Vec<(Cow<'a, str>, &'a RawValue)> = Vec::with_capacity(own.0.len());
     let mut places: HashMap<Cow<'a, str>, usize> = HashMap::with_capacity(own.0.len());

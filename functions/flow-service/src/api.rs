@@ -16,6 +16,7 @@ use crate::openapi;
 use crate::patch;
 use crate::request::Request;
 use crate::routes::{Collection, Operation};
+use crate::runs::Runs;
 use crate::schemas;
 use crate::secrets::{Secrets, uuid};
 use crate::specs::{
@@ -32,6 +33,7 @@ pub struct Api {
     pub store: Store,
     pub secrets: Secrets,
     pub hubs: Hubs,
+    pub runs: Runs,
     pub hosts: Hosts,
     pub clock: Clock,
     /// The claim of the token that names its organisations.
@@ -138,10 +140,21 @@ impl Api {
             Operation::ConnectionSpec => found(connection_spec(id).map(ConnectionSpec::item)),
             Operation::FlowSpecs => Ok(Reply::ok(items(FLOW_SPECS.iter().map(|s| s.item()).collect()))),
             Operation::FlowSpec => found(flow_spec(id).map(FlowSpec::item)),
-            // Runs are of batches; what streams has none.
             Operation::Runs => {
-                Listing::parse(request)?;
-                Ok(Reply::ok(items(Vec::new())))
+                let listing = Listing::parse(request)?;
+                let Some(flow) = listing.wanted("flowId") else {
+                    return bad_request("property: expected `flowId==<id>`, of one flow");
+                };
+                // Another tenant's flow is as one that never was.
+                let Some(flow) = self.store.get(tenant, Collection::Flows, flow).await? else {
+                    return Ok(Reply::ok(listing.page("runs", Vec::new())));
+                };
+                let runs = self.runs.of(&flow).await?;
+                let mut page = listing.page("runs", runs.items.clone());
+                if runs.is_truncated {
+                    page["truncated"] = true.into();
+                }
+                Ok(Reply::ok(page))
             }
             Operation::OpenApi => Ok(Reply::ok(openapi::document())),
         }

@@ -11,6 +11,7 @@ mod openapi;
 mod patch;
 mod request;
 mod routes;
+mod runs;
 mod schemas;
 mod secrets;
 mod service;

@@ -102,6 +102,15 @@ impl Listing {
         Ok(Self { limit, count, order, filters, projection, after, parameters })
     }
 
+    /// The one value that a member must have.
+    pub fn wanted(&self, member: &str) -> Option<&str> {
+        let mut filters = self.filters.iter().filter(|filter| filter.path == [member]);
+        match (filters.next(), filters.next()) {
+            (Some(Filter { operator: Operator::Equal, values, .. }), None) if values.len() == 1 => Some(&values[0]),
+            _ => None,
+        }
+    }
+
     /// The page that is asked for, of all `items`.
     pub fn page(&self, collection: &str, items: Vec<Map<String, Value>>) -> Value {
         let mut items: Vec<(Vec<Value>, Value)> = items

@@ -95,6 +95,7 @@ fn answers() -> Map<String, Value> {
     });
     [
         ("Items", items),
+        ("Runs", runs()),
         ("Reference", reference),
         ("CreatedConnection", new_connection),
         ("CreatedFlow", new_flow),
@@ -106,6 +107,40 @@ fn answers() -> Map<String, Value> {
     .into_iter()
     .map(|(name, schema)| (name.to_owned(), schema))
     .collect()
+}
+
+fn runs() -> Value {
+    let (count, time) = (json!({ "type": "integer", "minimum": 0 }), json!({ "type": "integer", "minimum": 0 }));
+    let object = |properties: Value, required: Value| json!({ "type": "object", "properties": properties, "required": required });
+    let job =
+        json!({ "state": { "enum": ["Waiting", "Succeeded", "Failed"] }, "statecode": count, "statuscode": count });
+    let status = json!({
+        "status": { "enum": ["inProgress", "success", "failed"] },
+        "systemJob": object(job, json!(["state", "statecode", "statuscode"])),
+    });
+    let records = json!({
+        "inputRecordCount": count, "filteredRecordCount": count, "outputRecordCount": count, "failedRecordCount": count,
+        "waitingRecordCount": count,
+    });
+    let metrics = json!({
+        "durationSummary": { "type": "object", "properties": { "startedAtUTC": time, "completedAtUTC": time } },
+        "recordSummary": { "type": "object", "properties": records },
+        "statusSummary": { "type": "object", "properties": status },
+    });
+    let run = json!({
+        "id": { "type": "string", "format": "uuid" }, "flowId": { "type": "string", "format": "uuid" },
+        "flowSpec": { "type": "object" }, "createdAt": time, "updatedAt": time,
+        "metrics": { "type": "object", "properties": metrics },
+    });
+    json!({
+        "allOf": [{ "$ref": "#/components/schemas/Items" }],
+        "type": "object",
+        "properties": {
+            // What `property` leaves out is missing.
+            "items": { "type": "array", "items": { "type": "object", "properties": run } },
+            "truncated": { "const": true, "description": "Not all lines were read: earlier runs are missing" },
+        },
+    })
 }
 
 fn content(schema: &str) -> Value {
@@ -224,7 +259,7 @@ fn description(status: u16) -> &'static str {
         412 => "If-Match is not the current etag",
         413 => "The body is too large",
         422 => "The version of the spec is missing",
-        _ => "The store does not answer now",
+        _ => "The store, or what else is needed of AWS, does not answer now",
     }
 }
 
@@ -319,7 +354,22 @@ fn told(operation: Operation) -> Told {
         Operation::FlowSpecs => told("listFlowSpecs", "List the specs", (200, Some("Items")), &[]),
         Operation::FlowSpec => told("getFlowSpec", &specs(FLOW_SPECS.iter().map(|s| s.id)), (200, Some("Items")), &[]),
         Operation::Runs => {
-            Told { parameters: list(), ..told("listRuns", "None: what streams has no runs", (200, Some("Items")), &[]) }
+            let mut parameters = list();
+            for parameter in &mut parameters {
+                if parameter["name"] == "property" {
+                    parameter["required"] = true.into();
+                    parameter["description"] = "`flowId==<id>`, and further filters, or a member to show".into();
+                }
+            }
+            Told {
+                parameters,
+                ..told(
+                    "listRuns",
+                    "A flow's last 24 hours, one run for each hour with events",
+                    (200, Some("Runs")),
+                    &[],
+                )
+            }
         }
         Operation::OpenApi => told("getOpenApi", "This document", (200, Some("OpenApi")), &[]),
     }

@@ -10,6 +10,7 @@ use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use futures_util::FutureExt;
 use lambda_runtime::Diagnostic;
 use serde_json::{Value, json};
+use shared::aws::Aws;
 use shared::clock::Clock;
 use shared::function::diagnostic;
 use shared::settings::{EXTRA_CA_CERTS, Environment, FLOWS_TABLE, Settings, SettingsError};
@@ -22,6 +23,7 @@ use crate::hubs::Hubs;
 use crate::namespace::Hosts;
 use crate::request::Request;
 use crate::routes;
+use crate::runs::Runs;
 use crate::secrets::Secrets;
 use crate::store::Store;
 
@@ -30,6 +32,7 @@ const PUBLIC_URL: &str = "PUBLIC_URL";
 const NAMESPACE_SUFFIX: &str = "NAMESPACE_SUFFIX";
 const EMULATOR_HOSTS: &str = "EMULATOR_HOSTS";
 const SECRETS_PREFIX: &str = "SECRETS_PREFIX";
+const LOG_GROUP: &str = "LOG_GROUP";
 
 /// One call of AWS, its repeats included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
@@ -52,12 +55,16 @@ impl FlowService {
         let access = Access::read(&environment)?;
         let (dynamodb, secrets_manager) = (access.dynamodb(), access.secrets_manager());
         let prefix = environment.get(SECRETS_PREFIX).unwrap_or_else(|| "eventhubs-relay/flows/".to_owned());
+        // Of a stack all functions have one; else it is our own, which has no flow's lines.
+        let log_group = environment.get(LOG_GROUP).or_else(|| environment.get("AWS_LAMBDA_LOG_GROUP_NAME"));
+        let aws = Aws::new(http.clone(), environment.clone(), clock.clone());
         let public_url = environment.get(PUBLIC_URL).map(|url| url.trim_end_matches('/').to_owned());
         Ok(Self {
             api: Api {
                 store: Store::new(dynamodb, table),
                 secrets: Secrets::new(secrets_manager, prefix),
                 hubs: Hubs::new(http, clock.clone()),
+                runs: Runs::new(aws, log_group.unwrap_or_default(), clock.clone()),
                 hosts,
                 clock,
                 org_claim: environment.get(ORG_CLAIM).unwrap_or_else(|| "org".to_owned()),

@@ -163,6 +163,10 @@ fn object<'a>(json: &'a RawValue, place: &dyn Fn() -> String) -> Result<Vec<Memb
     let members = serde_json::from_str::<Members<'a>>(json.get())
         .map_err(|_| Rejection::unmappable(format!("{}: expected an object", place())))?;
     let texts = member_texts(json.get(), &members);
+    if members.are_few_and_distinct() {
+        let members = members.0.into_iter().zip(texts);
+        return Ok(members.map(|((name, value), text)| Member { name, value, text }).collect());
+    }
     let mut seen = HashSet::with_capacity(texts.len());
     let mut last: Vec<Member<'a>> = members
         .0

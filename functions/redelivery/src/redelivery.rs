@@ -1,7 +1,7 @@
 //! One batch of parked envelopes after another.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -192,21 +192,33 @@ impl Redelivery {
         for hint in counts.causes.keys().filter_map(|cause| cause.hint()) {
             tracing::error!(request_id, hint, "an event hub can't be sent to");
         }
-        for (_, _, rejection, _) in &rejects {
-            counts.reject(rejection.reason);
+        // One line for each flow, the first with what belongs to the batch; unreadable records are of none.
+        counts.delivered = 0;
+        let flow_of = |position: usize| envelopes[position].as_ref().map(|envelope| envelope.flow.as_ref());
+        let flows: BTreeSet<Option<&str>> = (0..records.len()).map(flow_of).collect();
+        for (place, flow) in flows.into_iter().enumerate() {
+            let of_flow = || (0..records.len()).filter(|position| flow_of(*position) == flow);
+            let mut line = Line::new(&self.parts, KIND, flow, request_id);
+            line.property("trigger", "parking");
+            let redelivered =
+                of_flow().filter_map(|position| endings[position].as_ref()).map(|ending| ending.delivered);
+            line.count(telemetry::REDELIVERED, redelivered.sum());
+            let mut counts = if place == 0 { std::mem::take(&mut counts) } else { Counts::default() };
+            for (_, _, rejection, _) in rejects.iter().filter(|(position, ..)| flow_of(*position) == flow) {
+                counts.reject(rejection.reason);
+            }
+            line.counts(&counts);
+            if place == 0 {
+                line.count(telemetry::BATCH_SIZE, records.len());
+                if let Some(oldest) = records.iter().filter_map(Record::sent_at).min() {
+                    let now = self.parts.clock.unix_seconds();
+                    line.metric(telemetry::OLDEST_PARKED_AGE, now.saturating_sub(oldest / 1000).into());
+                }
+                line.number("duration_ms", began.elapsed().as_millis());
+            }
+            line.number("records.failed", of_flow().filter(|position| comes_again[*position]).count() as u128);
+            line.write("parked batch handled");
         }
-        let mut line = Line::new(&self.parts, KIND, None, request_id);
-        line.property("trigger", "parking");
-        line.count(telemetry::BATCH_SIZE, records.len());
-        line.count(telemetry::REDELIVERED, std::mem::take(&mut counts.delivered));
-        line.counts(&counts);
-        if let Some(oldest) = records.iter().filter_map(Record::sent_at).min() {
-            let now = self.parts.clock.unix_seconds();
-            line.metric(telemetry::OLDEST_PARKED_AGE, now.saturating_sub(oldest / 1000).into());
-        }
-        line.number("records.failed", comes_again.iter().filter(|again| **again).count() as u128);
-        line.number("duration_ms", began.elapsed().as_millis());
-        line.write("parked batch handled");
         let failed = records.iter().zip(&comes_again).filter(|(_, again)| **again);
         sqs_event::come_again(failed.map(|(record, _)| record.message_id.0.as_ref()))
     }
