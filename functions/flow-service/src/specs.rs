@@ -144,7 +144,7 @@ impl FlowSpec {
             "version": VERSION,
             "sourceConnectionSpecIds": self.sources,
             "targetConnectionSpecIds": self.targets,
-            "attributes": { "uiAttributes": { "apiFeatures": { "flowRunsSupported": false } } },
+            "attributes": { "uiAttributes": { "apiFeatures": { "flowRunsSupported": self.id == TO_HUB } } },
         })
     }
 }
