@@ -197,7 +197,7 @@ async fn parked_messages_are_counted_when_they_come_and_when_they_go() {
     assert_eq!((counted["Redelivered"], counted["BatchSize"]), (2, 1), "{counted:?}");
     assert!(!counted.contains_key("Delivered"), "new events alone are delivered: {counted:?}");
     assert!(metrics(line).1["OldestParkedAge"] < 600, "{line}");
-    assert_eq!((&line["Kind"], &line["Flow"]), (&json!("redelivery"), &Value::Null));
+    assert_eq!((&line["Kind"], &line["Flow"]), (&json!("redelivery"), &json!("default")));
 }
 
 #[tokio::test]
