@@ -27,21 +27,21 @@ const ABSENT: &str = "ca5c6e9a-8559-4a08-97a5-f15b756da600";
 
 /// What a caller sees.
 #[derive(Debug, Clone)]
-struct Answer {
-    status: u64,
-    headers: Value,
-    body: Value,
+pub struct Answer {
+    pub status: u64,
+    pub headers: Value,
+    pub body: Value,
 }
 
 impl Answer {
     #[track_caller]
-    fn expect(self, status: u64) -> Value {
+    pub fn expect(self, status: u64) -> Value {
         assert_eq!(self.status, status, "{self:?}");
         self.body
     }
 
     #[track_caller]
-    fn id(self) -> String {
+    pub fn id(self) -> String {
         assert_eq!(self.status, 201, "{self:?}");
         let (id, etag) = (text(&self.body["id"]), text(&self.body["etag"]));
         assert!(etag.starts_with('"') && etag.ends_with('"'), "{etag}");
@@ -50,16 +50,16 @@ impl Answer {
     }
 }
 
-fn text(value: &Value) -> String {
+pub fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("text: {value}")).to_owned()
 }
 
 /// A caller of one tenant.
 #[derive(Clone)]
-struct Caller {
-    function: Function,
-    organisation: &'static str,
-    sandbox: &'static str,
+pub struct Caller {
+    pub function: Function,
+    pub organisation: &'static str,
+    pub sandbox: &'static str,
 }
 
 /// The API's function over a cloud, allowed to reach these hubs.
@@ -68,7 +68,7 @@ fn control(cloud: &Cloud, hubs: &[&Emulator]) -> Caller {
     control_with(cloud, &[("EMULATOR_HOSTS", &hosts.join(","))])
 }
 
-fn control_with(cloud: &Cloud, more: &[(&str, &str)]) -> Caller {
+pub fn control_with(cloud: &Cloud, more: &[(&str, &str)]) -> Caller {
     let mut environment: Vec<(String, String)> =
         cloud.variables().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     environment.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
@@ -81,7 +81,7 @@ fn control_with(cloud: &Cloud, more: &[(&str, &str)]) -> Caller {
     Caller { function, organisation: "acme@AdobeOrg", sandbox: "prod" }
 }
 
-fn host(hub: &Emulator) -> String {
+pub fn host(hub: &Emulator) -> String {
     hub.url().replace("http://", "")
 }
 
@@ -117,37 +117,37 @@ impl Caller {
         }
     }
 
-    async fn call(&self, method: &str, target: &str, body: &Value) -> Answer {
+    pub async fn call(&self, method: &str, target: &str, body: &Value) -> Answer {
         self.invoke(&self.event(method, target, body)).await
     }
 
-    async fn get(&self, target: &str) -> Answer {
+    pub async fn get(&self, target: &str) -> Answer {
         self.call("GET", target, &Value::Null).await
     }
 
-    async fn post(&self, target: &str, body: &Value) -> Answer {
+    pub async fn post(&self, target: &str, body: &Value) -> Answer {
         self.call("POST", target, body).await
     }
 
-    async fn delete(&self, target: &str) -> Answer {
+    pub async fn delete(&self, target: &str) -> Answer {
         self.call("DELETE", target, &Value::Null).await
     }
 
-    async fn patch(&self, target: &str, if_match: &str, patch: &Value) -> Answer {
+    pub async fn patch(&self, target: &str, if_match: &str, patch: &Value) -> Answer {
         let mut event = self.event("PATCH", target, patch);
         event["headers"]["if-match"] = if_match.into();
         self.invoke(&event).await
     }
 
     /// The one item of a read.
-    async fn item(&self, target: &str) -> Value {
+    pub async fn item(&self, target: &str) -> Value {
         let mut body = self.get(target).await.expect(200);
         assert_eq!(body["items"].as_array().unwrap().len(), 1, "a list even by id");
         body["items"][0].take()
     }
 
     /// A connection to an emulator; gives its id.
-    async fn connection(&self, hub: &Emulator) -> String {
+    pub async fn connection(&self, hub: &Emulator) -> String {
         let connection = json!({
             "name": "hub", "connectionSpec": spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e"),
             "auth": {
@@ -188,7 +188,7 @@ async fn control_with_proxy(cloud: &Cloud, hub: &Emulator) -> (Caller, Proxy) {
 }
 
 /// An attribute of an item of the table that is text.
-async fn attribute(cloud: &Cloud, pk: &str, name: &str) -> Option<String> {
+pub async fn attribute(cloud: &Cloud, pk: &str, name: &str) -> Option<String> {
     let key = json!({ "TableName": TABLE, "Key": { "pk": { "S": pk } }, "ConsistentRead": true });
     let item = cloud.call(Service::DynamoDb, "GetItem", key).await;
     item["Item"][name]["S"].as_str().map(str::to_owned)
@@ -202,7 +202,7 @@ async fn in_force(cloud: &Cloud, path: &str) -> String {
     text(&cloud.call(Service::SecretsManager, "GetSecretValue", get).await["SecretString"])
 }
 
-fn spec(id: &str) -> Value {
+pub fn spec(id: &str) -> Value {
     json!({ "id": id, "version": "1.0" })
 }
 

@@ -26,5 +26,6 @@ mod schemas;
 mod secrets;
 mod settings;
 mod signing;
+mod source_flows;
 mod template;
 mod webhook;

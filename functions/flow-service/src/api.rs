@@ -9,6 +9,7 @@ use shared::clock::Clock;
 use crate::connections::{self, Credentials, Senders, has_mask, hub_of, without_secrets};
 use crate::errors::{ApiError, bad_request, unusable};
 use crate::flows::{self, Ends};
+use crate::groups::Claim;
 use crate::hubs::{Has, Hubs, Look};
 use crate::listing::Listing;
 use crate::namespace::Hosts;
@@ -18,10 +19,12 @@ use crate::request::Request;
 use crate::routes::{Collection, Operation};
 use crate::schemas;
 use crate::secrets::{Secrets, uuid};
+use crate::source_flows::{self, SourceEnds, SourceFlows};
 use crate::specs::{
-    CONNECTION_SPECS, ConnectionSpec, EVENT_HUBS, FLOW_SPECS, FlowSpec, TO_HUB, VERSION, connection_spec, flow_spec,
+    CONNECTION_SPECS, ConnectionSpec, EVENT_HUBS, FLOW_SPECS, FROM_HUB, FlowSpec, TO_HUB, VERSION, connection_spec,
+    flow_spec,
 };
-use crate::store::{Document, Entity, MAX_BYTES, MAX_WRITES, Store, Unwritten, Write};
+use crate::store::{Document, Entity, FlowItem, MAX_BYTES, MAX_WRITES, Store, Unwritten, Write};
 use crate::tenant::{Caller, Tenant};
 
 /// Rounds of read, decide and write before a request gives way to the others.
@@ -32,6 +35,8 @@ pub struct Api {
     pub store: Store,
     pub secrets: Secrets,
     pub hubs: Hubs,
+    /// Without it flows from a hub are kept, and none is served.
+    pub sources: Option<SourceFlows>,
     pub hosts: Hosts,
     pub clock: Clock,
     /// The claim of the token that names its organisations.
@@ -301,6 +306,7 @@ impl Api {
         let senders = if is_sender { Some(Senders::take(&mut entity.document, None)?) } else { None };
         connections::check_secrets(&entity)?;
         connections::check(&entity, spec, is_target, self.max_bytes)?;
+        source_flows::check(&entity, is_target, tenant, &self.hosts, &self.secrets)?;
         let base = self.base(tenant, &entity, spec).await?;
         let mut doubt = json!({});
         if let Some(base) = &base
@@ -413,13 +419,79 @@ impl Api {
                 let base_url = self.public_url.as_deref().unwrap_or(&request.base_url);
                 more["webhookUrl"] = format!("{base_url}/{}/{}", item.kind, item.id).into();
                 more["senderAuth"] = self.sender_auth(&source.entity).await?;
-                writes.extend([Write::Unchanged(connection), Write::PutFlow { item, seen: None }]);
+                writes.extend([Write::Unchanged(connection), Write::PutFlow { item: item.into(), seen: None }]);
             }
-            match self.store.write(tenant, writes).await {
-                Ok(()) => return Ok(Reply::created(&flow, more)),
-                Err(unwritten) => self.next_round(unwritten, &mut round).await?,
+            let mut begun = None;
+            if let (FROM_HUB, Some(sources)) = (spec.id, &self.sources)
+                && source_flows::has_inlet(&target.entity)
+            {
+                let (item, connection) = self.source_item(sources, &flow, &source, &target, tenant).await?;
+                more["consumerGroup"] = item.reading.as_ref().map(|reading| reading.group.as_str()).into();
+                let claim = begun.insert((sources, Box::pin(sources.begin(&item)).await?));
+                let item = Write::PutFlow { item: item.into(), seen: None };
+                writes.extend([Write::Unchanged(connection), item, Write::HoldsGroup(&claim.1)]);
             }
+            let written = self.store.write(tenant, writes).await;
+            match (written, begun) {
+                (Ok(()), Some((sources, claim))) => sources.settle(&claim).await,
+                (Ok(()), None) => {}
+                // Of a write that was not answered nobody knows, before the item is looked for.
+                (Err(_), Some((sources, claim))) if Box::pin(sources.finish_or_tell(&claim)).await => {}
+                (Err(unwritten), _) => {
+                    self.next_round(unwritten, &mut round).await?;
+                    continue;
+                }
+            }
+            return Ok(Reply::created(&flow, more));
         }
+    }
+
+    /// The item of a flow from a hub, and the connection that it reads by.
+    async fn source_item<'e>(
+        &self,
+        sources: &SourceFlows,
+        flow: &Entity,
+        source: &'e End,
+        target: &End,
+        tenant: &Tenant,
+    ) -> Result<(FlowItem, &'e Entity), ApiError> {
+        let Some(connection) = &source.base else { return unusable("baseConnectionId: missing") };
+        let ends = SourceEnds { source: &source.entity, connection, target: &target.entity };
+        Ok((sources.item(flow, &ends, tenant, &self.hosts, &self.secrets).await?, connection))
+    }
+
+    /// Of a flow that is served.
+    fn sources(&self) -> Result<&SourceFlows, ApiError> {
+        self.sources.as_ref().ok_or(ApiError::Unavailable("the function that serves flows from a hub is not set"))
+    }
+
+    /// Makes Lambda follow a change of a flow from a hub, or of its source.
+    async fn follow(&self, changed: &Entity) -> Result<(), ApiError> {
+        let Some(sources) = &self.sources else { return Ok(()) };
+        let flows: Vec<&str> = match changed.collection {
+            Collection::Flows if changed.member("flowSpec")["id"] == FROM_HUB => vec![&changed.id],
+            Collection::SourceConnections if changed.spec_id() == EVENT_HUBS => {
+                changed.used_by.iter().filter_map(|user| user.strip_prefix("flows#")).collect()
+            }
+            _ => return Ok(()),
+        };
+        for flow in flows {
+            Box::pin(sources.follow(flow)).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the serving of a flow that is to be deleted. Gives the key of its consumer group, if it was served.
+    async fn stop(&self, tenant: &Tenant, flow: &Entity) -> Result<Option<String>, ApiError> {
+        let is_source = flow.member("flowSpec")["id"] == FROM_HUB;
+        if !is_source || self.store.flow_version(&flow.id).await?.is_none() {
+            return Ok(None);
+        }
+        let sources = self.sources()?;
+        let Some(served) = sources.served(&flow.id).await? else { return Ok(None) };
+        self.write(tenant, vec![Write::SetState { id: &flow.id, state: "disabled" }]).await?;
+        Box::pin(sources.remove(&flow.id)).await?;
+        Ok(Some(served.key()))
     }
 
     /// Generated credentials as they are, once; of all others type and name.
@@ -484,7 +556,7 @@ impl Api {
                 }
             }
             match written {
-                Ok(()) => {}
+                Ok(()) => self.follow(&new).await?,
                 Err(unwritten) => {
                     self.next_round(unwritten, &mut round).await?;
                     continue;
@@ -563,6 +635,7 @@ impl Api {
         {
             let is_target = new.collection == Collection::TargetConnections;
             connections::check(new, spec, is_target, self.max_bytes).map_err(failed)?;
+            source_flows::check(new, is_target, tenant, &self.hosts, &self.secrets).map_err(failed)?;
             let base = self.base(tenant, new, spec).await.map_err(failed)?;
             if let (EVENT_HUBS, Some(base)) = (spec.id, base) {
                 let scope = Credentials::of(&base, &self.hosts).map_err(failed)?.hub;
@@ -599,6 +672,7 @@ impl Api {
         let mut writes = vec![Write::Update { entity: new, old_etag: old.etag() }];
         let mut bytes = new.size() + ends.iter().map(Entity::size).sum::<usize>();
         // A flow that comes meanwhile would be made from what is changed here.
+        let mut claims: Vec<(&SourceFlows, Claim)> = Vec::new();
         let mut reached: Vec<Write<'_>> = ends.iter().map(Write::SameUsers).collect();
         for id in flow_ids {
             // The version first: whoever changes the flow after this makes the write below fail.
@@ -608,16 +682,31 @@ impl Api {
             };
             let mut source = self.end(tenant, &flow, Collection::SourceConnections).await.map_err(failed)?;
             let mut target = self.end(tenant, &flow, Collection::TargetConnections).await.map_err(failed)?;
-            for entity in [&mut source.entity, &mut target.entity].into_iter().chain(&mut target.base) {
+            let bases = source.base.iter_mut().chain(&mut target.base);
+            for entity in [&mut source.entity, &mut target.entity].into_iter().chain(bases) {
                 if (entity.collection, &entity.id) == (new.collection, &new.id) {
                     *entity = new.clone();
                 }
+            }
+            if flow.member("flowSpec")["id"] == FROM_HUB {
+                let sources = self.sources().map_err(failed)?;
+                let Some(served) = sources.served(&id).await.map_err(failed)? else { return Err(Unwritten::Lost) };
+                let (item, _) = self.source_item(sources, &flow, &source, &target, tenant).await.map_err(failed)?;
+                if new.collection == Collection::Connections && served.key() != source_flows::group_key(&item) {
+                    let text = "flows read hubs by it, which can't move: give their sources another connection";
+                    return Err(failed(ApiError::Conflict(text.to_owned())));
+                }
+                bytes += item.size();
+                let claim = Box::pin(sources.take_if_moved(&served, &item)).await.map_err(failed)?;
+                claims.extend(claim.map(|claim| (sources, claim)));
+                reached.push(Write::PutFlow { item: item.into(), seen: Some(seen) });
+                continue;
             }
             let Some(connection) = &target.base else { continue };
             let ends = Ends { source: &source.entity, target: &target.entity, connection };
             let item = flows::item(&flow, &ends, tenant, &self.hosts, self.max_bytes).map_err(failed)?;
             bytes += item.size();
-            reached.push(Write::PutFlow { item, seen: Some(seen) });
+            reached.push(Write::PutFlow { item: item.into(), seen: Some(seen) });
         }
         if reached.len() >= MAX_WRITES || bytes > MAX_BYTES {
             let text = format!(
@@ -628,7 +717,10 @@ impl Api {
             return Err(failed(ApiError::Conflict(text)));
         }
         writes.extend(reached);
-        self.store.write(tenant, writes).await
+        writes.extend(claims.iter().map(|(_, claim)| Write::HoldsGroup(claim)));
+        let written = self.store.write(tenant, writes).await;
+        finish_unwritten(&written, &claims).await;
+        written
     }
 
     /// Writes the state of a flow. Whatever else it says, it can be disabled.
@@ -641,7 +733,10 @@ impl Api {
     ) -> Result<(), Unwritten> {
         self.note_operation(new, if state == "enabled" { "enable" } else { "disable" });
         let mut writes = vec![Write::Update { entity: new, old_etag: old.etag() }];
-        if new.member("flowSpec")["id"] == TO_HUB {
+        // A flow from a hub that is not served has no item.
+        let has_item = new.member("flowSpec")["id"] == TO_HUB
+            || self.store.flow_version(&new.id).await.map_err(Unwritten::Failed)?.is_some();
+        if has_item {
             writes.push(Write::SetState { id: &new.id, state });
         }
         self.store.write(tenant, writes).await
@@ -674,9 +769,21 @@ impl Api {
         if let (TO_HUB, Some(connection)) = (spec.id, &target.base) {
             let ends = Ends { source: &source.entity, target: &target.entity, connection };
             let item = flows::item(new, &ends, tenant, &self.hosts, self.max_bytes).map_err(failed)?;
-            writes.extend([Write::Unchanged(connection), Write::PutFlow { item, seen }]);
+            writes.extend([Write::Unchanged(connection), Write::PutFlow { item: item.into(), seen }]);
         }
-        self.store.write(tenant, writes).await
+        let mut claims = Vec::new();
+        if let (FROM_HUB, Some(_)) = (spec.id, seen) {
+            let sources = self.sources().map_err(failed)?;
+            let Some(served) = sources.served(&new.id).await.map_err(failed)? else { return Err(Unwritten::Lost) };
+            let (item, connection) = self.source_item(sources, new, &source, &target, tenant).await.map_err(failed)?;
+            let claim = Box::pin(sources.take_if_moved(&served, &item)).await.map_err(failed)?;
+            claims.extend(claim.map(|claim| (sources, claim)));
+            writes.extend([Write::Unchanged(connection), Write::PutFlow { item: item.into(), seen }]);
+        }
+        writes.extend(claims.iter().map(|(_, claim)| Write::HoldsGroup(claim)));
+        let written = self.store.write(tenant, writes).await;
+        finish_unwritten(&written, &claims).await;
+        written
     }
 
     async fn delete(
@@ -695,7 +802,10 @@ impl Api {
                 let text = format!("{} [{id}] is in use by {}", collection.name(), users.join(", "));
                 return Err(ApiError::Conflict(text));
             }
+            let group = if collection == Collection::Flows { self.stop(tenant, &entity).await? } else { None };
             let mut writes = vec![Write::Delete { entity: &entity }];
+            let is_served = group.is_some();
+            writes.extend(group.map(|key| Write::ReleaseGroup { key, flow: id }));
             // A member of that name elsewhere is only a member.
             let refers_to: &[(Collection, &str)] = match collection {
                 Collection::Flows => &[
@@ -730,6 +840,11 @@ impl Api {
             }
             if let Some(secret) = &entity.secret {
                 self.secrets.delete(&secret.name).await;
+            }
+            if let (true, Some(sources)) = (is_served, &self.sources) {
+                // Who enabled it meanwhile may have made them anew.
+                Box::pin(sources.remove(id)).await?;
+                Box::pin(sources.finish_abandoned()).await;
             }
             return Ok(Reply::deleted());
         }
@@ -832,6 +947,15 @@ struct NewSecret {
     text: SecretString,
     /// To another host: under a new name, so that nobody reads one host's key for the other.
     moves: bool,
+}
+
+/// Gives back the consumer groups that were taken for a write that failed; unless it was done all the same.
+async fn finish_unwritten(written: &Result<(), Unwritten>, claims: &[(&SourceFlows, Claim)]) {
+    if written.is_err() {
+        for (sources, claim) in claims {
+            Box::pin(sources.finish_or_tell(claim)).await;
+        }
+    }
 }
 
 fn ends_member(collection: Collection) -> &'static str {

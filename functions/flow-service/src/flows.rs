@@ -59,6 +59,7 @@ pub fn item(
         hub: hub_of(ends.target, credentials.hub.as_deref())?,
         partitioning: partitioning_of(ends.target)?,
         tenant: tenant.key(),
+        reading: None,
     })
 }
 

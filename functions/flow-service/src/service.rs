@@ -18,11 +18,14 @@ use tokio::time::Instant;
 
 use crate::api::{Api, Reply};
 use crate::errors::ApiError;
+use crate::groups::Groups;
 use crate::hubs::Hubs;
+use crate::lambda::Lambda;
 use crate::namespace::Hosts;
 use crate::request::Request;
 use crate::routes;
 use crate::secrets::Secrets;
+use crate::source_flows::SourceFlows;
 use crate::store::Store;
 
 const ORG_CLAIM: &str = "ORG_CLAIM";
@@ -30,6 +33,10 @@ const PUBLIC_URL: &str = "PUBLIC_URL";
 const NAMESPACE_SUFFIX: &str = "NAMESPACE_SUFFIX";
 const EMULATOR_HOSTS: &str = "EMULATOR_HOSTS";
 const SECRETS_PREFIX: &str = "SECRETS_PREFIX";
+/// Name or ARN of the function that serves flows from a hub.
+const PLATFORM_INGEST_FUNCTION: &str = "PLATFORM_INGEST_FUNCTION";
+/// ARN of the queue that is told which events of a hub were given up.
+const GIVEN_UP_QUEUE_ARN: &str = "GIVEN_UP_QUEUE_ARN";
 
 /// One call of AWS, its repeats included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
@@ -52,12 +59,17 @@ impl FlowService {
         let access = Access::read(&environment)?;
         let (dynamodb, secrets_manager) = (access.dynamodb(), access.secrets_manager());
         let prefix = environment.get(SECRETS_PREFIX).unwrap_or_else(|| "eventhubs-relay/flows/".to_owned());
+        let sources = environment.get(PLATFORM_INGEST_FUNCTION).map(|function| {
+            let lambda = Lambda::new(access.lambda(), function, environment.get(GIVEN_UP_QUEUE_ARN));
+            SourceFlows::new(lambda, Groups::new(dynamodb.clone(), table.clone()), clock.clone())
+        });
         let public_url = environment.get(PUBLIC_URL).map(|url| url.trim_end_matches('/').to_owned());
         Ok(Self {
             api: Api {
                 store: Store::new(dynamodb, table),
                 secrets: Secrets::new(secrets_manager, prefix),
                 hubs: Hubs::new(http, clock.clone()),
+                sources,
                 hosts,
                 clock,
                 org_claim: environment.get(ORG_CLAIM).unwrap_or_else(|| "org".to_owned()),
@@ -92,7 +104,7 @@ struct Access {
     timeouts: TimeoutConfig,
 }
 
-/// The clients have one configuration, of two types.
+/// The clients have one configuration, of three types.
 macro_rules! client {
     ($sdk:ident, $access:expr, $endpoint:literal) => {{
         let access = $access;
@@ -130,6 +142,10 @@ impl Access {
 
     fn dynamodb(&self) -> aws_sdk_dynamodb::Client {
         client!(aws_sdk_dynamodb, self, "AWS_ENDPOINT_URL_DYNAMODB")
+    }
+
+    fn lambda(&self) -> aws_sdk_lambda::Client {
+        client!(aws_sdk_lambda, self, "AWS_ENDPOINT_URL_LAMBDA")
     }
 
     fn secrets_manager(&self) -> aws_sdk_secretsmanager::Client {
