@@ -192,6 +192,19 @@ fn the_control_api_alone_has_an_authorizer_and_writes_flows() {
         assert!(rights.contains("dynamodb:GetItem") && rights.contains("/flows/"), "{rights}");
         assert!(!rights.contains("dynamodb:PutItem") && !rights.contains("CreateSecret"), "{rights}");
     }
+    // Flows from a hub change the function that serves them, and no other one.
+    let statements = &resources["FlowServiceRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"];
+    let of_lambda = statements.as_array().unwrap().iter().filter(|statement| statement.to_string().contains("lambda:"));
+    for statement in of_lambda.filter(|statement| statement["Action"] != "lambda:ListEventSourceMappings") {
+        let told = [&statement["Resource"], &statement["Condition"]["ArnLike"]["lambda:FunctionArn"]];
+        assert!(told.iter().any(|arns| arns.to_string().matches("PlatformIngest").count() == 2), "{statement}");
+    }
+    let variables = &resources["FlowService"]["Properties"]["Environment"]["Variables"];
+    assert_eq!(variables["PLATFORM_INGEST_FUNCTION"]["Ref"], "PlatformIngest");
+    for always in ["PlatformIngest", "PlatformIngestRole", "PlatformIngestDeadLetters"] {
+        assert!(resources[always].get("Condition").is_none(), "{always}");
+    }
+    assert_eq!(resources["PlatformIngestHub"]["Condition"], "HasSource");
     // The table that tests and local runs use is the same one.
     let (ours, table) = (local::run::flows_table("flows"), &resources["FlowsTable"]["Properties"]);
     for member in ["AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode"] {

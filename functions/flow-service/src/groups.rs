@@ -47,7 +47,7 @@ impl Served {
 
 /// Names of hubs are the same in any case. None of the parts has a `#` in it.
 pub fn key(host: &str, hub: &str, group: &str) -> String {
-    format!("GROUP#{host}#{hub}#{group}").to_ascii_lowercase()
+    format!("GROUP#{}", format!("{host}#{hub}#{group}").to_ascii_lowercase())
 }
 
 pub struct Groups {
