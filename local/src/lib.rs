@@ -8,6 +8,7 @@ pub mod emulator;
 pub mod gateway;
 pub mod inlet;
 pub mod kinds;
+pub mod lambda_api;
 pub mod moto;
 pub mod poller;
 pub mod queue_source;

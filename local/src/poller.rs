@@ -62,6 +62,16 @@ impl Poller {
         }
     }
 
+    /// Of each partition the offset that comes next.
+    pub fn offsets(&self) -> &[u64] {
+        &self.next
+    }
+
+    /// Goes on there.
+    pub fn seek(&mut self, next: Vec<u64>) {
+        self.next = next;
+    }
+
     /// Polls until the future is dropped.
     pub async fn run(mut self) {
         loop {

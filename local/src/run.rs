@@ -29,6 +29,7 @@ use crate::emulator::{Config, Emulator, Key, ROOT_KEY_NAME, Rights};
 use crate::gateway;
 use crate::inlet::{self, Inlet};
 use crate::kinds::KINDS;
+use crate::lambda_api::LambdaApi;
 use crate::moto::{self, Moto, MotoError};
 use crate::poller::Poller;
 use crate::queue_source;
@@ -93,6 +94,8 @@ const SENDERS_KEY_NAME: &str = "senders";
 const SENDERS_SECRET_ID: &str = "eventhubs-relay/local";
 /// The secret of the inlet's client.
 const IMS_SECRET: &str = "ims-client";
+/// The same for flows of the control API: each organisation has its own.
+const IMS_SECRET_OF_FLOWS: &str = "eventhubs-relay/flows/ims/local@AdobeOrg/client";
 const IMS_CLIENT: (&str, &str) = ("local-client", "local-client-secret");
 /// The most events of one invocation on the way back.
 const SOURCE_BATCH_SIZE: usize = 1000;
@@ -243,6 +246,8 @@ struct System {
     /// It ends with the system.
     _inlet: Inlet,
     functions: Vec<Function>,
+    /// Its sources end with it.
+    lambda: Option<LambdaApi>,
     moto: Option<Moto>,
     /// The gateway and the queue sources.
     tasks: JoinSet<()>,
@@ -250,6 +255,7 @@ struct System {
 
 impl System {
     async fn stop(mut self) {
+        drop(self.lambda);
         self.tasks.shutdown().await;
         for function in &self.functions {
             function.stop();
@@ -276,6 +282,8 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
     let gateway_listener = listen(options.port, "--port").await?;
     let hub_listener = listen(options.hub_port, "--hub-port").await?;
     let inlet_listener = listen(options.inlet_port, "--inlet-port").await?;
+    // Only the control API calls it.
+    let lambda_listener = listen(0, "--host").await?;
     let aws_listener = if options.no_queue { None } else { Some(listen(options.aws_port, "--aws-port").await?) };
     let http = shared::build_http_client(None).map_err(RunError::Client)?;
 
@@ -332,7 +340,7 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
         tasks.spawn(poll);
     };
     let (observer, mut observed) = mpsc::unbounded_channel();
-    let mut control = None;
+    let (mut control, mut lambda) = (None, None);
     if let Some(aws) = &aws {
         cloudwatch::create(aws, LOG_GROUP, Instant::now() + CREATE_TIMEOUT).await?;
         let (passed_on, feeding) = cloudwatch::feed(aws.clone(), LOG_GROUP, observed);
@@ -342,8 +350,10 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
         let secret = json!({ "Name": SENDERS_SECRET_ID, "SecretString": secret });
         aws.call(Service::SecretsManager, "CreateSecret", &secret, Instant::now() + CREATE_TIMEOUT).await?;
         aws.call(Service::DynamoDb, "CreateTable", &flows_table(FLOWS_TABLE), Instant::now() + CREATE_TIMEOUT).await?;
-        let keeping = keeping(aws).await?;
-        info.keeping = Some(keeping.clone());
+        info.keeping = Some(keeping(aws).await?);
+    }
+    let ingest = Function::new(ingest_config(&inlet, options, functions_folder, &info));
+    if let (Some(aws), Some(keeping)) = (&aws, info.keeping.clone()) {
         // Envelopes name the secret.
         let mut config = function_config(REDELIVERY, &[], options, functions_folder, &info);
         config.observer = Some(observer.clone());
@@ -361,18 +371,24 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
             organisation: tokens::ORGANISATION.to_owned(),
             hub_connection_string: emulator.connection_string(ROOT_KEY_NAME, None),
         });
-        let function = Function::new(control_config(&url, &emulator, options, functions_folder, &info));
+        let mut config = control_config(&url, &emulator, &inlet, options, functions_folder, &info);
+        let stand_in = LambdaApi::start(emulator.clone(), ingest.clone(), lambda_listener).await;
+        println!("lambda       {} (stand-in for the sources of flows)", stand_in.url());
+        config.environment.push(("AWS_ENDPOINT_URL_LAMBDA".to_owned(), stand_in.url()));
+        lambda = Some(stand_in);
+        let function = Function::new(config);
         control = Some((function.clone(), Arc::new(tokens)));
         functions.push(function);
     }
     if let Some(aws) = &aws {
         let secret = json!({ "client_id": IMS_CLIENT.0, "client_secret": IMS_CLIENT.1 }).to_string();
-        let body = json!({ "Name": IMS_SECRET, "SecretString": secret });
-        aws.call(Service::SecretsManager, "CreateSecret", &body, Instant::now() + CREATE_TIMEOUT).await?;
+        for name in [IMS_SECRET, IMS_SECRET_OF_FLOWS] {
+            let body = json!({ "Name": name, "SecretString": secret });
+            aws.call(Service::SecretsManager, "CreateSecret", &body, Instant::now() + CREATE_TIMEOUT).await?;
+        }
     }
-    let function = Function::new(ingest_config(&inlet, options, functions_folder, &info));
-    tasks.spawn(Poller::new(emulator.clone(), &info.source.hub, function.clone(), None, SOURCE_BATCH_SIZE).run());
-    functions.push(function);
+    tasks.spawn(Poller::new(emulator.clone(), &info.source.hub, ingest.clone(), None, SOURCE_BATCH_SIZE).run());
+    functions.push(ingest);
     let mut kinds = BTreeMap::new();
     for kind in KINDS {
         let connection = emulator.connection_string(SENDERS_KEY_NAME, Some(kind.hub));
@@ -428,7 +444,7 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
     }
     print!("{}", instructions(&url, &info));
     println!("ready: {url}");
-    Ok(System { emulator, _inlet: inlet, functions, moto, tasks })
+    Ok(System { emulator, _inlet: inlet, functions, lambda, moto, tasks })
 }
 
 /// An address that clients on this machine can connect to.
@@ -472,11 +488,20 @@ fn function_config(name: &str, hub: &[(&str, &str)], options: &Options, folder: 
 }
 
 /// Of the control API, which takes no events.
-fn control_config(url: &str, emulator: &Emulator, options: &Options, folder: &Path, info: &Info) -> FunctionConfig {
+fn control_config(
+    url: &str,
+    emulator: &Emulator,
+    inlet: &Inlet,
+    options: &Options,
+    folder: &Path,
+    info: &Info,
+) -> FunctionConfig {
     let mut config = function_config(FLOW_SERVICE, &[], options, folder, info);
     config.environment.push(("PUBLIC_URL".to_owned(), url.to_owned()));
     config.environment.push(("LOG_GROUP".to_owned(), LOG_GROUP.to_owned()));
-    config.environment.push(("EMULATOR_HOSTS".to_owned(), emulator.url().replace("http://", "")));
+    let hosts = format!("{},{}", emulator.url().replace("http://", ""), inlet.host());
+    config.environment.push(("EMULATOR_HOSTS".to_owned(), hosts));
+    config.environment.push(("PLATFORM_INGEST_FUNCTION".to_owned(), PLATFORM_INGEST.to_owned()));
     config
 }
 

@@ -151,6 +151,11 @@ impl Function {
         &self.0.config
     }
 
+    /// By which it is invoked.
+    pub fn arn(&self, alias: Option<&str>) -> String {
+        self.0.arn(alias)
+    }
+
     /// Hands `payload` to an idle instance (the one used last), or to a new one. Dropping the future kills that
     /// instance.
     pub async fn invoke(&self, payload: Vec<u8>) -> Result<Vec<u8>, InvokeError> {

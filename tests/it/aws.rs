@@ -18,7 +18,7 @@ use crate::cloud::*;
 use crate::harness::*;
 
 /// Runs a script with boto3; gives the JSON that it prints.
-fn boto3(endpoint: &str, script: &str) -> Value {
+pub fn boto3(endpoint: &str, script: &str) -> Value {
     let output = Command::new(virtual_environment().join("bin/python"))
         .args(["-c", script])
         .env("AWS_ENDPOINT_URL", endpoint)

@@ -30,7 +30,7 @@ const ABSENT: &str = "ca5c6e9a-8559-4a08-97a5-f15b756da600";
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u64,
-    headers: Value,
+    pub headers: Value,
     pub body: Value,
 }
 
@@ -42,7 +42,7 @@ impl Answer {
     }
 
     #[track_caller]
-    fn id(self) -> String {
+    pub fn id(self) -> String {
         assert_eq!(self.status, 201, "{self:?}");
         let (id, etag) = (text(&self.body["id"]), text(&self.body["etag"]));
         assert!(etag.starts_with('"') && etag.ends_with('"'), "{etag}");
@@ -122,7 +122,7 @@ impl Caller {
         }
     }
 
-    async fn call(&self, method: &str, target: &str, body: &Value) -> Answer {
+    pub async fn call(&self, method: &str, target: &str, body: &Value) -> Answer {
         self.invoke(&self.event(method, target, body)).await
     }
 
@@ -134,18 +134,18 @@ impl Caller {
         self.call("POST", target, body).await
     }
 
-    async fn delete(&self, target: &str) -> Answer {
+    pub async fn delete(&self, target: &str) -> Answer {
         self.call("DELETE", target, &Value::Null).await
     }
 
-    async fn patch(&self, target: &str, if_match: &str, patch: &Value) -> Answer {
+    pub async fn patch(&self, target: &str, if_match: &str, patch: &Value) -> Answer {
         let mut event = self.event("PATCH", target, patch);
         event["headers"]["if-match"] = if_match.into();
         self.invoke(&event).await
     }
 
     /// The one item of a read.
-    async fn item(&self, target: &str) -> Value {
+    pub async fn item(&self, target: &str) -> Value {
         let mut body = self.get(target).await.expect(200);
         assert_eq!(body["items"].as_array().unwrap().len(), 1, "a list even by id");
         body["items"][0].take()
@@ -193,7 +193,7 @@ async fn control_with_proxy(cloud: &Cloud, hub: &Emulator) -> (Caller, Proxy) {
 }
 
 /// An attribute of an item of the table that is text.
-async fn attribute(cloud: &Cloud, pk: &str, name: &str) -> Option<String> {
+pub async fn attribute(cloud: &Cloud, pk: &str, name: &str) -> Option<String> {
     let key = json!({ "TableName": TABLE, "Key": { "pk": { "S": pk } }, "ConsistentRead": true });
     let item = cloud.call(Service::DynamoDb, "GetItem", key).await;
     item["Item"][name]["S"].as_str().map(str::to_owned)
@@ -207,7 +207,7 @@ async fn in_force(cloud: &Cloud, path: &str) -> String {
     text(&cloud.call(Service::SecretsManager, "GetSecretValue", get).await["SecretString"])
 }
 
-fn spec(id: &str) -> Value {
+pub fn spec(id: &str) -> Value {
     json!({ "id": id, "version": "1.0" })
 }
 

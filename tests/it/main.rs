@@ -27,6 +27,7 @@ mod schemas;
 mod secrets;
 mod settings;
 mod signing;
+mod source_flows;
 mod stack;
 mod telemetry;
 mod template;

@@ -370,8 +370,8 @@ fn queues_give_back_what_failed() {
     assert!(timeout < 30, "an HTTP API gives up after 30 s");
     let mut queues = 0;
     for (name, block) in functions(&template) {
-        let events = block["Properties"]["Events"].as_object().unwrap();
-        for event in events.values().filter(|event| event["Type"] == "SQS") {
+        let events = block["Properties"]["Events"].as_object();
+        for event in events.into_iter().flat_map(|events| events.values()).filter(|event| event["Type"] == "SQS") {
             queues += 1;
             let source = &event["Properties"];
             assert_eq!(source["FunctionResponseTypes"], serde_json::json!(["ReportBatchItemFailures"]), "{name}");
@@ -428,7 +428,7 @@ fn the_control_api_alone_has_an_authorizer_and_writes_flows() {
     let template = template();
     let resources = &template["Resources"];
     for (name, block) in functions(&template) {
-        for (event, source) in block["Properties"]["Events"].as_object().unwrap() {
+        for (event, source) in block["Properties"]["Events"].as_object().into_iter().flatten() {
             let has_authorizer = source["Properties"]["Auth"]["Authorizer"] == "Tokens";
             assert_eq!(has_authorizer, name == "FlowService" && event != "Document", "{name} {event}");
         }
@@ -461,6 +461,18 @@ fn the_control_api_alone_has_an_authorizer_and_writes_flows() {
     assert_eq!(variables["LOG_GROUP"]["Ref"], "FunctionLogs");
     let control = resources["FlowServiceRole"]["Properties"]["Policies"][0].to_string();
     assert!(control.contains("logs:FilterLogEvents") && !kinds.contains("logs:FilterLogEvents"));
+    // Flows from a hub change the function that serves them, and no other one.
+    let statements = &resources["FlowServiceRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"];
+    let of_lambda = statements.as_array().unwrap().iter().filter(|statement| statement.to_string().contains("lambda:"));
+    for statement in of_lambda.filter(|statement| statement["Action"] != "lambda:ListEventSourceMappings") {
+        let told = [&statement["Resource"], &statement["Condition"]["ArnLike"]["lambda:FunctionArn"]];
+        assert!(told.iter().any(|arns| arns.to_string().matches("PlatformIngest").count() == 2), "{statement}");
+    }
+    assert_eq!(variables["PLATFORM_INGEST_FUNCTION"]["Ref"], "PlatformIngest");
+    for always in ["PlatformIngest", "PlatformIngestRole", "PlatformIngestDeadLetters"] {
+        assert!(resources[always].get("Condition").is_none(), "{always}");
+    }
+    assert_eq!(resources["PlatformIngestHub"]["Condition"], "HasSource");
     // The table that tests and local runs use is the same one.
     let (ours, table) = (local::run::flows_table("flows"), &resources["FlowsTable"]["Properties"]);
     for member in ["AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode"] {

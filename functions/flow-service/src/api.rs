@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 use crate::connections::{self, Credentials, Senders, has_mask, hub_of, without_secrets};
 use crate::errors::{ApiError, bad_request, unusable};
 use crate::flows::{self, Ends};
+use crate::groups::Claim;
 use crate::hubs::{Has, Hubs, Look};
 use crate::listing::Listing;
 use crate::namespace::Hosts;
@@ -22,8 +23,10 @@ use crate::routes::{Collection, Operation};
 use crate::runs::Runs;
 use crate::schemas;
 use crate::secrets::{SecretVersion, Secrets, random, uuid};
+use crate::source_flows::{self, SourceEnds, SourceFlows};
 use crate::specs::{
-    CONNECTION_SPECS, ConnectionSpec, EVENT_HUBS, FLOW_SPECS, FlowSpec, TO_HUB, VERSION, connection_spec, flow_spec,
+    CONNECTION_SPECS, ConnectionSpec, EVENT_HUBS, FLOW_SPECS, FROM_HUB, FlowSpec, TO_HUB, VERSION, connection_spec,
+    flow_spec,
 };
 use crate::store::{Document, Entity, FlowItem, MAX_BYTES, MAX_WRITES, Name, Store, Unwritten, Write};
 use crate::tenant::{Caller, Tenant};
@@ -37,6 +40,8 @@ pub struct Api {
     pub secrets: Secrets,
     pub hubs: Hubs,
     pub runs: Runs,
+    /// Without it flows from a hub are kept, and none is served.
+    pub sources: Option<SourceFlows>,
     pub hosts: Hosts,
     pub clock: Clock,
     /// The claim of the token that names its organisations.
@@ -327,6 +332,7 @@ impl Api {
         let senders = if is_sender { Some(Senders::take(&mut entity.document, None)?) } else { None };
         connections::check_secrets(&entity)?;
         connections::check(&entity, spec, is_target, self.max_bytes)?;
+        source_flows::check(&entity, is_target, tenant, &self.hosts, &self.secrets)?;
         let base = self.base(tenant, &entity, spec).await?;
         let mut doubt = json!({});
         if let Some(base) = &base
@@ -444,12 +450,30 @@ impl Api {
                 let ends = Ends { source: &source.entity, target: &target.entity, connection };
                 let item = flows::item(&flow, &ends, tenant, &self.hosts, self.max_bytes)?;
                 more = self.senders_view(request, &item, &source.entity).await?;
-                writes.extend([Write::Unchanged(connection), Write::PutFlow { item, seen: None }]);
+                writes.extend([Write::Unchanged(connection), Write::PutFlow { item: item.into(), seen: None }]);
             }
-            match self.store.write(tenant, writes).await {
-                Ok(()) => return Ok(Reply::created(&flow, more)),
-                Err(unwritten) => rounds.next(unwritten).await?,
+            let mut begun = None;
+            if let (FROM_HUB, Some(sources)) = (spec.id, &self.sources)
+                && source_flows::has_inlet(&target.entity)
+            {
+                let (item, connection) = self.source_item(sources, &flow, &source, &target, tenant).await?;
+                more["consumerGroup"] = item.reading.as_ref().map(|reading| reading.group.as_str()).into();
+                let claim = begun.insert((sources, Box::pin(sources.begin(&item)).await?));
+                let item = Write::PutFlow { item: item.into(), seen: None };
+                writes.extend([Write::Unchanged(connection), item, Write::HoldsGroup(&claim.1)]);
             }
+            let written = self.store.write(tenant, writes).await;
+            match (written, begun) {
+                (Ok(()), Some((sources, claim))) => sources.settle(&claim).await,
+                (Ok(()), None) => {}
+                // Of a write that was not answered nobody knows, before the item is looked for.
+                (Err(_), Some((sources, claim))) if Box::pin(sources.finish_or_tell(&claim)).await => {}
+                (Err(unwritten), _) => {
+                    rounds.next(unwritten).await?;
+                    continue;
+                }
+            }
+            return Ok(Reply::created(&flow, more));
         }
     }
 
@@ -470,6 +494,54 @@ impl Api {
             "webhookUrl": format!("{base_url}/{}/{}", item.kind, item.id),
             "senderAuth": self.sender_auth(source).await?,
         }))
+    }
+
+    /// The item of a flow from a hub, and the connection that it reads by.
+    async fn source_item<'e>(
+        &self,
+        sources: &SourceFlows,
+        flow: &Entity,
+        source: &'e End,
+        target: &End,
+        tenant: &Tenant,
+    ) -> Result<(FlowItem, &'e Entity), ApiError> {
+        let Some(connection) = &source.base else { return unusable("baseConnectionId: missing") };
+        let ends = SourceEnds { source: &source.entity, connection, target: &target.entity };
+        Ok((sources.item(flow, &ends, tenant, &self.hosts, &self.secrets).await?, connection))
+    }
+
+    /// Of a flow that is served.
+    fn sources(&self) -> Result<&SourceFlows, ApiError> {
+        self.sources.as_ref().ok_or(ApiError::Unavailable("the function that serves flows from a hub is not set"))
+    }
+
+    /// Makes Lambda follow a change of a flow from a hub, or of its source.
+    async fn follow(&self, changed: &Entity) -> Result<(), ApiError> {
+        let Some(sources) = &self.sources else { return Ok(()) };
+        let flows: Vec<&str> = match changed.collection {
+            Collection::Flows if changed.member("flowSpec")["id"] == FROM_HUB => vec![&changed.id],
+            Collection::SourceConnections if changed.spec_id() == EVENT_HUBS => {
+                changed.used_by.iter().filter_map(|user| user.strip_prefix("flows#")).collect()
+            }
+            _ => return Ok(()),
+        };
+        for flow in flows {
+            Box::pin(sources.follow(flow)).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the serving of a flow that is to be deleted. Gives the key of its consumer group, if it was served.
+    async fn stop(&self, tenant: &Tenant, flow: &Entity) -> Result<Option<String>, ApiError> {
+        let is_source = flow.member("flowSpec")["id"] == FROM_HUB;
+        if !is_source || self.store.flow_version(&flow.id).await?.is_none() {
+            return Ok(None);
+        }
+        let sources = self.sources()?;
+        let Some(served) = sources.served(&flow.id).await? else { return Ok(None) };
+        self.write(tenant, vec![Write::SetState { id: &flow.id, state: "disabled" }]).await?;
+        Box::pin(sources.remove(&flow.id)).await?;
+        Ok(Some(served.key()))
     }
 
     /// Generated credentials as they are, once; of all others type and name.
@@ -528,6 +600,7 @@ impl Api {
             Some(before) => self.put_in_force(tenant, &new, &before.name, deadline).await?,
             None => {}
         }
+        self.follow(&new).await?;
         let mut told = told(&new);
         extend(&mut told, more);
         Ok(Reply::ok(told))
@@ -678,6 +751,7 @@ impl Api {
         {
             let is_target = new.collection == Collection::TargetConnections;
             connections::check(new, spec, is_target, self.max_bytes)?;
+            source_flows::check(new, is_target, tenant, &self.hosts, &self.secrets)?;
             let base = self.base(tenant, new, spec).await?;
             if let (EVENT_HUBS, Some(base)) = (spec.id, base) {
                 let scope = Credentials::of(&base, &self.hosts)?.hub;
@@ -686,26 +760,44 @@ impl Api {
         }
         let mut writes = vec![Write::Update { entity: new, old_etag: old.etag() }];
         // A name or a key changes however many flows there are.
+        let mut claims = Vec::new();
         if flows::seen(old) != flows::seen(new) {
-            writes.extend(self.reached(tenant, new).await?);
+            let (reached, taken) = self.reached(tenant, new).await?;
+            writes.extend(reached);
+            claims = taken;
         }
-        if let Some(staged) = staged
-            && !staged.is_stored
-        {
-            if staged.moves {
-                self.secrets.create(&staged.secret, &staged.text).await?;
-            } else {
-                self.secrets.stage(&staged.secret, &staged.text).await?;
+        writes.extend(claims.iter().map(Write::HoldsGroup));
+        let written = async {
+            if let Some(staged) = staged
+                && !staged.is_stored
+            {
+                if staged.moves {
+                    self.secrets.create(&staged.secret, &staged.text).await?;
+                } else {
+                    self.secrets.stage(&staged.secret, &staged.text).await?;
+                }
+                staged.is_stored = true;
             }
-            staged.is_stored = true;
-        }
-        self.store.write(tenant, writes).await?;
+            self.store.write(tenant, writes).await
+        };
+        let written = written.await;
+        self.finish_unwritten(&written, &claims).await;
+        written?;
         Ok(json!({}))
     }
 
+    /// Gives back the consumer groups that were taken for a write that failed; unless it was done all the same.
+    async fn finish_unwritten(&self, written: &Result<(), Unwritten>, claims: &[Claim]) {
+        if let (Err(_), Some(sources)) = (written, &self.sources) {
+            for claim in claims {
+                Box::pin(sources.finish_or_tell(claim)).await;
+            }
+        }
+    }
+
     /// The items of the flows that a change of `new` reaches, and that no flow comes meanwhile, which would be made from what is
-    /// changed here.
-    async fn reached(&self, tenant: &Tenant, new: &Entity) -> Result<Vec<Write<'static>>, Unwritten> {
+    /// changed here. Also the consumer groups that were taken for those that read another hub now.
+    async fn reached(&self, tenant: &Tenant, new: &Entity) -> Result<(Vec<Write<'static>>, Vec<Claim>), Unwritten> {
         let too_much = |objects: usize, size: &str| {
             let text = format!(
                 "{objects} objects{size} depend on it: a change reaches {} of {MAX_BYTES} bytes at most",
@@ -762,23 +854,50 @@ impl Api {
             [end_name(flow, Collection::SourceConnections), end_name(flow, Collection::TargetConnections)]
         };
         self.learn(tenant, &mut known, flows.values().flat_map(refers).flatten().collect()).await?;
-        let targets = known.values().filter(|end| end.collection == Collection::TargetConnections);
-        let bases: Vec<Name> = targets.filter_map(base_name).collect();
+        let bases: Vec<Name> = known.values().filter_map(base_name).collect();
         self.learn(tenant, &mut known, bases).await?;
+        let mut moved = Vec::new();
         for ((_, id), flow) in &flows {
             let [Some(source), Some(target)] = refers(flow).map(|name| known.get(&name?)) else {
                 return Err(Unwritten::Lost);
             };
-            let Some(connection) = base_name(target).and_then(|name| known.get(&name)) else { continue };
-            let ends = Ends { source, target, connection };
-            let item = flows::item(flow, &ends, tenant, &self.hosts, self.max_bytes)?;
+            let base = |end: &Entity| base_name(end).and_then(|name| known.get(&name));
+            let item = if flow.member("flowSpec")["id"] == FROM_HUB {
+                let sources = self.sources()?;
+                let Some(served) = sources.served(id).await? else { return Err(Unwritten::Lost) };
+                let [source, target] =
+                    [source, target].map(|end| End { entity: end.clone(), base: base(end).cloned() });
+                let (item, _) = self.source_item(sources, flow, &source, &target, tenant).await?;
+                if new.collection == Collection::Connections && served.key() != source_flows::group_key(&item) {
+                    let text = "flows read hubs by it, which can't move: give their sources another connection";
+                    return Err(ApiError::Conflict(text.to_owned()).into());
+                }
+                moved.push((served, item.clone()));
+                item
+            } else {
+                let Some(connection) = base(target) else { continue };
+                let ends = Ends { source, target, connection };
+                flows::item(flow, &ends, tenant, &self.hosts, self.max_bytes)?
+            };
             bytes += item.size();
-            reached.push(Write::PutFlow { item, seen: versions.get(id).copied() });
+            reached.push(Write::PutFlow { item: item.into(), seen: versions.get(id).copied() });
         }
         if bytes > MAX_BYTES {
             return Err(too_much(reached.len(), &format!(" of {bytes} bytes")));
         }
-        Ok(reached)
+        // Last, since what is taken must be given back if the rest fails.
+        let mut claims = Vec::new();
+        for (served, item) in &moved {
+            match Box::pin(self.sources()?.take_if_moved(served, item)).await {
+                Ok(claim) => claims.extend(claim),
+                Err(error) => {
+                    let written = Err(error.into());
+                    self.finish_unwritten(&written, &claims).await;
+                    return Err(written.err().unwrap_or(Unwritten::Lost));
+                }
+            }
+        }
+        Ok((reached, claims))
     }
 
     /// Reads those objects that are not known yet.
@@ -803,7 +922,9 @@ impl Api {
     ) -> Result<Value, Unwritten> {
         self.note_operation(new, if state == "enabled" { "enable" } else { "disable" });
         let mut writes = vec![Write::Update { entity: new, old_etag: old.etag() }];
-        if new.member("flowSpec")["id"] == TO_HUB {
+        // A flow from a hub that is not served has no item.
+        let has_item = new.member("flowSpec")["id"] == TO_HUB || self.store.flow_version(&new.id).await?.is_some();
+        if has_item {
             writes.push(Write::SetState { id: &new.id, state });
         }
         self.store.write(tenant, writes).await?;
@@ -842,9 +963,20 @@ impl Api {
             if end_name(old, Collection::SourceConnections) != end_name(new, Collection::SourceConnections) {
                 more = self.senders_view(request, &item, &source.entity).await?;
             }
-            writes.extend([Write::Unchanged(connection), Write::PutFlow { item, seen }]);
+            writes.extend([Write::Unchanged(connection), Write::PutFlow { item: item.into(), seen }]);
         }
-        self.store.write(tenant, writes).await?;
+        let mut claims = Vec::new();
+        if let (FROM_HUB, Some(_)) = (spec.id, seen) {
+            let sources = self.sources()?;
+            let Some(served) = sources.served(&new.id).await? else { return Err(Unwritten::Lost) };
+            let (item, connection) = self.source_item(sources, new, &source, &target, tenant).await?;
+            claims.extend(Box::pin(sources.take_if_moved(&served, &item)).await?);
+            writes.extend([Write::Unchanged(connection), Write::PutFlow { item: item.into(), seen }]);
+        }
+        writes.extend(claims.iter().map(Write::HoldsGroup));
+        let written = self.store.write(tenant, writes).await;
+        self.finish_unwritten(&written, &claims).await;
+        written?;
         Ok(more)
     }
 
@@ -865,7 +997,10 @@ impl Api {
                 let text = format!("{} [{id}] is in use by {}", collection.name(), users.join(", "));
                 return Err(ApiError::Conflict(text));
             }
+            let group = if collection == Collection::Flows { self.stop(tenant, &entity).await? } else { None };
             let mut writes = vec![Write::Delete { entity: &entity }];
+            let is_served = group.is_some();
+            writes.extend(group.map(|key| Write::ReleaseGroup { key, flow: id }));
             // A member of that name elsewhere is only a member.
             let refers_to: &[(Collection, &str)] = match collection {
                 Collection::Flows => &[
@@ -900,6 +1035,11 @@ impl Api {
             }
             if let Some(secret) = &entity.secret {
                 self.secrets.delete(&secret.name).await;
+            }
+            if let (true, Some(sources)) = (is_served, &self.sources) {
+                // Who enabled it meanwhile may have made them anew.
+                Box::pin(sources.remove(id)).await?;
+                Box::pin(sources.finish_abandoned()).await;
             }
             return Ok(Reply::deleted());
         }

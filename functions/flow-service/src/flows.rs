@@ -59,22 +59,19 @@ pub fn item(
         hub: hub_of(ends.target, credentials.hub.as_deref())?,
         partitioning: partitioning_of(ends.target)?,
         tenant: tenant.key(),
+        reading: None,
     })
 }
 
 /// What the items of flows have of a connection, source or target connection.
 pub fn seen(of: &Entity) -> Value {
     let auth = &of.member("auth")["params"];
-    let (params, data) = (of.member("params"), of.member("data"));
-    json!([
-        auth["namespace"],
-        auth["eventHubName"],
-        params["eventHubName"],
-        params["partitioning"],
-        params["options"],
-        data["format"],
-        of.secret.as_ref().map(|secret| &secret.name),
-    ])
+    let mut params = of.member("params").clone();
+    if let Some(params) = params.as_object_mut() {
+        params.remove("senderAuth");
+    }
+    let secret = of.secret.as_ref().map(|secret| &secret.name);
+    json!([auth["namespace"], auth["eventHubName"], params, of.member("data"), secret])
 }
 
 /// The ids of the segment selectors, each once.

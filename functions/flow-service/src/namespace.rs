@@ -40,6 +40,11 @@ impl Hosts {
         Ok(Self { suffix, emulators: emulators.map(str::to_ascii_lowercase).collect() })
     }
 
+    /// Whether a local setting names the host, with its port.
+    pub fn is_emulator(&self, host: &str) -> bool {
+        self.emulators.iter().any(|emulator| emulator == host)
+    }
+
     /// The host of a bare name, a full host or a URL; `None` when keys must not be sent there.
     pub fn host(&self, namespace: &str) -> Option<Host> {
         let text = namespace.to_ascii_lowercase();
@@ -48,7 +53,7 @@ impl Hosts {
             .find_map(|scheme| text.strip_prefix(scheme))
             .unwrap_or(&text);
         let name = text.strip_suffix('/').unwrap_or(text);
-        if self.emulators.iter().any(|emulator| emulator == name) {
+        if self.is_emulator(name) {
             return Some(Host { name: name.to_owned(), is_emulator: true });
         }
         if namespace.to_ascii_lowercase().starts_with("http://") {

@@ -116,6 +116,7 @@ fn answers() -> Map<String, Value> {
     new_connection["properties"]["detail"] = text.clone();
     let mut new_flow = reference.clone();
     new_flow["properties"]["webhookUrl"] = text.clone();
+    new_flow["properties"]["consumerGroup"] = text.clone();
     new_flow["properties"]["senderAuth"] = json!({ "type": "array", "items": { "type": "object" } });
     let error = json!({
         "description": "One of three shapes, by the case.",

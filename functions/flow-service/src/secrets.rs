@@ -84,6 +84,17 @@ impl Secrets {
         Ok(answer.secret_string.unwrap_or_default().into())
     }
 
+    /// As other services name it.
+    pub async fn arn(&self, name: &str) -> Result<String, ApiError> {
+        let answer = self.client.get_secret_value().secret_id(name).version_stage(CURRENT).send().await;
+        let answer = answer.map_err(|error| failed("GetSecretValue", &error))?;
+        Ok(answer.arn.unwrap_or_default())
+    }
+
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// The version that is in force.
     pub async fn current(&self, name: &str) -> Result<String, ApiError> {
         let answer = self.client.get_secret_value().secret_id(name).version_stage(CURRENT).send().await;

@@ -19,12 +19,15 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::api::{Api, Reply};
 use crate::errors::ApiError;
+use crate::groups::Groups;
 use crate::hubs::Hubs;
+use crate::lambda::Lambda;
 use crate::namespace::Hosts;
 use crate::request::Request;
 use crate::routes;
 use crate::runs::Runs;
 use crate::secrets::Secrets;
+use crate::source_flows::SourceFlows;
 use crate::store::Store;
 
 const ORG_CLAIM: &str = "ORG_CLAIM";
@@ -33,6 +36,10 @@ const NAMESPACE_SUFFIX: &str = "NAMESPACE_SUFFIX";
 const EMULATOR_HOSTS: &str = "EMULATOR_HOSTS";
 const SECRETS_PREFIX: &str = "SECRETS_PREFIX";
 const LOG_GROUP: &str = "LOG_GROUP";
+/// Name or ARN of the function that serves flows from a hub.
+const PLATFORM_INGEST_FUNCTION: &str = "PLATFORM_INGEST_FUNCTION";
+/// ARN of the queue that is told which events of a hub were given up.
+const GIVEN_UP_QUEUE_ARN: &str = "GIVEN_UP_QUEUE_ARN";
 
 /// Of the time of an invocation, for the answer.
 const RESERVE: Duration = Duration::from_secs(1);
@@ -60,6 +67,10 @@ impl FlowService {
         // Of a stack all functions have one; else it is our own, which has no flow's lines.
         let log_group = environment.get(LOG_GROUP).or_else(|| environment.get("AWS_LAMBDA_LOG_GROUP_NAME"));
         let aws = Aws::new(http.clone(), environment.clone(), clock.clone());
+        let sources = environment.get(PLATFORM_INGEST_FUNCTION).map(|function| {
+            let lambda = Lambda::new(access.lambda(), function, environment.get(GIVEN_UP_QUEUE_ARN));
+            SourceFlows::new(lambda, Groups::new(dynamodb.clone(), table.clone()), clock.clone())
+        });
         let public_url = environment.get(PUBLIC_URL).map(|url| url.trim_end_matches('/').to_owned());
         Ok(Self {
             api: Api {
@@ -67,6 +78,7 @@ impl FlowService {
                 secrets: Secrets::new(secrets_manager, prefix),
                 hubs: Hubs::new(http, clock.clone()),
                 runs: Runs::new(aws, log_group.unwrap_or_default(), clock.clone()),
+                sources,
                 hosts,
                 clock,
                 org_claim: environment.get(ORG_CLAIM).unwrap_or_else(|| "org".to_owned()),
@@ -104,7 +116,7 @@ struct Access {
     timeouts: TimeoutConfig,
 }
 
-/// The clients have one configuration, of two types.
+/// The clients have one configuration, of three types.
 macro_rules! client {
     ($sdk:ident, $access:expr, $endpoint:literal) => {{
         let access = $access;
@@ -142,6 +154,10 @@ impl Access {
 
     fn dynamodb(&self) -> aws_sdk_dynamodb::Client {
         client!(aws_sdk_dynamodb, self, "AWS_ENDPOINT_URL_DYNAMODB")
+    }
+
+    fn lambda(&self) -> aws_sdk_lambda::Client {
+        client!(aws_sdk_lambda, self, "AWS_ENDPOINT_URL_LAMBDA")
     }
 
     fn secrets_manager(&self) -> aws_sdk_secretsmanager::Client {

@@ -17,6 +17,7 @@ use tokio::time::sleep;
 
 use crate::connections::MAX_OPTIONS;
 use crate::errors::ApiError;
+use crate::groups::Claim;
 use crate::routes::Collection;
 use crate::secrets::SecretVersion;
 use crate::tenant::Tenant;
@@ -44,7 +45,10 @@ const MAX_OBJECT: usize = 64 * 1024;
 const _: () = assert!(MAX_OBJECT + MAX_FLOWS * (MAX_OPTIONS + MARGIN) + MARGIN < MAX_BYTES);
 /// The index that lists are read from.
 const INDEX: &str = "collection";
-const SILENT: ApiError = ApiError::Unavailable("the store does not answer now; send it again");
+/// As a source connection says it.
+pub const LATEST: &str = "latest";
+pub const EARLIEST: &str = "earliest";
+pub const SILENT: ApiError = ApiError::Unavailable("the store does not answer now; send it again");
 
 pub type Document = Map<String, Value>;
 /// Collection and id.
@@ -123,6 +127,16 @@ pub struct FlowItem {
     pub hub: String,
     pub partitioning: String,
     pub tenant: String,
+    /// Of a flow from a hub.
+    pub reading: Option<Reading>,
+}
+
+/// How a flow reads its hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    pub group: String,
+    /// Where a group without offsets begins.
+    pub latest: bool,
 }
 
 impl FlowItem {
@@ -159,7 +173,7 @@ pub enum Write<'a> {
     },
     /// `seen`: the version that was read; `None` for a new flow.
     PutFlow {
-        item: FlowItem,
+        item: Box<FlowItem>,
         seen: Option<u64>,
     },
     /// Of a flow's item.
@@ -169,6 +183,13 @@ pub enum Write<'a> {
     },
     DeleteFlow {
         id: String,
+    },
+    /// The flow has the consumer group, and nobody is taking it away.
+    HoldsGroup(&'a Claim),
+    /// The flow has it no longer.
+    ReleaseGroup {
+        key: String,
+        flow: &'a str,
     },
 }
 
@@ -191,7 +212,7 @@ pub struct Store {
     table: String,
 }
 
-fn text(value: impl Into<String>) -> AttributeValue {
+pub fn text(value: impl Into<String>) -> AttributeValue {
     AttributeValue::S(value.into())
 }
 
@@ -203,7 +224,7 @@ fn collection_key(tenant: &Tenant, collection: Collection) -> String {
     format!("TENANT#{}#{}", tenant.key(), collection.name())
 }
 
-fn flow_key(id: &str) -> String {
+pub fn flow_key(id: &str) -> String {
     format!("FLOW#{id}")
 }
 
@@ -437,7 +458,7 @@ impl Store {
             ),
             Write::PutFlow { item, seen } => {
                 let version = AttributeValue::N((seen.unwrap_or(0) + 1).to_string());
-                let put = Put::builder().table_name(&self.table).set_item(Some(flow_item(item, version)));
+                let put = Put::builder().table_name(&self.table).set_item(Some(flow_item(*item, version)));
                 let put = match seen {
                     None => put.condition_expression("attribute_not_exists(pk)"),
                     Some(seen) => put
@@ -463,6 +484,24 @@ impl Store {
             ),
             Write::DeleteFlow { id } => builder.delete(
                 Delete::builder().table_name(&self.table).key("pk", text(flow_key(&id))).build().expect("all is given"),
+            ),
+            Write::HoldsGroup(claim) => builder.condition_check(
+                ConditionCheck::builder()
+                    .table_name(&self.table)
+                    .key("pk", text(&claim.key))
+                    .condition_expression("flow = :f AND attribute_not_exists(undoing)")
+                    .expression_attribute_values(":f", text(&claim.flow))
+                    .build()
+                    .expect("all is given"),
+            ),
+            Write::ReleaseGroup { key, flow } => builder.delete(
+                Delete::builder()
+                    .table_name(&self.table)
+                    .key("pk", text(key))
+                    .condition_expression("attribute_not_exists(pk) OR flow = :f")
+                    .expression_attribute_values(":f", text(flow))
+                    .build()
+                    .expect("all is given"),
             ),
         };
         built.build()
@@ -517,11 +556,15 @@ fn flow_item(item: FlowItem, version: AttributeValue) -> Item {
     if let Some(id) = item.auth_secret_id {
         attributes.insert("authSecretId".to_owned(), text(id));
     }
+    if let Some(Reading { group, latest }) = item.reading {
+        attributes.insert("consumerGroup".to_owned(), text(group));
+        attributes.insert("reset".to_owned(), text(if latest { LATEST } else { EARLIEST }));
+    }
     attributes
 }
 
 /// The caller is not told why; the log is, by the code alone.
-fn failed<E: ProvideErrorMetadata>(operation: &'static str, error: &SdkError<E>) -> ApiError {
+pub fn failed<E: ProvideErrorMetadata>(operation: &'static str, error: &SdkError<E>) -> ApiError {
     tracing::error!(operation, code = error.code().unwrap_or("none"), "the table of flows does not answer");
     SILENT
 }
