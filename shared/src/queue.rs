@@ -93,9 +93,6 @@ pub async fn handle<O: DeserializeOwned + Default>(
     hold_groups(&mut failed);
     let mut rejects = Vec::new();
     for (position, mapping) in mappings.iter().enumerate().filter(|(position, _)| !failed[*position]) {
-        for rejected in &mapping.rejections {
-            counts[places[position]].reject(rejected.rejection.reason);
-        }
         let name = names[position].as_deref().unwrap_or_default();
         rejects.extend(
             mapping
@@ -106,6 +103,12 @@ pub async fn handle<O: DeserializeOwned + Default>(
     }
     reject(relay, records, rejects, request_id, sending_ends.min(began + KEEPING), &mut failed).await;
     hold_groups(&mut failed);
+    // What comes again is counted then.
+    for (position, mapping) in mappings.iter().enumerate().filter(|(position, _)| !failed[*position]) {
+        for rejected in &mapping.rejections {
+            counts[places[position]].reject(rejected.rejection.reason);
+        }
+    }
 
     let mut loads: Vec<Load<'_>> = std::iter::repeat_with(Load::default).take(flows.len()).collect();
     for (position, mapping) in mappings.into_iter().enumerate() {
@@ -158,19 +161,24 @@ pub async fn handle<O: DeserializeOwned + Default>(
                     if refused.last().is_some_and(|(_, last)| last.body.as_ptr() == origin.event.as_ptr()) => {}
                 Outcome::Refused(refusal) => {
                     let (rejection, body) = (Rejection::refused(*refusal), origin.event.as_bytes());
-                    counts.reject(rejection.reason);
                     refused.push((origin.record, relay.reject(&flow.id, rejection, Source::Queue, body)));
                 }
             }
         }
     }
+    let reasons: Vec<(usize, Reason)> =
+        refused.iter().map(|(record, Reject { rejection, .. })| (*record, rejection.reason)).collect();
     reject(relay, records, refused, request_id, parking_ends, &mut failed).await;
+    for (record, reason) in reasons.into_iter().filter(|(record, _)| !failed[*record]) {
+        counts[places[record]].reject(reason);
+    }
     for cause in counts.iter().flat_map(|counts| counts.causes.keys()) {
         relay.tell_operator(*cause);
     }
     hold_groups(&mut failed);
 
     // One line for each flow, the first with what belongs to the batch.
+    let lines = places.iter().collect::<HashSet<_>>().len();
     let mut is_first = true;
     for (place, counts) in counts.iter().enumerate() {
         let records_of_flow = || places.iter().zip(&failed).filter(|(of_record, _)| **of_record == place);
@@ -185,6 +193,7 @@ pub async fn handle<O: DeserializeOwned + Default>(
             line.count(telemetry::BATCH_SIZE, records.len());
             line.number("duration_ms", began.elapsed().as_millis());
         }
+        line.number("lines", lines as u128);
         line.number("records.failed", records_of_flow().filter(|(_, failed)| **failed).count() as u128);
         line.write("queue batch handled");
         is_first = false;

@@ -183,9 +183,6 @@ async fn answer<O: DeserializeOwned + Default>(
     };
     told.counts.received = mapping.received;
     told.counts.filtered = mapping.filtered;
-    for rejected in &mapping.rejections {
-        told.counts.reject(rejected.rejection.reason);
-    }
     let rejected = mapping.rejections.len();
     if let Some(rejection) = mapping.rejection() {
         told.reason = rejection.reason.word();
@@ -196,7 +193,14 @@ async fn answer<O: DeserializeOwned + Default>(
             .collect();
         let kept = relay.parts.keep(&rejects, times.sending_ends).await;
         // All bad; or some, and nowhere to keep them: then nothing is sent.
-        if mapping.rejections.len() == mapping.received || relay.parts.rejects.is_none() {
+        let is_final = mapping.rejections.len() == mapping.received || relay.parts.rejects.is_none();
+        // What is to be sent again is counted then.
+        if is_final || !kept.contains(&false) {
+            for rejected in &mapping.rejections {
+                told.counts.reject(rejected.rejection.reason);
+            }
+        }
+        if is_final {
             return Answer::rejected(&rejection);
         }
         if kept.contains(&false) {

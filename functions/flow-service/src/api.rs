@@ -865,12 +865,18 @@ impl Api {
             let item = if flow.member("flowSpec")["id"] == FROM_HUB {
                 let sources = self.sources()?;
                 let Some(served) = sources.served(id).await? else { return Err(Unwritten::Lost) };
+                let is_connection = new.collection == Collection::Connections;
+                let text = "flows read hubs by it, which can't move: give their sources another connection";
+                let moves = || Unwritten::from(ApiError::Conflict(text.to_owned()));
+                // Before its secret is asked for, which is stored last.
+                if is_connection && !Credentials::of(new, &self.hosts)?.host.name.eq_ignore_ascii_case(&served.host) {
+                    return Err(moves());
+                }
                 let [source, target] =
                     [source, target].map(|end| End { entity: end.clone(), base: base(end).cloned() });
                 let (item, _) = self.source_item(sources, flow, &source, &target, tenant).await?;
-                if new.collection == Collection::Connections && served.key() != source_flows::group_key(&item) {
-                    let text = "flows read hubs by it, which can't move: give their sources another connection";
-                    return Err(ApiError::Conflict(text.to_owned()).into());
+                if is_connection && served.key() != source_flows::group_key(&item) {
+                    return Err(moves());
                 }
                 moved.push((served, item.clone()));
                 item

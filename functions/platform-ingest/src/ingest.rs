@@ -147,6 +147,16 @@ impl PlatformIngest {
                     Unresolved::Disabled => tracing::warn!(request_id, flow, "{problem}: its records stay in the hub"),
                     _ => tracing::error!(request_id, flow, %problem, "the flow's records stay in the hub"),
                 }
+                let mut counts = Counts { received, ..Counts::default() };
+                // A disabled flow is no error.
+                if !matches!(problem, Unresolved::Disabled) {
+                    counts.causes.insert(Cause::Unexpected, received);
+                }
+                let mut line = Line::new(&self.parts, KIND, Some(flow), request_id);
+                line.property("trigger", "kafka");
+                line.counts(&counts);
+                line.number("records.failed", received as u128);
+                line.write("batch ingested");
                 let firsts = partitions.iter().filter_map(|partition| Some((partition, partition.records.first()?)));
                 let failures = firsts.map(|(partition, record)| Failure::new(&partition.name, record.offset));
                 return Answer { batch_item_failures: failures.collect() };

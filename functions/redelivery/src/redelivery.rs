@@ -196,6 +196,7 @@ impl Redelivery {
         counts.delivered = 0;
         let flow_of = |position: usize| envelopes[position].as_ref().map(|envelope| envelope.flow.as_ref());
         let flows: BTreeSet<Option<&str>> = (0..records.len()).map(flow_of).collect();
+        let lines = flows.len() as u128;
         for (place, flow) in flows.into_iter().enumerate() {
             let of_flow = || (0..records.len()).filter(|position| flow_of(*position) == flow);
             let mut line = Line::new(&self.parts, KIND, flow, request_id);
@@ -204,7 +205,9 @@ impl Redelivery {
                 of_flow().filter_map(|position| endings[position].as_ref()).map(|ending| ending.delivered);
             line.count(telemetry::REDELIVERED, redelivered.sum());
             let mut counts = if place == 0 { std::mem::take(&mut counts) } else { Counts::default() };
-            for (_, _, rejection, _) in rejects.iter().filter(|(position, ..)| flow_of(*position) == flow) {
+            // What comes again is counted then.
+            let is_final = |position: usize| flow_of(position) == flow && !comes_again[position];
+            for (_, _, rejection, _) in rejects.iter().filter(|(position, ..)| is_final(*position)) {
                 counts.reject(rejection.reason);
             }
             line.counts(&counts);
@@ -216,6 +219,7 @@ impl Redelivery {
                 }
                 line.number("duration_ms", began.elapsed().as_millis());
             }
+            line.number("lines", lines);
             line.number("records.failed", of_flow().filter(|position| comes_again[*position]).count() as u128);
             line.write("parked batch handled");
         }

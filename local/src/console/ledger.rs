@@ -114,6 +114,8 @@ struct Line {
     timestamp: String,
     message: String,
     request_id: String,
+    /// As many its invocation leaves; 0 is one.
+    lines: u64,
     message_id: String,
     reason: String,
     detail: String,
@@ -144,6 +146,8 @@ impl Line {
 struct Half {
     rejects: Vec<Line>,
     line: Option<Line>,
+    /// Lines so far.
+    lines: u64,
     answered: Option<(Value, Value)>,
 }
 
@@ -169,6 +173,8 @@ pub struct Ledger {
     seen_parked: u64,
     /// Envelopes that come again, by the id of their queue message.
     parked: BTreeMap<String, Parked>,
+    /// The ids alone: a flow may lead to another hub by the time that its parked messages are sent.
+    ids_of_any_hub: HashSet<u64>,
     /// Messages of deleted envelopes that are neither in a hub nor rejected.
     missing: HashSet<u64>,
     rejected: VecDeque<Rejected>,
@@ -188,7 +194,10 @@ impl Ledger {
                 None => hash((&event.hub, event.partition, event.sequence_number)),
             };
             self.ids.insert(id);
-            self.missing.remove(&id);
+            if let Some(id) = event.properties.get(ID).and_then(Value::as_str) {
+                self.ids_of_any_hub.insert(hash(id));
+                self.missing.remove(&hash(id));
+            }
             let body_bytes = event.body.len();
             event.body.truncate(event.body.floor_char_boundary(MOST_BODY));
             self.arrivals.push_back(Arrival { number: self.arrived, event, body_bytes });
@@ -213,7 +222,9 @@ impl Ledger {
                     "an event can't be delivered" => self.half(&request_id).rejects.push(line),
                     "webhook answered" | "queue batch handled" | "parked batch handled" => {
                         // A batch leaves one for each flow.
-                        match &mut self.half(&request_id).line {
+                        let half = self.half(&request_id);
+                        half.lines += 1;
+                        match &mut half.line {
                             Some(sum) => sum.add(&line),
                             none => *none = Some(line),
                         }
@@ -233,11 +244,13 @@ impl Ledger {
                 request_id
             }
         };
-        let whole = |half: &Half| half.line.is_some() && half.answered.is_some();
+        let whole = |half: &Half| {
+            half.answered.is_some() && half.line.as_ref().is_some_and(|line| half.lines >= line.lines.max(1))
+        };
         if !self.halves.get(&request_id).is_some_and(whole) {
             return;
         }
-        let Some(Half { rejects, line: Some(line), answered: Some((payload, answer)) }) =
+        let Some(Half { rejects, line: Some(line), answered: Some((payload, answer)), .. }) =
             self.halves.remove(&request_id)
         else {
             return;
@@ -362,7 +375,7 @@ impl Ledger {
             }
             let Ok(json) = unpack(record["body"].as_str().unwrap_or_default()) else { continue };
             let Ok(envelope) = Envelope::parse(&json) else { continue };
-            let messages: Vec<u64> = envelope.messages().map(|message| hash((&*envelope.hub, &*message.id))).collect();
+            let messages: Vec<u64> = envelope.messages().map(|message| hash(&*message.id)).collect();
             let parked = Parked {
                 kind: envelope.kind.clone().into_owned(),
                 flow: envelope.flow.clone().into_owned(),
@@ -379,7 +392,8 @@ impl Ledger {
                 self.parked.insert(id.to_owned(), parked);
                 continue;
             }
-            let missing: Vec<u64> = messages.into_iter().filter(|message| !self.ids.contains(message)).collect();
+            let missing: Vec<u64> =
+                messages.into_iter().filter(|message| !self.ids_of_any_hub.contains(message)).collect();
             if line.rejected == 0 {
                 self.missing.extend(missing);
             } else if !missing.is_empty() {
@@ -533,6 +547,22 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_counts_once_all_its_lines_are_there() {
+        let mut ledger = Ledger::default();
+        let line = |delivered: u64| {
+            json!({
+                "message": "queue batch handled", "request_id": "q", "lines": 2, "Received": delivered, "Delivered": delivered,
+            })
+        };
+        let (payload, answer) = (json!({ "Records": [] }), json!({ "batchItemFailures": [] }));
+        tell(&mut ledger, "audience-change", line(3), payload, answer);
+        assert_eq!(ledger.counts(0).accepted, 0, "the other flow's line is still to come");
+        let what = What::Wrote(line(4).to_string());
+        ledger.observe(Observed { function: "audience-change".to_owned(), what });
+        assert_eq!(ledger.counts(7).accepted, 7);
+    }
+
+    #[test]
     fn what_no_hub_confirmed_is_lost() {
         let mut ledger = Ledger::default();
         webhook(&mut ledger, 2, 2, 0);
@@ -568,7 +598,7 @@ mod tests {
         webhook(&mut ledger, 1, 0, 1);
         redelivery(&mut ledger, "a", true, 0, 0);
         assert_eq!((ledger.counts(0).parked, ledger.counts(0).lost), (0, 1));
-        ledger.ids.insert(hash(("events", "b")));
+        ledger.ids_of_any_hub.insert(hash("b"));
         ledger.arrived = 1;
         webhook(&mut ledger, 1, 0, 1);
         redelivery(&mut ledger, "b", true, 0, 0);
