@@ -42,6 +42,7 @@ use self::incoming::Incoming;
 pub use self::store::StoredEvent;
 use self::store::{Hub, Target, Throughput};
 use crate::body::{self, Unread};
+use crate::faults;
 use crate::random;
 
 /// What the namespace is made of.
@@ -118,6 +119,12 @@ pub struct Fault {
     pub times: u32,
     #[serde(flatten)]
     pub action: Action,
+}
+
+impl faults::Fault for Fault {
+    fn times(&mut self) -> &mut u32 {
+        &mut self.times
+    }
 }
 
 fn once() -> u32 {
@@ -377,15 +384,7 @@ impl NamespaceState {
 
     fn take_fault(&mut self, hub: &str) -> Option<Action> {
         let fits = |fault: &Fault| fault.hub.as_ref().is_none_or(|name| name.eq_ignore_ascii_case(hub));
-        let index = self.faults.iter().position(fits)?;
-        let fault = &mut self.faults[index];
-        let action = fault.action.clone();
-        match fault.times {
-            0 => {}
-            1 => drop(self.faults.remove(index)),
-            _ => fault.times -= 1,
-        }
-        Some(action)
+        faults::take(&mut self.faults, fits).map(|fault| fault.action)
     }
 }
 

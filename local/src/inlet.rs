@@ -27,6 +27,7 @@ use tokio::task::AbortHandle;
 
 use crate::body::{self, Unread};
 use crate::emulator::{accept, no_answer};
+use crate::faults;
 use crate::random;
 
 /// The whole request, in bytes.
@@ -91,6 +92,12 @@ pub struct Fault {
     pub token: bool,
     #[serde(flatten)]
     pub action: Action,
+}
+
+impl faults::Fault for Fault {
+    fn times(&mut self) -> &mut u32 {
+        &mut self.times
+    }
 }
 
 fn once() -> u32 {
@@ -248,15 +255,7 @@ impl Shared {
 
 impl Records {
     fn take_fault(&mut self, token: bool) -> Option<Action> {
-        let index = self.faults.iter().position(|fault| fault.token == token)?;
-        let fault = &mut self.faults[index];
-        let action = fault.action.clone();
-        match fault.times {
-            0 => {}
-            1 => drop(self.faults.remove(index)),
-            _ => fault.times -= 1,
-        }
-        Some(action)
+        faults::take(&mut self.faults, |fault| fault.token == token).map(|fault| fault.action)
     }
 }
 

@@ -23,6 +23,7 @@ use tokio::time::sleep;
 
 use crate::body;
 use crate::emulator::Emulator;
+use crate::faults;
 use crate::poller::{Polled, Poller};
 use crate::random;
 use crate::runner::Function;
@@ -39,12 +40,18 @@ const MAPPINGS: &str = "event-source-mappings";
 pub struct Fault {
     /// As in AWS's reference, `CreateAlias` for example.
     pub operation: &'static str,
-    /// How often.
+    /// How often; 0: until it is cleared.
     pub times: u32,
     pub status: u16,
     pub code: &'static str,
     /// Whether it is done all the same.
     pub done: bool,
+}
+
+impl faults::Fault for Fault {
+    fn times(&mut self) -> &mut u32 {
+        &mut self.times
+    }
 }
 
 /// A running stand-in. It stops with its last clone.
@@ -212,13 +219,7 @@ fn problem((status, code, message): &Refused) -> Response {
 
 impl Records {
     fn take_fault(&mut self, operation: &str) -> Option<Fault> {
-        let place = self.faults.iter().position(|fault| fault.operation == operation)?;
-        let fault = &mut self.faults[place];
-        if fault.times > 1 {
-            fault.times -= 1;
-            return Some(fault.clone());
-        }
-        self.faults.remove(place)
+        faults::take(&mut self.faults, |fault| fault.operation == operation)
     }
 }
 

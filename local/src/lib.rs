@@ -5,6 +5,7 @@ pub mod cloudwatch;
 mod console;
 pub mod demo;
 pub mod emulator;
+mod faults;
 pub mod gateway;
 pub mod inlet;
 pub mod kinds;
