@@ -182,6 +182,25 @@ async fn what_the_hub_does_is_counted() {
 }
 
 #[tokio::test]
+async fn what_is_rejected_and_can_not_be_kept_is_counted_when_it_comes_again() {
+    let cloud = Cloud::start().await;
+    let hub = emulator(&[HUB]).await;
+    let absent = cloud.rejected.replace(cloud.rejected.rsplit('/').next().unwrap(), "absent");
+    let function = cloud.function("audience-change", &hub, &[("REJECTED_QUEUE_URL", &absent)]);
+    let system = System { function, hub };
+    let mixed = format!("[{},{{}}]", event_of("a"));
+    let counted = counts_of_webhook(&system, &request(&mixed)).await;
+    assert_eq!(counted, expected(&[("Received", 2), ("Errors5xx", 1)]));
+    assert_eq!(system.failures(&[record("bad", "{}")]).await, ["bad"]);
+    let line = &lines(&system.function, "queue batch handled", 1).await[0];
+    assert_eq!(counts(line), expected(&[("Received", 1), ("BatchSize", 1)]));
+    // Nobody sends again what is bad as a whole.
+    let counted = counts_of_webhook(&system, &request("{}")).await;
+    assert_eq!((counted["Rejected"], counted["RejectedUnmappable"]), (1, 1), "{counted:?}");
+    assert_eq!(system.stored(), 0);
+}
+
+#[tokio::test]
 async fn parked_messages_are_counted_when_they_come_and_when_they_go() {
     let cloud = Cloud::start().await;
     let system = with_cloud(&cloud, &emulator(&[HUB]).await);
