@@ -116,7 +116,7 @@ pub fn pack<'a>(
         if requests.last().is_none_or(|last| last.body.len() + len >= max_bytes) {
             requests.push(Growing::with_capacity(len + 2));
         }
-        let last = requests.last_mut().expect("there is one");
+        let last = requests.last_mut().expect("one was pushed if none had room");
         last.push(position, |body| push_element(body, message, route));
     }
     for (_, requests) in &mut growing {

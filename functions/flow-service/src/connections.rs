@@ -297,7 +297,7 @@ pub fn options_of(source: &Entity, kind: Kind) -> Result<Map<String, Value>, Api
 
 /// Against the kind's schema, and against what one request to a hub may hold.
 pub fn check_options(kind: Kind, options: &Map<String, Value>, max_bytes: u64) -> Result<(), ApiError> {
-    let schema = jsonschema::validator_for(&options_schema(kind)).expect("the committed schemas are schemas");
+    let schema = jsonschema::validator_for(&options_schema(kind)).expect("each committed schema is one: tests read them all");
     let options = Value::Object(options.clone());
     let size = options.to_string().len();
     if size > MAX_OPTIONS {
