@@ -297,7 +297,8 @@ pub fn options_of(source: &Entity, kind: Kind) -> Result<Map<String, Value>, Api
 
 /// Against the kind's schema, and against what one request to a hub may hold.
 pub fn check_options(kind: Kind, options: &Map<String, Value>, max_bytes: u64) -> Result<(), ApiError> {
-    let schema = jsonschema::validator_for(&options_schema(kind)).expect("each committed schema is one: tests read them all");
+    let schema =
+        jsonschema::validator_for(&options_schema(kind)).expect("each committed schema is one: tests read them all");
     let options = Value::Object(options.clone());
     let size = options.to_string().len();
     if size > MAX_OPTIONS {
