@@ -85,8 +85,10 @@ pub enum Reason {
     UnknownFlow,
     /// Our own mistake, not the event's: it may be sent again once that is mended.
     Bug,
-    /// Refused by the hub although it stood alone in its request.
+    /// Refused by the hub although it was alone in its request.
     Refused,
+    /// Parked for longer than the maximum age.
+    Expired,
 }
 
 impl Reason {
@@ -98,6 +100,7 @@ impl Reason {
             Self::UnknownFlow => "unknown_flow",
             Self::Bug => "bug",
             Self::Refused => "refused",
+            Self::Expired => "expired",
         }
     }
 }

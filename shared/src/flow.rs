@@ -190,7 +190,7 @@ impl Reason {
             Self::TooLarge => 413,
             Self::UnknownFlow => 404,
             Self::Bug => 503,
-            Self::Unreadable | Self::Unmappable | Self::Refused => 400,
+            Self::Unreadable | Self::Unmappable | Self::Refused | Self::Expired => 400,
         }
     }
 }

@@ -40,8 +40,17 @@ pub const REJECTED: Metric = count("Rejected");
 pub const DELIVERED: Metric = count("Delivered");
 /// Messages stored for later.
 pub const PARKED: Metric = count("Parked");
-/// Parked messages that the hub took.
+/// Parked messages that the hub accepted.
 pub const REDELIVERED: Metric = count("Redelivered");
+/// Messages of the parking queue that stay parked: hidden for a while, or stored again.
+pub const HELD: Metric = count("Held");
+/// Parked messages that were packed into fuller envelopes.
+pub const GATHERED: Metric = count("Gathered");
+/// Requests that test whether a failing hub responds again, and those of them that failed.
+pub const PROBES: Metric = count("Probes");
+pub const PROBES_FAILED: Metric = count("ProbesFailed");
+/// Destinations that an instance of redelivery does not send to at the end of an invocation, because they failed.
+pub const HUBS_DOWN: Metric = count("HubsDown");
 /// Queue records that came before: what they hold may be in the hub twice.
 pub const DUPLICATES: Metric = count("Duplicates");
 /// Records of a queue's batch.
@@ -59,11 +68,13 @@ pub const ERRORS_OTHER: Metric = count("ErrorsOther");
 pub const ERRORS_5XX: Metric = count("Errors5xx");
 /// From the first request to the last answer.
 pub const SEND_LATENCY: Metric = Metric { name: "SendLatency", unit: "Milliseconds" };
-/// Since the oldest message of a parked batch was parked.
+/// Throughput units at which an instance of redelivery sends to the slowest of its namespaces.
+pub const PACE_UNITS: Metric = Metric { name: "PaceUnits", unit: "None" };
+/// Time since the oldest message of a parked batch was parked for the first time.
 pub const OLDEST_PARKED_AGE: Metric = Metric { name: "OldestParkedAge", unit: "Seconds" };
 
 /// All that any line can hold.
-pub const METRICS: [Metric; 23] = [
+pub const METRICS: [Metric; 30] = [
     RECEIVED,
     FILTERED,
     REJECTED,
@@ -73,9 +84,15 @@ pub const METRICS: [Metric; 23] = [
     of_reason(Reason::UnknownFlow),
     of_reason(Reason::Bug),
     of_reason(Reason::Refused),
+    of_reason(Reason::Expired),
     DELIVERED,
     PARKED,
     REDELIVERED,
+    HELD,
+    GATHERED,
+    PROBES,
+    PROBES_FAILED,
+    HUBS_DOWN,
     DUPLICATES,
     BATCH_SIZE,
     REQUESTS,
@@ -86,6 +103,7 @@ pub const METRICS: [Metric; 23] = [
     ERRORS_OTHER,
     ERRORS_5XX,
     SEND_LATENCY,
+    PACE_UNITS,
     OLDEST_PARKED_AGE,
 ];
 
@@ -98,6 +116,7 @@ const fn of_reason(reason: Reason) -> Metric {
         Reason::UnknownFlow => "RejectedUnknownFlow",
         Reason::Bug => "RejectedBug",
         Reason::Refused => "RejectedRefused",
+        Reason::Expired => "RejectedExpired",
     })
 }
 
@@ -201,8 +220,19 @@ impl Line {
         }
     }
 
-    pub fn metric(&mut self, Metric { name, unit }: Metric, value: u128) {
-        self.number(name, value);
+    pub fn metric(&mut self, metric: Metric, value: u128) {
+        self.number(metric.name, value);
+        self.declare(metric);
+    }
+
+    /// A metric with two decimal places.
+    pub fn decimal(&mut self, metric: Metric, value: f64) {
+        self.name(metric.name);
+        let _ = write!(self.text, "{value:.2}");
+        self.declare(metric);
+    }
+
+    fn declare(&mut self, Metric { name, unit }: Metric) {
         self.metrics.extend_from_slice(if self.metrics.is_empty() { b"{\"Name\":\"" } else { b",{\"Name\":\"" });
         self.metrics.extend_from_slice(name.as_bytes());
         self.metrics.extend_from_slice(b"\",\"Unit\":\"");
