@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde_json::{Value, json};
 use shared::aws::{Aws, AwsError};
 use shared::clock::Clock;
-use shared::parking::pack;
+use shared::parking::{Head, pack};
 use shared::rejects::{Envelope, Source};
 use shared::settings::Environment;
 use shared::sqs::{MAX_BYTES, Queue};
@@ -155,10 +155,14 @@ impl Queues {
             return Err("it was too large to be kept whole");
         }
         let body = reject.body().map_err(|_| "its body can't be unpacked")?;
+        let mut group = None;
         let (queue_url, text, flow) = match reject.source {
             Source::Parking => {
                 let queue_url = self.parking.as_ref().ok_or("name the parking queue with --parking-queue-url")?;
-                (queue_url, pack(&body), None)
+                let text = pack(&body);
+                // An envelope of another version is for redelivery to report.
+                group = Head::read(&text).ok().map(|head| head.group());
+                (queue_url, text, None)
             }
             Source::Kafka => return Err("it came from a hub: mend it and send it to the hub"),
             Source::Webhook | Source::Queue => {
@@ -180,6 +184,9 @@ impl Queues {
             return Err("it is larger than a queue takes");
         }
         let mut call = json!({ "QueueUrl": queue_url, "MessageBody": text });
+        if let Some(group) = group {
+            call["MessageGroupId"] = group.into();
+        }
         if let Some(flow) = flow {
             call["MessageAttributes"] = json!({ FLOW: { "DataType": STRING, "StringValue": flow } });
         }

@@ -59,9 +59,19 @@ impl Cause {
         }
     }
 
-    /// Whether other events for the same hub would fare no better.
+    /// Whether other events for the same hub would fail in the same way.
     pub fn is_the_hubs(self) -> bool {
         self != Self::BadPartition
+    }
+
+    /// Whether the hub is out of order, in contrast to one that responds and refuses.
+    pub fn is_outage(self) -> bool {
+        matches!(self, Self::Unavailable | Self::Unreachable | Self::ConnectionLost | Self::Timeout)
+    }
+
+    /// Whether the host as a whole does not respond, so that every hub of it is affected.
+    pub fn is_the_hosts(self) -> bool {
+        matches!(self, Self::Unreachable | Self::ConnectionLost | Self::Timeout)
     }
 
     /// What an operator should look at; `None` where time heals.
@@ -71,7 +81,9 @@ impl Cause {
             Self::TokenExpired => {
                 Some("the connection string's SharedAccessSignature has expired: put in a new one, or a key")
             }
-            Self::Forbidden => Some("check that the rule has the Send right and that the hub's quota is not used up"),
+            Self::Forbidden => Some(
+                "check that the rule has the Send right, that the event hub is not disabled and that its quota is not used up",
+            ),
             Self::NotFound => Some("check the namespace and the name of the event hub"),
             Self::BadPartition => Some("check that PARTITIONING=partitions:N has the hub's partition count"),
             Self::Unexpected => Some("the hub gave an answer that is not documented: check the endpoint"),
@@ -83,23 +95,29 @@ impl Cause {
 /// The wait for a throttled request when the hub names none: its error text asks for 4 seconds.
 const THROTTLE_WAIT: Duration = Duration::from_secs(4);
 
-/// Classifies an answer. `retry_after` is the header's value, `body` the (possibly cut) error document.
+/// Classifies a response. `retry_after` is the header's value, `body` the start of the error document.
+///
+/// Throttling (a 429, or code 50002) concerns the pace of sending; every other 5xx is an outage.
 pub fn classify(status: u16, retry_after: Option<Duration>, body: &str) -> Disposition {
-    let throttled = status == 503 || (status == 429 && body.contains("50002"));
+    let throttled = matches!(status, 429 | 503) && body.contains("50002");
     match status {
         201 => Disposition::Delivered,
         401 => Disposition::SignAnew,
+        // A web server's page, say, is not about the event.
+        400 if !body.contains("<Error>") => Disposition::Stop(Cause::Unexpected),
+        400 if says(body, "disabled") => Disposition::Stop(Cause::Forbidden),
+        400 if says(body, "partition is invalid") => Disposition::Stop(Cause::BadPartition),
         400 => Disposition::Refused(Refusal::Malformed),
         413 => Disposition::Refused(Refusal::TooLarge),
         403 if says_too_large(body) => Disposition::Refused(Refusal::TooLarge),
         403 => Disposition::Stop(Cause::Forbidden),
         404 | 410 => Disposition::Stop(Cause::NotFound),
-        429 | 503 if throttled => {
+        _ if throttled => {
             Disposition::Retry { cause: Cause::Throttled, wait: Some(retry_after.unwrap_or(THROTTLE_WAIT)) }
         }
         429 => Disposition::Retry { cause: Cause::Throttled, wait: retry_after },
         408 => Disposition::Retry { cause: Cause::Timeout, wait: retry_after },
-        500 | 502 | 504 => Disposition::Retry { cause: Cause::Unavailable, wait: retry_after },
+        500 | 502..=504 => Disposition::Retry { cause: Cause::Unavailable, wait: retry_after },
         _ => Disposition::Stop(Cause::Unexpected),
     }
 }
@@ -107,6 +125,10 @@ pub fn classify(status: u16, retry_after: Option<Duration>, body: &str) -> Dispo
 /// The hub's own code in an error document: five digits, such as 40103 or 50002.
 pub fn own_code(body: &str) -> Option<&str> {
     body.split(|character: char| !character.is_ascii_digit()).find(|digits| digits.len() == 5)
+}
+
+fn says(body: &str, words: &str) -> bool {
+    body.to_ascii_lowercase().contains(words)
 }
 
 /// A 403 has three meanings: no right, quota exceeded, message too large. Only its text tells; in doubt the event is
@@ -147,7 +169,11 @@ mod tests {
             (201, None, String::new(), Delivered),
             (200, None, String::new(), Stop(Cause::Unexpected)),
             (307, None, String::new(), Stop(Cause::Unexpected)),
-            (400, None, String::new(), Refused(Refusal::Malformed)),
+            (400, None, detail("40000: The request is malformed."), Refused(Refusal::Malformed)),
+            (400, None, String::new(), Stop(Cause::Unexpected)),
+            (400, None, "<html>Bad Request - Invalid Hostname</html>".to_owned(), Stop(Cause::Unexpected)),
+            (400, None, detail("Entity 'hub' is currently disabled."), Stop(Cause::Forbidden)),
+            (400, None, detail("The specified partition is invalid."), Stop(Cause::BadPartition)),
             (401, None, detail("40103: Invalid authorization token signature."), SignAnew),
             (403, None, detail("Unauthorized access. 'Send' claim(s) are required."), Stop(Cause::Forbidden)),
             (403, None, detail("The maximum entity size has been reached or exceeded: quota."), Stop(Cause::Forbidden)),
@@ -163,8 +189,10 @@ mod tests {
             (429, None, detail("Error code : 50002. Please wait 4 seconds and try again."), throttled(4)),
             (500, None, String::new(), usual(Cause::Unavailable)),
             (502, None, String::new(), usual(Cause::Unavailable)),
-            (503, None, String::new(), throttled(4)),
-            (503, after, String::new(), throttled(7)),
+            (503, None, detail("Error code : 50002. Please wait 4 seconds and try again."), throttled(4)),
+            (503, after, detail("Error code : 50002."), throttled(7)),
+            (503, None, detail("50004: The server is busy."), usual(Cause::Unavailable)),
+            (503, after, String::new(), Retry { cause: Cause::Unavailable, wait: after }),
             (504, None, String::new(), usual(Cause::Unavailable)),
             (599, None, String::new(), Stop(Cause::Unexpected)),
         ] {

@@ -1,19 +1,25 @@
-//! Batch requests: messages gathered by route and packed by size, each request in one buffer.
+//! Batch requests: messages grouped by route and packed by size, each request in one buffer.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use bytes::Bytes;
 
+use crate::event_hubs::pace::Limit;
 use crate::json::{escaped_len, push_string};
 use crate::message::Message;
 use crate::partitioning::{Partitioning, Route};
 
-/// Messages of one route, packed into requests that go out one after another.
+/// Messages of one route, to be sent in requests that go out one after another.
 #[derive(Debug)]
 pub struct Group<'a> {
     pub route: Route<'a>,
-    pub requests: Vec<Request>,
+    /// Positions of the messages not yet sent, the next one last.
+    waiting: Vec<usize>,
+    /// Size of the waiting messages in requests, in bytes.
+    bytes: usize,
+    /// Requests that were built and have to be sent again, the next one last.
+    again: Vec<Request>,
 }
 
 /// The body of one batch request (`application/vnd.microsoft.servicebus.json`) and the messages in it.
@@ -80,52 +86,75 @@ impl Request {
     }
 }
 
-/// Packs `messages` into requests of at most `max_bytes`. Second: positions of messages too large for any request.
-///
-/// Escaping only ever makes text longer, so that a request within the budget has bodies and properties within it too,
-/// whichever of the two the service counts.
-pub fn pack<'a>(
+impl Group<'_> {
+    /// The next request, of at most `limit` but with one message at least.
+    ///
+    /// Escaping only ever makes text longer, so that a request within the limit has bodies and properties within it too,
+    /// whichever of the two the service counts.
+    pub fn next(&mut self, messages: &[Message<'_>], limit: Limit) -> Option<Request> {
+        if let Some(request) = self.again.pop() {
+            return Some(request);
+        }
+        let mut growing: Option<Growing> = None;
+        while let Some(&position) = self.waiting.last() {
+            let message = &messages[position];
+            let len = element_len(message, &self.route);
+            let growing = match &mut growing {
+                Some(growing) if growing.body.len() + len >= limit.bytes => break,
+                Some(growing) if growing.elements.len() >= limit.messages => break,
+                Some(growing) => growing,
+                None => {
+                    let share = (self.bytes / self.waiting.len() + 1).saturating_mul(limit.messages);
+                    let capacity = share.min(limit.bytes).min(self.bytes + 1).max(len + 2);
+                    growing.insert(Growing::with_capacity(capacity))
+                }
+            };
+            growing.push(position, |body| push_element(body, message, &self.route));
+            self.waiting.pop();
+            self.bytes -= len + 1;
+        }
+        growing.map(Growing::close)
+    }
+
+    /// Puts requests back to be sent before all others, in their order.
+    pub fn put_back<const N: usize>(&mut self, requests: [Request; N]) {
+        self.again.extend(requests.into_iter().rev());
+    }
+
+    /// Positions of all messages that are not sent, in no order.
+    pub fn unsent(self) -> impl Iterator<Item = usize> {
+        self.waiting.into_iter().chain(self.again.into_iter().flat_map(|request| request.elements).map(|e| e.message))
+    }
+}
+
+/// Groups `messages` by route. Second: positions of messages too large for a request of `max_bytes`.
+pub fn group<'a>(
     messages: &'a [Message<'_>],
     partitioning: Partitioning,
     max_bytes: usize,
 ) -> (Vec<Group<'a>>, Vec<usize>) {
-    // First the groups and their sizes, so that no buffer has to grow.
-    let mut sizes: Vec<(Route<'a>, usize)> = Vec::new();
+    let mut groups: Vec<Group<'a>> = Vec::new();
     let mut by_route: HashMap<Route<'a>, usize> = HashMap::new();
-    let mut group_of = Vec::with_capacity(messages.len());
-    for message in messages {
-        let route = partitioning.route(&message.subject);
-        let group = *by_route.entry(route).or_insert_with_key(|route| {
-            sizes.push((route.clone(), 2));
-            sizes.len() - 1
-        });
-        sizes[group].1 += element_len(message, &sizes[group].0) + 1;
-        group_of.push(group);
-    }
-    let mut growing: Vec<(Route<'a>, Vec<Growing>)> =
-        sizes.into_iter().map(|(route, bytes)| (route, vec![Growing::with_capacity(bytes.min(max_bytes))])).collect();
     let mut too_large = Vec::new();
-    for (position, (message, group)) in messages.iter().zip(group_of).enumerate() {
-        let (route, requests) = &mut growing[group];
-        let len = element_len(message, route);
+    for (position, message) in messages.iter().enumerate() {
+        let route = partitioning.route(&message.subject);
+        let len = element_len(message, &route);
         // The brackets around a single element.
         if len + 2 > max_bytes {
             too_large.push(position);
             continue;
         }
-        if requests.last().is_none_or(|last| last.body.len() + len >= max_bytes) {
-            requests.push(Growing::with_capacity(len + 2));
-        }
-        let last = requests.last_mut().expect("one was pushed if none had room");
-        last.push(position, |body| push_element(body, message, route));
+        let group = *by_route.entry(route).or_insert_with_key(|route| {
+            groups.push(Group { route: route.clone(), waiting: Vec::new(), bytes: 0, again: Vec::new() });
+            groups.len() - 1
+        });
+        groups[group].waiting.push(position);
+        groups[group].bytes += len + 1;
     }
-    for (_, requests) in &mut growing {
-        requests.retain(|request| !request.elements.is_empty());
+    for group in &mut groups {
+        group.waiting.reverse();
     }
-    let groups = growing
-        .into_iter()
-        .map(|(route, requests)| Group { route, requests: requests.into_iter().map(Growing::close).collect() });
-    (groups.collect(), too_large)
+    (groups, too_large)
 }
 
 const BODY: &[u8] = b"{\"Body\":";
@@ -172,13 +201,23 @@ mod tests {
         serde_json::from_slice(&request.body).unwrap()
     }
 
+    /// All requests of all groups.
+    fn pack(messages: &[Message<'_>], partitioning: Partitioning, max_bytes: usize) -> (Vec<Request>, Vec<usize>) {
+        let (groups, too_large) = group(messages, partitioning, max_bytes);
+        let limit = Limit { messages: usize::MAX, bytes: max_bytes };
+        let requests = groups
+            .into_iter()
+            .flat_map(|mut group| std::iter::from_fn(move || group.next(messages, limit)).collect::<Vec<_>>());
+        (requests.collect(), too_large)
+    }
+
     #[test]
     fn a_thousand_subjects_share_few_requests() {
         let messages: Vec<_> = (0..1000).map(|n| message(&format!("profile-{n}"), "{}")).collect();
         let requests = |partitioning: &str| {
-            let (groups, too_large) = pack(&messages, partitioning.parse().unwrap(), 1_000_000);
+            let (requests, too_large) = pack(&messages, partitioning.parse().unwrap(), 1_000_000);
             assert!(too_large.is_empty());
-            groups.iter().map(|group| group.requests.len()).sum::<usize>()
+            requests.len()
         };
         assert_eq!(requests("keys:16"), 16);
         assert_eq!(requests("partitions:4"), 4);
@@ -189,12 +228,28 @@ mod tests {
     #[test]
     fn halves_hold_the_same_messages_in_order() {
         let messages: Vec<_> = (0..5).map(|n| message("s", &format!("{{\"n\":{n}}}"))).collect();
-        let (groups, _) = pack(&messages, Partitioning::Subject, 1_000_000);
-        let whole = &groups[0].requests[0];
+        let (requests, _) = pack(&messages, Partitioning::Subject, 1_000_000);
+        let whole = &requests[0];
         let [first, second] = whole.halve();
         assert_eq!([parsed(&first), parsed(&second)].concat(), parsed(whole));
         assert_eq!(first.messages().chain(second.messages()).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
         assert_eq!(parsed(whole)[4]["BrokerProperties"]["PartitionKey"], "s");
+    }
+
+    #[test]
+    fn what_was_put_back_comes_first_and_nothing_unsent_is_forgotten() {
+        let messages: Vec<_> = (0..6).map(|n| message("s", &n.to_string())).collect();
+        let (mut groups, _) = group(&messages, Partitioning::Subject, 1_000_000);
+        let group = &mut groups[0];
+        let limit = Limit { messages: 4, bytes: 1_000_000 };
+        let first = group.next(&messages, limit).unwrap();
+        assert_eq!(first.len(), 4);
+        group.put_back(first.halve());
+        let positions = |request: Option<Request>| request.unwrap().messages().collect::<Vec<_>>();
+        assert_eq!(positions(group.next(&messages, limit)), [0, 1]);
+        let mut unsent: Vec<usize> = groups.pop().unwrap().unsent().collect();
+        unsent.sort_unstable();
+        assert_eq!(unsent, [2, 3, 4, 5]);
     }
 
     proptest::proptest! {
@@ -209,23 +264,25 @@ mod tests {
 
         #[test]
         fn no_request_exceeds_the_budget_and_no_message_is_lost(
-            bodies in proptest::collection::vec("\\PC{0,60}", 0..40), budget in 30usize..400,
+            bodies in proptest::collection::vec("\\PC{0,60}", 0..40), budget in 30usize..400, most in 1usize..10,
         ) {
             let messages: Vec<_> = bodies.iter().enumerate().map(|(n, body)| message(&format!("{}", n % 5), body)).collect();
-            let (groups, mut seen) = pack(&messages, Partitioning::Keys(3), budget);
-            for request in groups.iter().flat_map(|group| &group.requests) {
-                proptest::prop_assert!(request.body.len() <= budget);
-                let elements = parsed(request);
-                proptest::prop_assert_eq!(elements.len(), request.len());
-                let measured: usize = request
-                    .messages()
-                    .map(|position| element_len(&messages[position], &Partitioning::Keys(3).route(&messages[position].subject)) + 1)
-                    .sum();
-                proptest::prop_assert_eq!(measured + 1, request.body.len());
-                for (element, position) in elements.iter().zip(request.messages()) {
-                    proptest::prop_assert_eq!(element["Body"].as_str(), Some(bodies[position].as_str()));
+            let (groups, mut seen) = group(&messages, Partitioning::Keys(3), budget);
+            let limit = Limit { messages: most, bytes: budget };
+            for mut group in groups {
+                while let Some(request) = group.next(&messages, limit) {
+                    proptest::prop_assert!(request.body.len() <= budget && request.len() <= most);
+                    let elements = parsed(&request);
+                    proptest::prop_assert_eq!(elements.len(), request.len());
+                    let measured: usize =
+                        request.messages().map(|position| element_len(&messages[position], &group.route) + 1).sum();
+                    proptest::prop_assert_eq!(measured + 1, request.body.len());
+                    for (element, position) in elements.iter().zip(request.messages()) {
+                        proptest::prop_assert_eq!(element["Body"].as_str(), Some(bodies[position].as_str()));
+                    }
+                    seen.extend(request.messages());
                 }
-                seen.extend(request.messages());
+                proptest::prop_assert_eq!(group.bytes, 0);
             }
             seen.sort_unstable();
             proptest::prop_assert_eq!(seen, (0..bodies.len()).collect::<Vec<_>>());

@@ -62,3 +62,43 @@ pub fn rfc3339(milliseconds: i64) -> Option<String> {
     }
     Some(std::str::from_utf8(&text).expect("digits are ASCII").to_owned())
 }
+
+/// The time of a text that [`rfc3339`] wrote; `None` for any other text.
+pub fn from_rfc3339(text: &str) -> Option<SystemTime> {
+    let digits = |range: std::ops::Range<usize>| {
+        let digits = text.get(range).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+        digits.parse::<u32>().ok()
+    };
+    let small = |range| digits(range).and_then(|number| u8::try_from(number).ok());
+    let month = time::Month::try_from(small(5..7)?).ok()?;
+    let date = time::Date::from_calendar_date(i32::try_from(digits(0..4)?).ok()?, month, small(8..10)?).ok()?;
+    let milliseconds = u16::try_from(digits(20..23)?).ok()?;
+    let time = time::Time::from_hms_milli(small(11..13)?, small(14..16)?, small(17..19)?, milliseconds).ok()?;
+    let at = SystemTime::from(OffsetDateTime::new_utc(date, time));
+    (at.duration_since(UNIX_EPOCH).is_ok() && text.len() == 24 && text.ends_with('Z')).then_some(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_they_were_written() {
+        for milliseconds in [0, 1_767_323_045_678, 951_782_400_000] {
+            let text = rfc3339(milliseconds).unwrap();
+            let read = from_rfc3339(&text).unwrap().duration_since(UNIX_EPOCH).unwrap();
+            assert_eq!(read.as_millis(), milliseconds.unsigned_abs().into());
+        }
+        let others = [
+            "",
+            "2026-13-02T03:04:05.678Z",
+            "2026-01-02T03:04:05Z",
+            "2026-01-02T03:04:05.678+01:00",
+            "1969-01-02T03:04:05.678Z",
+            "é026-01-02T03:04:05.678Z",
+        ];
+        for other in others {
+            assert_eq!(from_rfc3339(other), None, "{other}");
+        }
+    }
+}

@@ -1,7 +1,11 @@
-//! Sends messages to an event hub over REST and tells of each message what became of it. It keeps nothing: what could not
-//! be delivered is the caller's to hand on.
+//! Sends messages to an event hub over REST and reports the outcome of each. It stores nothing: what could not be
+//! delivered is returned to the caller.
 
-use std::sync::OnceLock;
+pub mod circuit;
+pub mod pace;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
@@ -9,7 +13,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::answer::{Cause, Disposition, Refusal, classify, own_code};
-use crate::batch::{Group, Request, pack};
+use crate::batch::{Group, Request, group};
 use crate::clock::Clock;
 use crate::connection::{Access, Connection, Destination, TokenExpired, Wanted};
 use crate::flow_table::FlowItem;
@@ -17,48 +21,61 @@ use crate::message::Message;
 use crate::partitioning::{Partitioning, Route};
 use crate::parts::Parts;
 use crate::settings::{SecretSource, SettingsError};
+use circuit::{Admission, Circuit, Policy};
+use pace::{Limit, Pace};
 
 /// Full jitter below 100 ms, doubling, at most 2 s.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
-/// Answers of 10 s have been seen after idle; after this an attempt is given up if the budget is longer.
+/// Timeout of one attempt where the budget is longer: responses after 10 s have been seen when a hub was idle before.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
-/// A hub that does not answer must not cost the first webhook, whose sender is waiting, more than this.
+/// Timeout of one attempt for parked messages: the instance has other hubs to serve.
+const PACED_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Timeout of a probe for new events, as long as a webhook may send.
+const LIVE_PROBE_TIMEOUT: Duration = Duration::from_millis(1200);
+/// Timeout of a probe, and of the first contact, for parked messages.
+const PACED_PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum time that a hub that does not respond may cost the first webhook, whose sender is waiting.
 const WARM_UP_TIMEOUT: Duration = Duration::from_millis(250);
-/// Of the time that is left.
+/// Fraction of the remaining time that the first attempt may use; the rest is for a retry.
 const FIRST_SHARE: f64 = 2.0 / 3.0;
-/// Groups in flight together.
+/// Number of groups in flight concurrently.
 const IN_FLIGHT: usize = 16;
-/// As much of an error document as is looked at, in bytes.
+/// Maximum number of bytes of an error document that are read.
 const MAX_ERROR_BODY: usize = 4096;
-/// What an answer's body may take beyond its head.
+/// Timeout of a response's body after its head.
 const BODY_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Only the content type tells a batch from a single event.
+/// Only the content type distinguishes a batch from a single event.
 const BATCH: HeaderValue = HeaderValue::from_static("application/vnd.microsoft.servicebus.json");
 
-/// What became of a message.
+/// How new events treat a hub that fails: after three failures in a row one event a second is sent.
+pub const LIVE_CIRCUIT: Policy = Policy { opens_after: 3, probe_interval: Duration::from_secs(1), jitter: 0.0 };
+
+/// The outcome of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Delivered,
-    /// The hub will never take it.
+    /// The hub will never accept it.
     Refused(Refusal),
-    /// Not now; the message is fine.
+    /// Not now; the message is valid.
     Unsent(Cause),
 }
 
-/// What became of a set of messages, and what it took.
+/// The outcomes of a set of messages, and what they took.
 #[derive(Debug, Default)]
 pub struct Report {
     /// One per message, in their order.
     pub outcomes: Vec<Outcome>,
     pub requests: u32,
     pub retries: u32,
-    /// Answers by which the hub asked for less.
+    /// Responses by which the hub throttled a request.
     pub throttled: u32,
     pub took: Duration,
-    /// What went wrong last, for the log: a status and the hub's own code, or why there was none.
+    /// The last failure, for the log: a status and the hub's own code, or why there was no response.
     pub problem: Option<String>,
+    /// Why the hub was not sent to any further: it fails, or an operator has to fix something.
+    pub stopped: Option<Cause>,
 }
 
 /// Sends to one hub.
@@ -68,25 +85,76 @@ pub struct EventHub {
     partitioning: Partitioning,
     max_batch_bytes: usize,
     clock: Clock,
+    circuit: Arc<Circuit>,
+    /// Partitions that have accepted a message: a 400 from one of them is about the message.
+    proven_partitions: Mutex<HashSet<u32>>,
 }
 
-/// How hard a hub is tried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pace {
-    /// Groups in flight together: the events are new, and somebody may wait for them.
-    Together,
-    /// One request at a time, and none behind the first that can't be delivered: the hub may be in trouble.
-    OneByOne,
+/// How hard a hub is tried, which depends on who waits.
+#[derive(Clone, Copy)]
+enum Effort<'p> {
+    /// New events, for which a sender may wait: retries, and groups concurrently.
+    Live,
+    /// One attempt that finds out whether the hub responds. What it says about throttling is passed on to the pace.
+    Probe(Option<&'p Pace>),
+    /// Parked messages: at the pace that the hub accepts, and none after the first failure.
+    Paced(&'p Pace),
 }
 
-impl Pace {
-    /// Of one request within one budget; a lost connection gets one more at once.
+impl Effort<'_> {
+    /// Maximum number of attempts of one request; a lost connection gets one more at once.
     fn attempts(self) -> u32 {
         match self {
-            Self::Together => 3,
-            // What is parked comes again anyway.
-            Self::OneByOne => 1,
+            Self::Live => 3,
+            // What is parked is received again anyway.
+            Self::Probe(_) | Self::Paced(_) => 1,
         }
+    }
+
+    fn attempt_timeout(self) -> Duration {
+        match self {
+            Self::Live | Self::Probe(_) => ATTEMPT_TIMEOUT,
+            Self::Paced(_) => PACED_ATTEMPT_TIMEOUT,
+        }
+    }
+
+    /// Whether other requests are not sent after one failed for `cause`.
+    fn stops_at(self, cause: Cause) -> bool {
+        match self {
+            // A key that was read again and refused again.
+            Self::Live | Self::Probe(_) => cause == Cause::Unauthorized,
+            Self::Paced(_) => cause.is_the_hubs() && cause != Cause::Throttled,
+        }
+    }
+}
+
+/// Messages on their way, and the report about them so far.
+struct Sending<'m> {
+    messages: &'m [Message<'m>],
+    groups: Vec<Group<'m>>,
+    report: Report,
+    began: Instant,
+}
+
+impl<'m> Sending<'m> {
+    fn add(&mut self, sent: Sent) {
+        for (position, outcome) in sent.outcomes {
+            self.report.outcomes[position] = outcome;
+        }
+        self.report.requests += sent.requests;
+        self.report.retries += sent.retries;
+        self.report.throttled += sent.throttled;
+        self.report.problem = sent.problem.or(self.report.problem.take());
+    }
+
+    /// Ends it: whatever is not sent has this cause.
+    fn stop(mut self, cause: Cause) -> Report {
+        for position in self.groups.drain(..).flat_map(Group::unsent) {
+            self.report.outcomes[position] = Outcome::Unsent(cause);
+        }
+        self.report.stopped = Some(cause);
+        self.report.took = self.began.elapsed();
+        self.report
     }
 }
 
@@ -101,12 +169,15 @@ impl EventHub {
     ) -> Result<Self, SettingsError> {
         let Parts { http, aws, clock, max_batch_bytes, .. } = parts;
         let connection = Connection::open(source, wanted, aws.clone(), clock.clone(), deadline).await?;
+        let Destination { host, hub, .. } = connection.destination().await;
         Ok(Self {
             http: http.clone(),
             connection,
             partitioning,
             max_batch_bytes: *max_batch_bytes,
             clock: clock.clone(),
+            circuit: parts.circuits.get((host, hub)),
+            proven_partitions: Mutex::default(),
         })
     }
 
@@ -117,7 +188,7 @@ impl EventHub {
         Self::open(parts, source, wanted, item.partitioning, deadline).await
     }
 
-    /// Opens a connection before the first event needs it. Whatever becomes of that shows with the first event.
+    /// Opens a connection before the first event needs it. A failure shows with the first event.
     pub async fn warm_up(&self) {
         let url = self.connection.base_url().await;
         let opened = async { self.http.get(url).send().await?.bytes().await };
@@ -134,102 +205,266 @@ impl EventHub {
         self.connection.destination().await
     }
 
-    /// Sends `messages` and returns when each is delivered or given up, at `deadline` at the latest.
+    /// Sends new messages. Returns when each is delivered or given up, at `deadline` at the latest. While the hub is known
+    /// not to respond, nothing is tried but one message a second.
     ///
-    /// A message whose outcome is `Unsent` may all the same be stored, after a timeout or a lost connection.
-    pub async fn send(&self, messages: &[Message<'_>], pace: Pace, deadline: Instant) -> Report {
+    /// A message whose outcome is `Unsent` may be stored all the same, after a timeout or a lost connection.
+    pub async fn send(&self, messages: &[Message<'_>], deadline: Instant) -> Report {
+        let mut sending = self.sending(messages);
+        match self.circuit.admit(self.clock.now()) {
+            Admission::Closed => {}
+            Admission::Open(open) => return sending.stop(open.cause),
+            Admission::Probe => {
+                let deadline = deadline.min(sending.began + LIVE_PROBE_TIMEOUT);
+                if let Some(cause) = self.probe(&mut sending, 1, Effort::Probe(None), deadline).await {
+                    return sending.stop(cause);
+                }
+            }
+        }
+        self.send_groups(&mut sending, Effort::Live, deadline).await;
+        sending.report.took = sending.began.elapsed();
+        sending.report
+    }
+
+    /// Sends parked messages at `pace`. With `probe`, one request of so many messages at most goes out first; the rest is
+    /// sent only if the hub responds to it.
+    ///
+    /// A message whose outcome is `Unsent` may be stored all the same, after a timeout or a lost connection.
+    pub async fn send_paced(
+        &self,
+        messages: &[Message<'_>],
+        probe: Option<usize>,
+        pace: &Pace,
+        deadline: Instant,
+    ) -> Report {
+        let mut sending = self.sending(messages);
+        if let Some(most) = probe {
+            // A namespace that asked for a wait is not tested before that.
+            if pace.turn(0, 0, deadline).await.is_none() {
+                return sending.stop(Cause::Throttled);
+            }
+            let deadline = deadline.min(Instant::now() + PACED_PROBE_TIMEOUT);
+            match self.probe(&mut sending, most, Effort::Probe(Some(pace)), deadline).await {
+                None | Some(Cause::Throttled) => {}
+                Some(cause) => return sending.stop(cause),
+            }
+        }
+        self.send_groups(&mut sending, Effort::Paced(pace), deadline).await;
+        sending.report.took = sending.began.elapsed();
+        sending.report
+    }
+
+    fn sending<'m>(&self, messages: &'m [Message<'m>]) -> Sending<'m> {
         let began = Instant::now();
-        let (groups, too_large) = pack(messages, self.partitioning, self.max_batch_bytes);
+        let (groups, too_large) = group(messages, self.partitioning, self.max_batch_bytes);
         let mut report =
             Report { outcomes: vec![Outcome::Unsent(Cause::Timeout); messages.len()], ..Report::default() };
         for position in too_large {
             report.outcomes[position] = Outcome::Refused(Refusal::TooLarge);
         }
-        let (in_flight, gate) = match pace {
-            Pace::Together => (IN_FLIGHT, Gate::new(|cause| cause == Cause::Unauthorized)),
-            Pace::OneByOne => (1, Gate::new(Cause::is_the_hubs)),
-        };
-        let mut sendings =
-            stream::iter(groups).map(|group| self.send_group(group, pace, deadline, &gate)).buffer_unordered(in_flight);
-        while let Some(sent) = sendings.next().await {
-            for (position, outcome) in sent.outcomes {
-                report.outcomes[position] = outcome;
-            }
-            report.requests += sent.requests;
-            report.retries += sent.retries;
-            report.throttled += sent.throttled;
-            report.problem = sent.problem.or(report.problem);
-        }
-        report.took = began.elapsed();
-        report
+        Sending { messages, groups, report, began }
     }
 
-    /// Sends the requests of a group one after another, which keeps their order. Once one can't be delivered, those
-    /// behind it wait with it.
-    async fn send_group(&self, group: Group<'_>, pace: Pace, deadline: Instant, gate: &Gate) -> Sent {
+    /// Sends one request of `most` messages at most. Returns why the hub can't be sent to; messages that failed are left
+    /// to be sent.
+    async fn probe(
+        &self,
+        sending: &mut Sending<'_>,
+        most: usize,
+        effort: Effort<'_>,
+        deadline: Instant,
+    ) -> Option<Cause> {
+        let limit = Limit { messages: most, bytes: self.max_batch_bytes };
+        let group = sending.groups.first_mut()?;
+        let request = group.next(sending.messages, limit)?;
         let mut sent = Sent::default();
-        let mut to_send: Vec<Request> = group.requests;
-        to_send.reverse();
-        while let Some(request) = to_send.pop() {
-            let outcome = match gate.closed() {
-                Some(cause) => Outcome::Unsent(cause),
-                None => self.send_request(&request, &group.route, pace, deadline, &mut sent).await,
-            };
-            if let Outcome::Unsent(cause) = outcome {
-                gate.close(cause);
+        let outcome = self.send_request(&request, &group.route, effort, deadline, &mut sent).await;
+        let failure = match outcome {
+            Outcome::Delivered => {
+                self.prove(&group.route);
+                sent.outcomes.extend(request.messages().map(|position| (position, outcome)));
+                None
             }
-            if matches!(outcome, Outcome::Refused(_)) && request.len() > 1 {
-                let [first, second] = request.halve();
-                to_send.extend([second, first]);
-                continue;
+            // The hub responds; what it says about these messages is found out with all others.
+            Outcome::Refused(_) | Outcome::Unsent(Cause::BadPartition) => {
+                group.put_back([request]);
+                None
             }
-            let outcome = match (outcome, &group.route) {
-                (Outcome::Refused(Refusal::Malformed), Route::Partition(_)) => Outcome::Unsent(Cause::BadPartition),
-                (outcome, _) => outcome,
+            Outcome::Unsent(cause) => {
+                group.put_back([request]);
+                Some(cause)
+            }
+        };
+        sending.add(sent);
+        failure
+    }
+
+    /// Sends all groups concurrently.
+    async fn send_groups(&self, sending: &mut Sending<'_>, effort: Effort<'_>, deadline: Instant) {
+        let (gate, messages) = (OnceLock::new(), sending.messages);
+        let groups = std::mem::take(&mut sending.groups);
+        let mut sendings = stream::iter(groups)
+            .map(|group| self.send_group(group, messages, effort, deadline, &gate))
+            .buffer_unordered(IN_FLIGHT);
+        while let Some(sent) = sendings.next().await {
+            sending.add(sent);
+        }
+        sending.report.stopped = gate.get().copied();
+    }
+
+    /// Sends the requests of a group one after another, which preserves their order. Once one can't be delivered, those
+    /// behind it wait with it. `gate` holds the first failure after which nothing more is sent.
+    async fn send_group(
+        &self,
+        mut group: Group<'_>,
+        messages: &[Message<'_>],
+        effort: Effort<'_>,
+        deadline: Instant,
+        gate: &OnceLock<Cause>,
+    ) -> Sent {
+        let mut sent = Sent::default();
+        let mut invalid: Vec<usize> = Vec::new();
+        let stopped = loop {
+            let limit = match effort {
+                Effort::Live | Effort::Probe(_) => Limit { messages: usize::MAX, bytes: self.max_batch_bytes },
+                Effort::Paced(pace) => {
+                    let Limit { messages, bytes } = pace.limit();
+                    Limit { messages, bytes: bytes.min(self.max_batch_bytes) }
+                }
             };
-            sent.outcomes.extend(request.messages().map(|position| (position, outcome)));
-            // A 400 of the partition form may be about its one event: those behind it are tried.
-            if matches!(outcome, Outcome::Unsent(cause) if cause.is_the_hubs()) {
-                for request in to_send.drain(..) {
-                    sent.outcomes.extend(request.messages().map(|position| (position, outcome)));
+            let Some(request) = group.next(messages, limit) else { break None };
+            let outcome = match gate.get() {
+                Some(cause) => Outcome::Unsent(*cause),
+                None => self.send_request(&request, &group.route, effort, deadline, &mut sent).await,
+            };
+            match outcome {
+                Outcome::Delivered => self.prove(&group.route),
+                Outcome::Refused(_) if request.len() > 1 => {
+                    group.put_back(request.halve());
+                    continue;
+                }
+                Outcome::Refused(Refusal::Malformed) if matches!(group.route, Route::Partition(_)) => {
+                    invalid.extend(request.messages());
+                    continue;
+                }
+                Outcome::Refused(_) | Outcome::Unsent(Cause::BadPartition) => {}
+                Outcome::Unsent(cause) => {
+                    if effort.stops_at(cause) {
+                        gate.get_or_init(|| cause);
+                    }
+                    group.put_back([request]);
+                    break Some(cause);
                 }
             }
+            sent.outcomes.extend(request.messages().map(|position| (position, outcome)));
+        };
+        // In the partition form a 400 may mean a message or the partition. A partition that has accepted a message exists.
+        let outcome = match group.route {
+            Route::Partition(id) if self.is_proven(id) => Outcome::Refused(Refusal::Malformed),
+            _ => Outcome::Unsent(Cause::BadPartition),
+        };
+        sent.outcomes.extend(invalid.into_iter().map(|position| (position, outcome)));
+        if let Some(cause) = stopped {
+            sent.outcomes.extend(group.unsent().map(|position| (position, Outcome::Unsent(cause))));
         }
         sent
     }
 
-    /// Sends one request until it is answered for good or the budget is used up.
+    fn prove(&self, route: &Route<'_>) {
+        if let Route::Partition(id) = route {
+            self.proven_partitions.lock().unwrap_or_else(PoisonError::into_inner).insert(*id);
+        }
+    }
+
+    fn is_proven(&self, partition: u32) -> bool {
+        self.proven_partitions.lock().unwrap_or_else(PoisonError::into_inner).contains(&partition)
+    }
+
+    /// Records for the circuit of new events whether the hub responds, and logs a change.
+    async fn record(&self, outcome: Outcome) {
+        let now = self.clock.now();
+        let cause = match outcome {
+            Outcome::Unsent(cause) if cause.is_outage() => Some(cause),
+            _ => None,
+        };
+        let change = match cause {
+            Some(cause) => self.circuit.failed(cause, now),
+            None => self.circuit.responded(now),
+        };
+        if let Some(change) = change {
+            let Destination { host, hub, .. } = self.destination().await;
+            circuit::log(change, &host, &hub, change.failing_for);
+        }
+    }
+
+    /// Sends one request until the response is final or the budget is used up.
     async fn send_request(
         &self,
         request: &Request,
         route: &Route<'_>,
-        pace: Pace,
+        effort: Effort<'_>,
         deadline: Instant,
         sent: &mut Sent,
     ) -> Outcome {
-        let (mut attempt, mut signed_anew) = (0, false);
+        let before = sent.requests;
+        let outcome = self.try_request(request, route, effort, deadline, sent).await;
+        // What was not tried says nothing about the hub.
+        if matches!(effort, Effort::Live | Effort::Probe(None)) && sent.requests > before {
+            self.record(outcome).await;
+        }
+        outcome
+    }
+
+    async fn try_request(
+        &self,
+        request: &Request,
+        route: &Route<'_>,
+        effort: Effort<'_>,
+        deadline: Instant,
+        sent: &mut Sent,
+    ) -> Outcome {
+        let (mut attempt, mut signed_again) = (0, false);
         loop {
+            // Requests that were in flight together may have found out meanwhile that the hub does not respond.
+            if let (Effort::Live, Some(open)) = (effort, self.circuit.open()) {
+                return Outcome::Unsent(open.cause);
+            }
+            let sent_at = match effort {
+                Effort::Live | Effort::Probe(_) => self.clock.now(),
+                Effort::Paced(pace) => match pace.turn(request.len(), request.body.len(), deadline).await {
+                    Some(sent_at) => sent_at,
+                    None => return Outcome::Unsent(Cause::Throttled),
+                },
+            };
             let access = match self.connection.access().await {
                 Ok(access) => access,
-                Err(_) if signed_anew => return Outcome::Unsent(Cause::TokenExpired),
+                Err(_) if signed_again => return Outcome::Unsent(Cause::TokenExpired),
                 Err(TokenExpired { generation }) => {
-                    signed_anew = true;
+                    signed_again = true;
                     self.connection.renew(generation, deadline).await;
                     continue;
                 }
             };
+            // A pooled connection may have died unnoticed: the first attempt leaves time for another.
+            let left = deadline.saturating_duration_since(Instant::now()).min(effort.attempt_timeout());
+            if left.is_zero() {
+                return Outcome::Unsent(Cause::Timeout);
+            }
             attempt += 1;
             sent.requests += 1;
-            // A pooled connection may have died unnoticed: the first attempt leaves time for another.
-            let left = deadline.saturating_duration_since(Instant::now()).min(ATTEMPT_TIMEOUT);
-            let share = if attempt == 1 { left.mul_f64(FIRST_SHARE) } else { left };
+            let share = if attempt == 1 && effort.attempts() > 1 { left.mul_f64(FIRST_SHARE) } else { left };
             let (cause, wait) = match self.post(&access, request, route, Instant::now() + share, sent).await {
-                Disposition::Delivered => return Outcome::Delivered,
+                Disposition::Delivered => {
+                    if let Effort::Paced(pace) = effort {
+                        pace.accepted();
+                    }
+                    return Outcome::Delivered;
+                }
                 Disposition::Refused(refusal) => return Outcome::Refused(refusal),
                 Disposition::Stop(cause) => return Outcome::Unsent(cause),
-                Disposition::SignAnew if signed_anew => return Outcome::Unsent(Cause::Unauthorized),
+                Disposition::SignAnew if signed_again => return Outcome::Unsent(Cause::Unauthorized),
                 Disposition::SignAnew => {
-                    signed_anew = true;
+                    signed_again = true;
                     attempt -= 1;
                     sent.retries += 1;
                     self.connection.renew(access.generation, deadline).await;
@@ -237,8 +472,18 @@ impl EventHub {
                 }
                 Disposition::Retry { cause, wait } => (cause, wait),
             };
+            match effort {
+                Effort::Paced(pace) if cause == Cause::Throttled => {
+                    pace.refused(sent_at, wait);
+                    sent.retries += 1;
+                    attempt -= 1;
+                    continue;
+                }
+                Effort::Probe(Some(pace)) if cause == Cause::Throttled => pace.refused(sent_at, wait),
+                _ => {}
+            }
             let wait = wait_before_retry(attempt, cause, wait);
-            let last = attempt >= pace.attempts() && !(attempt == 1 && cause == Cause::ConnectionLost);
+            let last = attempt >= effort.attempts() && !(attempt == 1 && cause == Cause::ConnectionLost);
             if last || wait >= deadline.saturating_duration_since(Instant::now()) {
                 return Outcome::Unsent(cause);
             }
@@ -276,7 +521,7 @@ impl EventHub {
                 let (cause, problem) = match failed {
                     Ok(Err(error)) if error.is_connect() => (Cause::Unreachable, chain(&error.without_url())),
                     Ok(Err(error)) if !error.is_timeout() => (Cause::ConnectionLost, chain(&error.without_url())),
-                    _ => (Cause::Timeout, "no answer in time".to_owned()),
+                    _ => (Cause::Timeout, "no response in time".to_owned()),
                 };
                 sent.problem = Some(problem);
                 return Disposition::Retry { cause, wait: None };
@@ -298,30 +543,7 @@ impl EventHub {
     }
 }
 
-/// Keeps requests back once another has shown that they would fail alike: after a key that was read again and refused
-/// again, or at [`Pace::OneByOne`] after anything that is the hub's.
-struct Gate {
-    closes: fn(Cause) -> bool,
-    cause: OnceLock<Cause>,
-}
-
-impl Gate {
-    fn new(closes: fn(Cause) -> bool) -> Self {
-        Self { closes, cause: OnceLock::new() }
-    }
-
-    fn closed(&self) -> Option<Cause> {
-        self.cause.get().copied()
-    }
-
-    fn close(&self, cause: Cause) {
-        if (self.closes)(cause) {
-            self.cause.get_or_init(|| cause);
-        }
-    }
-}
-
-/// What became of the messages of a group, by their positions.
+/// The outcomes of a group's messages, by their positions.
 #[derive(Default)]
 struct Sent {
     outcomes: Vec<(usize, Outcome)>,

@@ -30,6 +30,20 @@ pub struct Invocation<'a> {
     pub time_up: Instant,
 }
 
+impl Invocation<'_> {
+    /// Reports a function whose timeout is so short that no time is left to send. Its events are returned each time, until
+    /// they end up in a dead-letter queue.
+    pub fn check_time(&self, sending_ends: Instant) {
+        if sending_ends <= self.began {
+            tracing::error!(
+                request_id = self.request_id,
+                hint = "raise the function's timeout; 28 s is the template's",
+                "the invocation began with less time than is reserved for the response; nothing is sent"
+            );
+        }
+    }
+}
+
 /// What handles invocations.
 pub trait Function: Sized + Send + Sync + 'static {
     type Answer: Serialize + Send;

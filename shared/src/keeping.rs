@@ -4,16 +4,19 @@ use crate::answer::Cause;
 use crate::event::Rejection;
 use crate::flow::Flow;
 use crate::message::Message;
+use crate::parking::Head;
 use crate::rejects::{Reject, Source};
 use crate::relay::Relay;
 use tokio::time::Instant;
 
 impl<O> Relay<O> {
-    /// Parks messages of a flow; tells of each whether it is stored. Without a parking queue none is.
+    /// Parks messages of a flow. Returns for each whether it is stored. Without a parking queue none is.
     pub async fn park(&self, flow: &Flow<O>, cause: Cause, messages: &[&Message<'_>], deadline: Instant) -> Vec<bool> {
         let Some(parking) = &self.parts.parking else { return vec![false; messages.len()] };
         let destination = flow.hub.destination().await;
-        parking.park(self.kind.name, &flow.id, &destination, cause, messages, deadline).await
+        let now = self.parts.clock.rfc3339();
+        let head = Head::new(self.kind.name, flow.id.as_str(), &destination, now, cause.word());
+        parking.park(&head, messages, deadline).await
     }
 
     pub fn reject<'r>(&'r self, flow: &'r str, rejection: Rejection, source: Source, body: &'r [u8]) -> Reject<'r> {

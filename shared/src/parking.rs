@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::io::{Read, Write};
+use std::ops::Range;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,23 +14,27 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use crate::answer::Cause;
-use crate::clock::Clock;
-use crate::connection::Destination;
-use crate::message::{Body, Message, Properties};
-use crate::sqs::{MAX_BYTES, Queue};
+use crate::message::{Body, Message, Properties, digest};
+use crate::sqs::{Outgoing, Queue, Stored};
 
-/// Envelopes are packed up to this, so that a batch of them fits redelivery's memory. One large message may exceed it.
+/// Target size of an envelope's messages in bytes, so that a batch of envelopes fits redelivery's memory. One large
+/// message may exceed it.
 const TARGET_BYTES: usize = 1_000_000;
-/// An envelope leaves room for what is put around it should it have to be rejected.
-const MAX_PACKED: usize = MAX_BYTES - 2048;
-/// More is not unpacked: nothing that was parked comes near it.
+/// Maximum number of messages of an envelope.
+const MAX_MESSAGES: usize = 1_000;
+/// Number of bytes that an envelope leaves free of the queue's maximum, for what is put around it if it is rejected.
+const MARGIN: usize = 2048;
+/// Maximum size of an unpacked envelope in bytes: no function writes a larger one.
 const MAX_UNPACKED: u64 = 64_000_000;
+/// Number of characters of a packed envelope, and of the unpacked bytes, among which its head is. Names and ids are
+/// shorter; base64 is decoded in groups of four.
+const HEAD_CHARACTERS: usize = 8192;
+const HEAD_BYTES: u64 = 16_384;
 
-/// Messages of one flow, for one hub.
-#[derive(Debug, Serialize, Deserialize)]
+/// What an envelope says about its messages: whose they are, where they go, since when and why they wait.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Envelope<'a> {
+pub struct Head<'a> {
     v: u32,
     #[serde(borrow)]
     pub kind: Cow<'a, str>,
@@ -36,60 +42,139 @@ pub struct Envelope<'a> {
     pub flow: Cow<'a, str>,
     #[serde(borrow)]
     pub hub: Cow<'a, str>,
-    /// With its port, if that is not the usual one.
+    /// Host, and port if it is not the usual one.
     #[serde(borrow)]
     pub host: Cow<'a, str>,
-    /// Of the secret that holds the connection string.
+    /// Name or ARN of the secret that holds the connection string.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub secret_id: Option<Cow<'a, str>>,
-    /// RFC 3339.
+    /// Time at which the oldest message was parked for the first time, in RFC 3339.
     #[serde(borrow)]
     pub first_seen: Cow<'a, str>,
-    /// Why they could not be delivered.
+    /// Why the messages could not be delivered.
     #[serde(borrow)]
     pub reason: Cow<'a, str>,
+}
+
+/// Messages of one flow, for one hub.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Envelope<'a> {
+    #[serde(flatten, borrow)]
+    pub head: Head<'a>,
     #[serde(borrow)]
     messages: Vec<Parked<'a>>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Parked<'a> {
     #[serde(borrow)]
     id: Cow<'a, str>,
     #[serde(borrow)]
     subject: Cow<'a, str>,
-    /// A string.
+    /// A JSON string.
     #[serde(borrow)]
     body: &'a RawValue,
     #[serde(borrow)]
     properties: &'a RawValue,
 }
 
-/// Why an envelope can't be read. It never holds any of its text.
+/// Why an envelope is not readable. It never contains any of its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
-    #[error("the record is no envelope: expected base64 of gzipped JSON")]
+    #[error("the record is not an envelope: expected base64 of gzipped JSON")]
     Encoding,
-    #[error("the record's JSON is no parking envelope")]
+    #[error("the record's JSON is not a parking envelope")]
     Shape,
-    #[error("version {0} of the envelope is not known; deploy all functions from one version")]
+    #[error("version {0} of the envelope is unknown; deploy all functions from one version")]
     Version(u32),
 }
 
-impl<'a> Envelope<'a> {
-    /// Reads what [`unpack`] gave.
-    pub fn parse(json: &'a str) -> Result<Self, EnvelopeError> {
+impl<'a> Head<'a> {
+    /// The head of an envelope of the current version.
+    pub fn new(
+        kind: impl Into<Cow<'a, str>>,
+        flow: impl Into<Cow<'a, str>>,
+        destination: &'a crate::connection::Destination,
+        first_seen: impl Into<Cow<'a, str>>,
+        reason: impl Into<Cow<'a, str>>,
+    ) -> Self {
+        Self {
+            v: 1,
+            kind: kind.into(),
+            flow: flow.into(),
+            hub: destination.hub.as_str().into(),
+            host: destination.host.as_str().into(),
+            secret_id: destination.secret_id.as_deref().map(Cow::Borrowed),
+            first_seen: first_seen.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// Reads the head of a packed envelope. Unless the head is unusually long, only the start is unpacked.
+    pub fn read(text: &str) -> Result<Head<'static>, EnvelopeError> {
+        const MESSAGES: &[u8] = b",\"messages\":";
+        let text = text.trim_ascii();
+        let start = text.as_bytes().get(..HEAD_CHARACTERS).unwrap_or(text.as_bytes());
+        let packed = STANDARD.decode(start).map_err(|_| EnvelopeError::Encoding)?;
+        let mut json = Vec::new();
+        // The start ends inside the compressed data: what came before that is enough.
+        let _ = GzDecoder::new(packed.as_slice()).take(HEAD_BYTES).read_to_end(&mut json);
+        if let Some(end) = find(&json, MESSAGES) {
+            json.truncate(end);
+            json.push(b'}');
+            if let Ok(head) = std::str::from_utf8(&json).map_err(|_| EnvelopeError::Shape).and_then(Self::parse) {
+                return Ok(head.into_owned());
+            }
+        }
+        let json = unpack(text)?;
+        Head::parse(&json).map(Head::into_owned)
+    }
+
+    fn parse(json: &str) -> Result<Head<'_>, EnvelopeError> {
         #[derive(Deserialize)]
         struct Version {
             v: u32,
         }
         match serde_json::from_str(json) {
-            Ok(Version { v: 1 }) => serde_json::from_str(json)
-                .ok()
-                .filter(|envelope: &Self| envelope.messages.iter().all(|parked| is_string(parked.body)))
-                .ok_or(EnvelopeError::Shape),
+            Ok(Version { v: 1 }) => serde_json::from_str(json).map_err(|_| EnvelopeError::Shape),
             Ok(Version { v }) => Err(EnvelopeError::Version(v)),
             Err(_) => Err(EnvelopeError::Shape),
+        }
+    }
+
+    fn into_owned(self) -> Head<'static> {
+        let Self { v, kind, flow, hub, host, secret_id, first_seen, reason } = self;
+        let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        Head {
+            v,
+            kind: owned(kind),
+            flow: owned(flow),
+            hub: owned(hub),
+            host: owned(host),
+            secret_id: secret_id.map(owned),
+            first_seen: owned(first_seen),
+            reason: owned(reason),
+        }
+    }
+
+    /// The message group of everything that waits for the same destination. Groups share the queue fairly, so that one
+    /// hub's backlog does not delay the messages for others. By destination, since each flow of a dead hub alone may be
+    /// too small to count as noisy.
+    pub fn group(&self) -> String {
+        let mut group = digest(format!("{}/{}", self.host, self.hub).as_bytes());
+        group.truncate(32);
+        group
+    }
+}
+
+impl<'a> Envelope<'a> {
+    /// Reads what [`unpack`] returned.
+    pub fn parse(json: &'a str) -> Result<Self, EnvelopeError> {
+        match serde_json::from_str::<Self>(json) {
+            Ok(envelope) if envelope.head.v == 1 && envelope.messages.iter().all(|parked| is_string(parked.body)) => {
+                Ok(envelope)
+            }
+            _ => Err(Head::parse(json).err().unwrap_or(EnvelopeError::Shape)),
         }
     }
 
@@ -98,36 +183,15 @@ impl<'a> Envelope<'a> {
         self.messages.iter().map(|parked| Message {
             id: parked.id.clone().into_owned(),
             subject: parked.subject.as_ref().into(),
-            body: Body::from_json_string(parked.body).expect("looked at when the envelope was read"),
+            body: Body::from_json_string(parked.body).expect("checked when the envelope was read"),
             properties: Properties::from_object(parked.properties),
         })
     }
 
-    /// The same envelope with one of its messages alone, as JSON.
-    pub fn with_message(&self, position: usize) -> String {
-        let one = Envelope {
-            v: self.v,
-            kind: self.kind.as_ref().into(),
-            flow: self.flow.as_ref().into(),
-            hub: self.hub.as_ref().into(),
-            host: self.host.as_ref().into(),
-            secret_id: self.secret_id.as_deref().map(Cow::Borrowed),
-            first_seen: self.first_seen.as_ref().into(),
-            reason: self.reason.as_ref().into(),
-            messages: self.messages.get(position).map(Parked::borrowed).into_iter().collect(),
-        };
-        to_json(&one)
-    }
-}
-
-impl Parked<'_> {
-    fn borrowed(&self) -> Parked<'_> {
-        Parked {
-            id: self.id.as_ref().into(),
-            subject: self.subject.as_ref().into(),
-            body: self.body,
-            properties: self.properties,
-        }
+    /// The same envelope with only some of its messages, as JSON.
+    pub fn with_messages(&self, positions: impl IntoIterator<Item = usize>) -> String {
+        let messages = positions.into_iter().filter_map(|position| self.messages.get(position).cloned()).collect();
+        to_json(&Envelope { head: self.head.clone(), messages })
     }
 }
 
@@ -139,14 +203,19 @@ fn to_json(envelope: &Envelope<'_>) -> String {
     serde_json::to_string(envelope).expect("texts and raw JSON always serialise")
 }
 
+/// Position of the first occurrence of `needle`.
+fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
+    bytes.windows(needle.len()).position(|window| window == needle)
+}
+
 /// Gzip, then base64: a queue refuses control characters, and an escaped event of a megabyte would not fit its limit.
 pub fn pack(bytes: &[u8]) -> String {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     let packed = gzip.write_all(bytes).and_then(|()| gzip.finish());
-    STANDARD.encode(packed.expect("a Vec takes every write"))
+    STANDARD.encode(packed.expect("a Vec accepts every write"))
 }
 
-/// The JSON that a queue's message holds.
+/// The JSON of a message of the queue.
 pub fn unpack(text: &str) -> Result<String, EnvelopeError> {
     let packed = STANDARD.decode(text.trim_ascii()).map_err(|_| EnvelopeError::Encoding)?;
     let mut json = String::new();
@@ -157,84 +226,181 @@ pub fn unpack(text: &str) -> Result<String, EnvelopeError> {
     Ok(json)
 }
 
-/// The queue that messages wait in.
+/// The queue of parked messages.
 pub struct Parking {
     queue: Queue,
-    clock: Clock,
 }
 
 impl Parking {
-    pub fn new(queue: Queue, clock: Clock) -> Self {
-        Self { queue, clock }
+    pub fn new(queue: Queue) -> Self {
+        Self { queue }
     }
 
-    /// Parks messages of one flow; tells of each whether it is stored, in their order.
-    pub async fn park(
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// Parks messages of one flow. Returns for each whether it is stored, in their order.
+    pub async fn park(&self, head: &Head<'_>, messages: &[&Message<'_>], deadline: Instant) -> Vec<bool> {
+        self.store(head, messages, None, deadline).await
+    }
+
+    /// Parks messages that are parked already, for `delay`. What was packed is unpacked and compared before it is stored,
+    /// since the originals are deleted then.
+    pub async fn park_again(
         &self,
-        kind: &str,
-        flow: &str,
-        destination: &Destination,
-        reason: Cause,
+        head: &Head<'_>,
         messages: &[&Message<'_>],
+        delay: Duration,
         deadline: Instant,
     ) -> Vec<bool> {
-        let first_seen = self.clock.rfc3339();
-        let envelope = |messages: &[&Message<'_>]| {
-            pack(
-                to_json(&Envelope {
-                    v: 1,
-                    kind: kind.into(),
-                    flow: flow.into(),
-                    hub: destination.hub.as_str().into(),
-                    host: destination.host.as_str().into(),
-                    secret_id: destination.secret_id.as_deref().map(Cow::Borrowed),
-                    first_seen: first_seen.as_str().into(),
-                    reason: reason.word().into(),
-                    messages: messages.iter().map(|message| parked(message)).collect(),
-                })
-                .as_bytes(),
-            )
-        };
-        // Last first, so that the first comes off the end.
-        let mut chunks: Vec<&[&Message<'_>]> = chunks(messages);
-        chunks.reverse();
-        let (mut bodies, mut lengths) = (Vec::new(), Vec::new());
-        while let Some(chunk) = chunks.pop() {
-            let body = envelope(chunk);
-            if body.len() > MAX_PACKED && chunk.len() > 1 {
-                let (first, second) = chunk.split_at(chunk.len() / 2);
-                chunks.extend([second, first]);
-                continue;
+        self.store(head, messages, Some(delay), deadline).await
+    }
+
+    async fn store(
+        &self,
+        head: &Head<'_>,
+        messages: &[&Message<'_>],
+        again: Option<Duration>,
+        deadline: Instant,
+    ) -> Vec<bool> {
+        let group = head.group();
+        let mut stored = vec![false; messages.len()];
+        let mut waiting = chunks(messages);
+        while !waiting.is_empty() {
+            let max_bytes = self.queue.max_bytes().saturating_sub(MARGIN);
+            // Reversed, so that the first comes off the end.
+            waiting.reverse();
+            let mut packed: Vec<(Range<usize>, String)> = Vec::new();
+            while let Some(range) = waiting.pop() {
+                let part = &messages[range.clone()];
+                let text = seal(head, part);
+                if text.len() > max_bytes && part.len() > 1 {
+                    let [first, second] = halves(range);
+                    waiting.extend([second, first]);
+                } else if again.is_none() || is_intact(&text, part) {
+                    packed.push((range, text));
+                } else {
+                    tracing::error!("a packed envelope did not unpack to its messages; it is not stored");
+                }
             }
-            bodies.push(body);
-            lengths.push(chunk.len());
+            let delay = again.unwrap_or_default();
+            let outgoing: Vec<Outgoing<'_>> =
+                packed.iter().map(|(_, text)| Outgoing { body: text, group: Some(&group), delay }).collect();
+            let outcomes = self.queue.send(&outgoing, deadline).await;
+            for ((range, _), outcome) in packed.into_iter().zip(outcomes) {
+                match outcome {
+                    Stored::Yes => stored[range].fill(true),
+                    Stored::TooLarge if range.len() > 1 => waiting.extend(halves(range)),
+                    Stored::TooLarge | Stored::No => {}
+                }
+            }
         }
-        let stored = self.queue.send(&bodies, deadline).await;
-        stored.iter().zip(lengths).flat_map(|(stored, length)| std::iter::repeat_n(*stored, length)).collect()
+        stored
     }
 }
 
-fn parked<'m>(message: &'m Message<'_>) -> Parked<'m> {
-    Parked {
+/// The packed envelope of `messages`.
+fn seal(head: &Head<'_>, messages: &[&Message<'_>]) -> String {
+    let parked = messages.iter().map(|message| Parked {
         id: message.id.as_str().into(),
         subject: message.subject.as_ref().into(),
         body: message.body.as_json_string(),
         properties: message.properties.as_object(),
-    }
+    });
+    pack(to_json(&Envelope { head: head.clone(), messages: parked.collect() }).as_bytes())
 }
 
-fn chunks<'s, 'm>(messages: &'s [&'m Message<'m>]) -> Vec<&'s [&'m Message<'m>]> {
+/// Whether a packed envelope contains exactly these messages.
+fn is_intact(text: &str, messages: &[&Message<'_>]) -> bool {
+    let Ok(json) = unpack(text) else { return false };
+    let Ok(envelope) = Envelope::parse(&json) else { return false };
+    let same = |(parked, message): (&Parked<'_>, &&Message<'_>)| {
+        parked.id == message.id && parked.body.get().as_bytes() == message.body.as_bytes()
+    };
+    envelope.messages.len() == messages.len() && envelope.messages.iter().zip(messages).all(same)
+}
+
+fn halves(range: Range<usize>) -> [Range<usize>; 2] {
+    let middle = range.start + range.len() / 2;
+    [range.start..middle, middle..range.end]
+}
+
+/// Positions of messages that make an envelope each.
+fn chunks(messages: &[&Message<'_>]) -> Vec<Range<usize>> {
     let (mut chunks, mut start, mut bytes) = (Vec::new(), 0, 0);
     for (position, message) in messages.iter().enumerate() {
         let size = message.body.len() + message.properties.as_bytes().len();
-        if position > start && bytes + size > TARGET_BYTES {
-            chunks.push(&messages[start..position]);
+        if position > start && (bytes + size > TARGET_BYTES || position - start == MAX_MESSAGES) {
+            chunks.push(start..position);
             (start, bytes) = (position, 0);
         }
         bytes += size;
     }
     if start < messages.len() {
-        chunks.push(&messages[start..]);
+        chunks.push(start..messages.len());
     }
     chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::Destination;
+
+    fn messages(count: usize, body: &str) -> Vec<Message<'static>> {
+        let message = |n: usize| Message {
+            id: format!("id-{n}"),
+            subject: format!("s-{n}").into(),
+            body: Body::new(body),
+            properties: Properties::default(),
+        };
+        (0..count).map(message).collect()
+    }
+
+    #[test]
+    fn the_head_of_a_long_envelope_is_read_without_its_messages() {
+        let destination = Destination { host: "ns.example".into(), hub: "h".into(), secret_id: Some("s".into()) };
+        for body in ["x", &"random text ".repeat(100_000)] {
+            for flow in ["default", &"long".repeat(20_000)] {
+                let head = Head::new("audience-change", flow, &destination, "2026-01-02T03:04:05.678Z", "timeout");
+                let messages = messages(3, body);
+                let packed = seal(&head, &messages.iter().collect::<Vec<_>>());
+                assert_eq!(Head::read(&packed), Ok(head));
+            }
+        }
+    }
+
+    #[test]
+    fn unreadable_envelopes_name_their_problem() {
+        let text = |json: &str| pack(json.as_bytes());
+        assert_eq!(Head::read("not base64!"), Err(EnvelopeError::Encoding));
+        assert_eq!(Head::read("AAAA"), Err(EnvelopeError::Encoding));
+        assert_eq!(Head::read(&text("{}")), Err(EnvelopeError::Shape));
+        assert_eq!(Head::read(&text(r#"{"v":1,"messages":[]}"#)), Err(EnvelopeError::Shape));
+        assert_eq!(Head::read(&text(r#"{"v":2,"kind":"k","messages":[]}"#)), Err(EnvelopeError::Version(2)));
+    }
+
+    #[test]
+    fn a_changed_envelope_is_not_intact() {
+        let destination = Destination { host: "ns.example".into(), hub: "h".into(), secret_id: None };
+        let head = Head::new("k", "f", &destination, "2026-01-02T03:04:05.678Z", "timeout");
+        let (all, two) = (messages(3, "x"), messages(2, "x"));
+        let (all, two): (Vec<_>, Vec<_>) = (all.iter().collect(), two.iter().collect());
+        let packed = seal(&head, &all);
+        assert!(is_intact(&packed, &all));
+        assert!(!is_intact(&packed, &two));
+        assert!(!is_intact(&packed[..packed.len() / 2], &all));
+    }
+
+    #[test]
+    fn envelopes_have_at_most_a_thousand_messages_and_a_megabyte() {
+        let lengths = |count, body: &str| {
+            let messages = messages(count, body);
+            let messages: Vec<_> = messages.iter().collect();
+            chunks(&messages).iter().map(|chunk| chunk.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(lengths(2_500, "x"), [1_000, 1_000, 500]);
+        assert_eq!(lengths(5, &"x".repeat(400_000)), [2, 2, 1]);
+    }
 }

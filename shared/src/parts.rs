@@ -2,6 +2,8 @@
 
 use crate::aws::Aws;
 use crate::clock::Clock;
+use crate::event_hubs::LIVE_CIRCUIT;
+use crate::event_hubs::circuit::Circuits;
 use crate::flow_table::FlowTable;
 use crate::http_client;
 use crate::parking::Parking;
@@ -17,6 +19,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Size budget of one request to a hub, in bytes.
     pub max_batch_bytes: usize,
+    /// Of new events, by host and hub.
+    pub circuits: Circuits<(String, String)>,
     pub flow_table: Option<FlowTable>,
     pub parking: Option<Parking>,
     pub rejects: Option<Rejects>,
@@ -36,12 +40,13 @@ impl Parts {
         let queue = |url: &Option<String>| url.as_ref().map(|url| Queue::new(aws.clone(), url.clone()));
         Ok(Self {
             max_batch_bytes: settings.max_batch_bytes,
+            circuits: Circuits::new(LIVE_CIRCUIT),
             metrics_by_flow: settings.metrics_by_flow,
             flow_table: settings
                 .flows_table
                 .as_ref()
                 .map(|table| FlowTable::new(aws.clone(), table.clone(), clock.clone())),
-            parking: queue(&settings.parking_queue_url).map(|queue| Parking::new(queue, clock.clone())),
+            parking: queue(&settings.parking_queue_url).map(Parking::new),
             rejects: queue(&settings.rejected_queue_url).map(|queue| Rejects::new(queue, clock.clone())),
             http,
             aws,

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::answer::Cause;
 use crate::event::{Reason, Rejection};
-use crate::event_hubs::{Outcome, Pace};
+use crate::event_hubs::Outcome;
 use crate::flow::{Flow, MAX_MESSAGES_BYTES, Mapping};
 use crate::function::Invocation;
 use crate::message::Message;
@@ -32,9 +32,11 @@ const MOST_LINES: usize = 10;
 pub async fn handle<O: DeserializeOwned + Default>(
     relay: &Relay<O>,
     records: &[Record<'_>],
-    Invocation { request_id, began, time_up }: Invocation<'_>,
+    invocation: Invocation<'_>,
 ) -> SqsBatchResponse {
+    let Invocation { request_id, began, time_up } = invocation;
     let sending_ends = sending_ends(time_up);
+    invocation.check_time(sending_ends);
     let parking_ends = time_up.checked_sub(ANSWERING).unwrap_or(began);
     // Of each record; `None` where the name can't be read.
     let names: Vec<Option<Cow<'_, str>>> = records.iter().map(Record::flow).collect();
@@ -124,7 +126,7 @@ pub async fn handle<O: DeserializeOwned + Default>(
         (!load.messages.is_empty()).then_some((place, flow, load))
     });
     let sendings = to_send.map(async |(place, flow, load)| {
-        let report = flow.hub.send(&load.messages, Pace::Together, sending_ends).await;
+        let report = flow.hub.send(&load.messages, sending_ends).await;
         // Parking would give up the order that a FIFO queue keeps.
         let to_park: Vec<(usize, Cause)> = report
             .outcomes

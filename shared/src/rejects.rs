@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::event::Rejection;
 use crate::parking::pack;
-use crate::sqs::{MAX_BYTES, Queue};
+use crate::sqs::{Outgoing, Queue, Stored};
 
 /// An event that can't be delivered.
 #[derive(Debug, Clone)]
@@ -93,16 +93,36 @@ impl Rejects {
         Self { queue, clock }
     }
 
-    /// Stores copies; tells of each whether it is stored, in their order.
+    /// Stores copies. Returns for each whether it is stored, in their order.
     pub async fn keep(&self, rejects: &[Reject<'_>], deadline: Instant) -> Vec<bool> {
         let now = self.clock.rfc3339();
-        let envelopes: Vec<String> =
-            rejects.iter().map(|reject| envelope(reject, reject.received_at.unwrap_or(&now))).collect();
-        self.queue.send(&envelopes, deadline).await
+        let mut kept = vec![false; rejects.len()];
+        let mut waiting: Vec<usize> = (0..rejects.len()).collect();
+        // A queue that refuses a size gets smaller parts of the bodies, until its refusals have shown what it accepts.
+        while !waiting.is_empty() {
+            let max_bytes = self.queue.max_bytes();
+            let envelopes: Vec<String> = waiting
+                .iter()
+                .map(|position| &rejects[*position])
+                .map(|reject| envelope(reject, reject.received_at.unwrap_or(&now), max_bytes))
+                .collect();
+            let outgoing: Vec<Outgoing<'_>> = envelopes.iter().map(|envelope| Outgoing::new(envelope)).collect();
+            let stored = self.queue.send(&outgoing, deadline).await;
+            for (position, stored) in waiting.iter().zip(&stored) {
+                kept[*position] = *stored == Stored::Yes;
+            }
+            if self.queue.max_bytes() == max_bytes {
+                break;
+            }
+            let mut stored = stored.iter();
+            waiting.retain(|_| stored.next() == Some(&Stored::TooLarge));
+        }
+        kept
     }
 }
 
-fn envelope(reject: &Reject<'_>, received_at: &str) -> String {
+/// The envelope of a rejected event, with as much of its body as fits `max_bytes`.
+fn envelope(reject: &Reject<'_>, received_at: &str, max_bytes: usize) -> String {
     let mut part = reject.body;
     loop {
         let envelope = Envelope {
@@ -117,10 +137,10 @@ fn envelope(reject: &Reject<'_>, received_at: &str) -> String {
             truncated: part.len() < reject.body.len(),
         };
         let envelope = serde_json::to_string(&envelope).expect("texts always serialise");
-        if envelope.len() <= MAX_BYTES || part.is_empty() {
+        if envelope.len() <= max_bytes || part.is_empty() {
             return envelope;
         }
         // As much as would fit if all of it packed alike, and a little less.
-        part = &part[..part.len() / 100 * (MAX_BYTES * 95 / envelope.len())];
+        part = &part[..part.len() / 100 * (max_bytes * 95 / envelope.len())];
     }
 }

@@ -129,6 +129,11 @@ impl<'a> Record<'a> {
         if !self.event_source_arn?.get().ends_with(".fifo\"") {
             return None;
         }
+        self.group()
+    }
+
+    /// The message group, if it has one.
+    pub fn group(&self) -> Option<String> {
         let attributes: Members<'_> = serde_json::from_str(self.attributes?.get()).ok()?;
         Some(text(member(&attributes, "MessageGroupId")?.get()).unwrap_or_default().into_owned())
     }

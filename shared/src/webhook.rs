@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::answer::Refusal;
 use crate::event::{Header, Reason, Rejection};
-use crate::event_hubs::{Outcome, Pace};
+use crate::event_hubs::Outcome;
 use crate::flow::{DEFAULT_FLOW, Flow, Mapping};
 use crate::function::Invocation;
 use crate::json::{Members, Text};
@@ -103,10 +103,12 @@ struct Told {
 pub async fn handle<O: DeserializeOwned + Default>(
     relay: &Relay<O>,
     request: &HttpRequest<'_>,
-    Invocation { request_id, began, time_up }: Invocation<'_>,
+    invocation: Invocation<'_>,
 ) -> ApiGatewayV2httpResponse {
+    let Invocation { request_id, began, time_up } = invocation;
     let parking_ends = (began + PARKING).min(time_up.checked_sub(RESERVE).unwrap_or(began));
     let times = Times { sending_ends: parking_ends.checked_sub(PARKING - SENDING).unwrap_or(began), parking_ends };
+    invocation.check_time(times.sending_ends);
     let mut told = Told::default();
     let answer = answer(relay, request, times, &mut told).await;
     let status = answer.status();
@@ -220,7 +222,7 @@ async fn answer<O: DeserializeOwned + Default>(
 /// Sends the messages, parks what could not be sent, keeps what the hub refused.
 async fn send<O>(relay: &Relay<O>, flow: &Flow<O>, mapping: &Mapping<'_>, times: Times, told: &mut Told) -> Answer {
     let messages = &mapping.messages;
-    let report = flow.hub.send(messages, Pace::Together, times.sending_ends).await;
+    let report = flow.hub.send(messages, times.sending_ends).await;
     told.counts.sent(&report);
     let mut rejected = mapping.rejections.len();
 

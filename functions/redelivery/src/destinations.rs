@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use shared::connection::{Destination, Wanted};
 use shared::event_hubs::EventHub;
 use shared::flow_table::Opened;
-use shared::parking::Envelope;
+use shared::parking::Head;
 use shared::parts::Parts;
 use shared::settings::{HUB_NAME, SecretSource, Settings, SettingsError};
 use tokio::time::Instant;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 /// Why an envelope's messages can't be sent now.
 #[derive(Debug, thiserror::Error)]
 pub enum Unresolved {
-    /// Nobody will ever know where they should go.
+    /// The destination is lost for good.
     #[error("the flow was deleted")]
     Deleted,
     #[error("the flow is disabled")]
@@ -23,15 +23,17 @@ pub enum Unresolved {
     NoTable(String),
     #[error(transparent)]
     Table(#[from] shared::flow_table::FlowTableError),
-    #[error("the envelope names no secret, and EVENT_HUBS_CONNECTION_STRING is not set")]
+    #[error("the envelope names no secret, and redelivery has no connection of its own")]
     NoConnection,
-    #[error("the envelope names another hub than {HUB_NAME}")]
+    #[error("the envelope is for another hub than {HUB_NAME} of redelivery")]
     OtherHub,
     #[error(transparent)]
     Connection(#[from] SettingsError),
+    #[error("{of_envelope}; and redelivery's own connection can't be used instead: {own}")]
+    Secret { of_envelope: SettingsError, own: Box<Unresolved> },
 }
 
-/// What leads to a hub.
+/// What names a hub and the credentials for it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Way {
     /// A flow of the table, as it is now.
@@ -41,14 +43,14 @@ pub enum Way {
 }
 
 impl Way {
-    pub fn of(envelope: &Envelope<'_>) -> Self {
-        if envelope.flow != shared::DEFAULT_FLOW {
-            return Self::Flow(envelope.flow.clone().into_owned());
+    pub fn of(head: &Head<'_>) -> Self {
+        if head.flow != shared::DEFAULT_FLOW {
+            return Self::Flow(head.flow.clone().into_owned());
         }
         Self::Default(Destination {
-            host: envelope.host.clone().into_owned(),
-            hub: envelope.hub.clone().into_owned(),
-            secret_id: envelope.secret_id.as_deref().map(str::to_owned),
+            host: head.host.clone().into_owned(),
+            hub: head.hub.clone().into_owned(),
+            secret_id: head.secret_id.as_deref().map(str::to_owned),
         })
     }
 }
@@ -65,11 +67,18 @@ impl Destinations {
         Self { settings, of_flows: Opened::default(), of_default: Mutex::default() }
     }
 
-    /// The hub that `way` leads to.
+    /// The hub of `way`.
     pub async fn resolve(&self, parts: &Parts, way: &Way, deadline: Instant) -> Result<Arc<EventHub>, Unresolved> {
         match way {
-            Way::Default(place) => self.default_hub(parts, place, deadline).await,
+            Way::Default(destination) => self.default_hub(parts, destination, deadline).await,
             Way::Flow(flow) => self.hub_of_flow(parts, flow, deadline).await,
+        }
+    }
+
+    /// Drops a hub that refused the key, so that its secret is looked for again.
+    pub fn forget(&self, way: &Way) {
+        if let Way::Default(destination) = way {
+            lock(&self.of_default).remove(destination);
         }
     }
 
@@ -82,31 +91,44 @@ impl Destinations {
         Ok(self.of_flows.get(flow, &item, EventHub::of_item(parts, &item, deadline)).await?)
     }
 
-    /// The default flow's hub comes from the secret that the envelope names; else from our own connection string, if that
-    /// leads to the very same hub.
+    /// The default flow's hub, with the secret that the envelope names. If there is none, or it is gone, redelivery's own
+    /// connection is used, provided that it is for the very same hub.
     async fn default_hub(
         &self,
         parts: &Parts,
-        place: &Destination,
+        destination: &Destination,
         deadline: Instant,
     ) -> Result<Arc<EventHub>, Unresolved> {
-        if let Some(hub) = lock(&self.of_default).get(place) {
+        if let Some(hub) = lock(&self.of_default).get(destination) {
             return Ok(hub.clone());
         }
-        let mut wanted = Wanted { hub: Some(("hub", place.hub.clone())), host: None };
-        let source = match &place.secret_id {
-            Some(id) => SecretSource::secret("secretId", id),
-            None => {
-                if self.settings.hub_name.as_ref().is_some_and(|own| *own != place.hub) {
-                    return Err(Unresolved::OtherHub);
-                }
-                wanted.host = Some(place.host.clone());
-                self.settings.connection.clone().ok_or(Unresolved::NoConnection)?
-            }
+        let open = async |source, host| {
+            let wanted = Wanted { hub: Some(("hub", destination.hub.clone())), host };
+            EventHub::open(parts, source, wanted, self.settings.partitioning, deadline).await
         };
-        let hub = Arc::new(EventHub::open(parts, source, wanted, self.settings.partitioning, deadline).await?);
-        lock(&self.of_default).insert(place.clone(), hub.clone());
+        let of_envelope = match &destination.secret_id {
+            Some(id) => Some(open(SecretSource::secret("secretId", id), None).await),
+            None => None,
+        };
+        let hub = match of_envelope {
+            Some(Ok(hub)) => hub,
+            Some(Err(error)) if error.may_heal => return Err(error.into()),
+            Some(Err(of_envelope)) => {
+                let own = async { Ok(open(self.own_connection(destination)?, Some(destination.host.clone())).await?) };
+                own.await.map_err(|own: Unresolved| Unresolved::Secret { of_envelope, own: Box::new(own) })?
+            }
+            None => open(self.own_connection(destination)?, Some(destination.host.clone())).await?,
+        };
+        let hub = Arc::new(hub);
+        lock(&self.of_default).insert(destination.clone(), hub.clone());
         Ok(hub)
+    }
+
+    fn own_connection(&self, destination: &Destination) -> Result<SecretSource, Unresolved> {
+        if self.settings.hub_name.as_ref().is_some_and(|own| *own != destination.hub) {
+            return Err(Unresolved::OtherHub);
+        }
+        self.settings.connection.clone().ok_or(Unresolved::NoConnection)
     }
 }
 

@@ -1,86 +1,204 @@
 //! One batch of parked envelopes after another.
 
-use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use aws_lambda_events::sqs::SqsBatchResponse;
 use futures_util::future::join_all;
 use lambda_runtime::Diagnostic;
 use shared::answer::Cause;
-use shared::clock::Clock;
-use shared::event_hubs::{EventHub, Outcome, Pace, Report};
+use shared::clock::{Clock, from_rfc3339};
+use shared::connection::Destination;
+use shared::event_hubs::Report;
+use shared::event_hubs::circuit::{self, Admission, Circuits, Policy};
+use shared::event_hubs::pace::Pace;
 use shared::function::diagnostic;
-use shared::parking::{Envelope, unpack};
+use shared::parking::{EnvelopeError, Head, Parking};
 use shared::parts::Parts;
-use shared::rejects::{Reject, Source};
 use shared::settings::{Environment, PARKING_QUEUE_URL, Settings, SettingsError};
-use shared::sqs::Queue;
+use shared::sqs::Depth;
 use shared::sqs_event::{self, Record};
 use shared::telemetry::{self, Counts, Line};
-use shared::{Function, Invocation, Message, Reason, Rejection};
+use shared::{Function, Invocation, Reason};
 use tokio::time::Instant;
 
-use crate::destinations::{Destinations, Unresolved, Way};
+use crate::destinations::{Destinations, Way};
+use crate::settings::Waiting;
 
-/// As which the function is counted.
+/// The kind under which the function's events are counted.
 const KIND: &str = "redelivery";
-
-/// Seconds that a record waits after its first failure; doubled after each further one.
-const DELAY: &str = "REDELIVERY_DELAY";
-const DEFAULT_DELAY: Duration = Duration::from_secs(30);
-const MAX_DELAY: Duration = Duration::from_secs(15 * 60);
-/// As long one destination that can't be looked up may keep the others waiting.
+/// Maximum time that an invocation sends: it waits for throttled hubs, and other hubs wait for its instance.
+const SENDING: Duration = Duration::from_secs(12);
+/// Maximum time to look up a destination.
 const LOOKING_UP: Duration = Duration::from_secs(3);
-/// What is left of the function's time: for hiding what comes again and for answering, then for answering alone.
-const KEEPING: Duration = Duration::from_millis(900);
-const ANSWERING: Duration = Duration::from_millis(300);
+/// Parts of the function's time that are reserved for storing, hiding and responding; and for responding alone.
+const STORING: Duration = Duration::from_millis(900);
+const RESPONDING: Duration = Duration::from_millis(300);
+/// Time for which the counts of the queue are used before they are read again.
+const DEPTH_AGE: Duration = Duration::from_secs(60);
+/// Part by which the interval of probes varies, so that instances do not probe in step.
+const JITTER: f64 = 0.1;
+/// Maximum number of records of a batch that get a log line of their own.
+const MAX_LINES: usize = 10;
 
-/// Sends parked messages once their hub answers again.
+/// Sends parked messages once their hub responds again.
 pub struct Redelivery {
-    parts: Parts,
-    destinations: Destinations,
-    queue: Queue,
-    delay: Duration,
+    pub(crate) parts: Parts,
+    pub(crate) destinations: Destinations,
+    pub(crate) waiting: Waiting,
+    ways: Circuits<Way>,
+    /// Of timeouts and lost connections, which concern every hub of a host.
+    hosts: Circuits<String>,
+    paces: Mutex<HashMap<String, Arc<Pace>>>,
+    depth: Mutex<Option<(SystemTime, Depth)>>,
 }
 
-/// Messages of one batch for one hub, by one way that leads there.
-struct Load<'a> {
-    hub: Arc<EventHub>,
-    messages: Vec<Message<'a>>,
-    /// Of each message: its record, and its place in the record's envelope.
-    origins: Vec<(usize, usize)>,
+/// A record with a readable head.
+pub(crate) struct Item<'r> {
+    pub position: usize,
+    pub record: &'r Record<'r>,
+    /// The packed envelope.
+    pub text: &'r str,
+    pub head: Head<'static>,
+    pub first_seen: SystemTime,
 }
 
-/// What became of the messages of a record.
-#[derive(Debug, Default, Clone)]
-struct Ending {
-    delivered: usize,
-    unsent: Option<Cause>,
-    refused: Vec<(usize, Rejection)>,
+/// Until when to do what.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Times {
+    pub looking_up_ends: Instant,
+    pub sending_ends: Instant,
+    pub storing_ends: Instant,
+    pub hiding_ends: Instant,
+}
+
+/// What happened to a record.
+#[derive(Debug, Default)]
+pub(crate) struct Ending {
+    pub position: usize,
+    /// `None` for an unreadable record.
+    pub flow: Option<String>,
+    /// Number of its messages that were delivered.
+    pub delivered: usize,
+    pub rejected: Vec<Reason>,
+    /// Number of its messages that were stored in another envelope.
+    pub gathered: usize,
+    /// Whether the messages that are left are in this record still.
+    pub stays: bool,
+}
+
+/// What happened to the records for one destination.
+#[derive(Default)]
+pub(crate) struct Delivered {
+    pub endings: Vec<Ending>,
+    pub report: Option<Report>,
+    /// Whether a probe failed, if one was sent.
+    pub probe: Option<bool>,
+    /// Throughput units at which was sent.
+    pub units: Option<f64>,
 }
 
 impl Redelivery {
     /// # Errors
-    /// For a setting that is missing or can't be used.
+    /// For a setting that is missing or not usable.
     pub async fn open(environment: Environment, clock: Clock, _: Instant) -> Result<Self, SettingsError> {
         let settings = Settings::read(&environment)?;
-        let Some(url) = settings.parking_queue_url.clone() else {
+        if settings.parking_queue_url.is_none() {
             return Err(SettingsError::new(PARKING_QUEUE_URL, "missing; set it to the queue that this function reads"));
-        };
-        let delay = match environment.get(DELAY) {
-            None => DEFAULT_DELAY,
-            Some(text) => text
-                .parse()
-                .map(Duration::from_secs)
-                .ok()
-                .filter(|delay| (Duration::from_secs(1)..=MAX_DELAY).contains(delay))
-                .ok_or_else(|| SettingsError::new(DELAY, "expected a number of seconds from 1 to 900"))?,
-        };
+        }
+        let waiting = Waiting::read(&environment)?;
         let parts = Parts::open(&settings, environment, clock)?;
-        let queue = Queue::new(parts.aws.clone(), url);
-        Ok(Self { parts, destinations: Destinations::new(settings), queue, delay })
+        let policy = Policy { opens_after: 1, probe_interval: waiting.probe_interval, jitter: JITTER };
+        Ok(Self {
+            parts,
+            destinations: Destinations::new(settings),
+            waiting,
+            ways: Circuits::new(policy),
+            hosts: Circuits::new(policy),
+            paces: Mutex::default(),
+            depth: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn parking(&self) -> &Parking {
+        self.parts.parking.as_ref().expect("`open` requires a parking queue")
+    }
+
+    pub(crate) fn now(&self) -> SystemTime {
+        self.parts.clock.now()
+    }
+
+    /// The pace towards a host, which is that of its namespace.
+    pub(crate) fn pace(&self, host: &str) -> Arc<Pace> {
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(Pace::new(self.parts.clock.clone()));
+        paces.entry(host.to_owned()).or_insert_with(new).clone()
+    }
+
+    /// Asks the circuits of a way and of its host for permission to send.
+    pub(crate) fn admit(&self, way: &Way, host: &str) -> Admission {
+        let now = self.now();
+        let circuits = [self.ways.get(way.clone()), self.hosts.get(host.to_owned())];
+        let open = circuits.iter().filter_map(|circuit| circuit.open()).filter(|open| now < open.next_probe);
+        match open.max_by_key(|open| open.next_probe) {
+            Some(open) => Admission::Open(open),
+            None if circuits.iter().filter(|circuit| circuit.admit(now) == Admission::Probe).count() > 0 => {
+                Admission::Probe
+            }
+            None => Admission::Closed,
+        }
+    }
+
+    /// Whether messages were delivered by a way within `time`.
+    pub(crate) fn responded_within(&self, way: &Way, time: Duration) -> bool {
+        self.ways.get(way.clone()).responded_within(time, self.now())
+    }
+
+    /// Records for the circuits how sending went, and logs a change. Returns the time of the next probe if one is open.
+    pub(crate) fn record(
+        &self,
+        way: &Way,
+        destination: &Destination,
+        report: &Report,
+        oldest: SystemTime,
+    ) -> Option<SystemTime> {
+        let now = self.now();
+        let (of_way, of_host) = (self.ways.get(way.clone()), self.hosts.get(destination.host.clone()));
+        let change = match report.stopped {
+            // Nothing was tried.
+            None | Some(Cause::Throttled | Cause::Timeout) if report.requests == 0 => None,
+            None | Some(Cause::Throttled) => {
+                let changes = [of_host.responded(now), of_way.responded(now)];
+                changes.into_iter().flatten().next()
+            }
+            Some(cause) if cause.is_the_hosts() => of_host.failed(cause, now),
+            Some(cause) => {
+                of_host.responded(now);
+                of_way.failed(cause, now)
+            }
+        };
+        if let Some(change) = change {
+            let age = now.duration_since(oldest).unwrap_or_default();
+            circuit::log(change, &destination.host, &destination.hub, age);
+        }
+        [of_way, of_host].iter().filter_map(|circuit| circuit.open()).map(|open| open.next_probe).max()
+    }
+
+    /// The counts of the parking queue, at most a minute old; `None` if they could not be read.
+    pub(crate) async fn depth(&self, deadline: Instant) -> Option<Depth> {
+        let now = self.now();
+        let cached = *self.depth.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((read_at, depth)) = cached
+            && now.duration_since(read_at).is_ok_and(|age| age < DEPTH_AGE)
+        {
+            return Some(depth);
+        }
+        let depth = self.parking().queue().depth(deadline).await;
+        let depth =
+            depth.inspect_err(|error| tracing::debug!(%error, "failed to read the parking queue's counts")).ok()?;
+        *self.depth.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, depth));
+        Some(depth)
     }
 }
 
@@ -91,223 +209,108 @@ impl Function for Redelivery {
         match sqs_event::records(event) {
             Some(Ok(records)) => Ok(self.handle(&records, invocation).await),
             Some(Err(error)) => Err(diagnostic("UnreadableRecord", &error.to_string())),
-            None => Err(diagnostic("UnknownTrigger", "the event is no batch of SQS records")),
+            None => Err(diagnostic("UnknownTrigger", "the event is not a batch of SQS records")),
         }
     }
 }
 
 impl Redelivery {
-    async fn handle(
-        &self,
-        records: &[Record<'_>],
-        Invocation { request_id, began, time_up }: Invocation<'_>,
-    ) -> SqsBatchResponse {
-        let sending_ends = sqs_event::sending_ends(time_up);
+    async fn handle(&self, records: &[Record<'_>], invocation: Invocation<'_>) -> SqsBatchResponse {
+        let Invocation { request_id, began, time_up } = invocation;
+        let sending_ends = sqs_event::sending_ends(time_up).min(began + SENDING);
+        invocation.check_time(sending_ends);
         let before = |reserve| time_up.checked_sub(reserve).unwrap_or(began);
-        let tell = |record: &Record<'_>, problem: &dyn std::fmt::Display| {
-            let message_id = record.message_id.0.as_ref();
-            tracing::warn!(request_id, message_id, %problem, "a parked record stays parked");
+        let times = Times {
+            looking_up_ends: sending_ends.min(began + LOOKING_UP),
+            sending_ends,
+            storing_ends: before(STORING),
+            hiding_ends: before(RESPONDING),
         };
-        let jsons: Vec<Option<String>> = records
-            .iter()
-            .map(|record| {
-                let body = record.body().unwrap_or_default();
-                unpack(body).inspect_err(|error| tell(record, error)).ok()
-            })
-            .collect();
-        let envelopes: Vec<Option<Envelope<'_>>> = records
-            .iter()
-            .zip(&jsons)
-            .map(|(record, json)| Envelope::parse(json.as_deref()?).inspect_err(|error| tell(record, error)).ok())
-            .collect();
 
-        let wanted: HashSet<Way> = envelopes.iter().flatten().map(Way::of).collect();
-        let looking_up_ends = sending_ends.min(began + LOOKING_UP);
-        let lookups = wanted.into_iter().map(async |way| {
-            let hub = self.destinations.resolve(&self.parts, &way, looking_up_ends).await;
-            (way, hub)
-        });
-        let hubs: HashMap<Way, Result<Arc<EventHub>, Unresolved>> = join_all(lookups).await.into_iter().collect();
-
-        // By address, and by the way that leads there: flows may share a hub and not the key.
-        let mut loads: HashMap<Address, HashMap<Way, Load<'_>>> = HashMap::new();
-        let mut endings: Vec<Option<Ending>> = vec![None; records.len()];
-        let mut rejects: Vec<(usize, &Envelope<'_>, Rejection, String)> = Vec::new();
-        for (position, envelope) in envelopes.iter().enumerate() {
-            let Some(envelope) = envelope else { continue };
-            let way = Way::of(envelope);
-            let hub = match &hubs[&way] {
-                Ok(hub) => hub,
-                Err(Unresolved::Deleted) => {
-                    let detail = "the flow was deleted while its messages were parked; the body is their envelope";
-                    let rejection = Rejection { reason: Reason::UnknownFlow, detail: detail.into() };
-                    rejects.push((position, envelope, rejection, jsons[position].clone().unwrap_or_default()));
-                    endings[position] = Some(Ending::default());
-                    continue;
+        let mut by_way: HashMap<Way, Vec<Item<'_>>> = HashMap::new();
+        let mut unreadable: Vec<(usize, &Record<'_>, EnvelopeError)> = Vec::new();
+        for (position, record) in records.iter().enumerate() {
+            let text = record.body().unwrap_or_default();
+            match Head::read(text) {
+                Ok(head) => {
+                    let first_seen = from_rfc3339(&head.first_seen).unwrap_or_else(|| self.now());
+                    let item = Item { position, record, text, head, first_seen };
+                    by_way.entry(Way::of(&item.head)).or_default().push(item);
                 }
-                Err(error) => {
-                    tell(&records[position], error);
-                    continue;
-                }
-            };
-            let destination = hub.destination().await;
-            let load = loads
-                .entry((destination.host, destination.hub))
-                .or_default()
-                .entry(way)
-                .or_insert_with(|| Load { hub: hub.clone(), messages: Vec::new(), origins: Vec::new() });
-            for (place, message) in envelope.messages().enumerate() {
-                load.messages.push(message);
-                load.origins.push((position, place));
+                Err(error) => unreadable.push((position, record, error)),
             }
-            endings[position] = Some(Ending::default());
         }
+        for (_, record, problem) in unreadable.iter().take(MAX_LINES) {
+            let message_id = record.message_id.0.as_ref();
+            tracing::warn!(request_id, message_id, %problem, "an envelope is not readable; it stays parked");
+        }
+        let oldest = by_way.values().flatten().map(|item| item.first_seen).min();
 
+        // What is unpacked by all ways together fits the function's memory.
+        let budget = crate::delivery::Budget::default();
+        let (mut delivered, of_unreadable) = tokio::join!(
+            join_all(by_way.into_iter().map(|(way, items)| self.deliver(way, items, times, &budget))),
+            self.hold_unreadable(&unreadable, times),
+        );
+        delivered.push(Delivered { endings: of_unreadable, ..Delivered::default() });
+        self.write_lines(&delivered, records.len(), oldest, request_id, began);
+
+        let stays = delivered.iter().flat_map(|delivered| &delivered.endings).filter(|ending| ending.stays);
+        sqs_event::come_again(stays.map(|ending| records[ending.position].message_id.0.as_ref()))
+    }
+
+    /// One line for each flow, the first with what belongs to the batch; unreadable records have a line without a flow.
+    fn write_lines(
+        &self,
+        delivered: &[Delivered],
+        records: usize,
+        oldest: Option<SystemTime>,
+        request_id: &str,
+        began: Instant,
+    ) {
         let mut counts = Counts::default();
-        for sent in join_all(loads.values().map(|loads| send(loads, sending_ends))).await {
-            for report in &sent.reports {
-                counts.sent(report);
-            }
-            for ((record, place), outcome) in sent.outcomes {
-                let Some(ending) = &mut endings[record] else { continue };
-                match outcome {
-                    Outcome::Delivered => ending.delivered += 1,
-                    Outcome::Unsent(cause) => ending.unsent = Some(cause),
-                    Outcome::Refused(refusal) => ending.refused.push((place, Rejection::refused(refusal))),
-                }
-            }
+        for report in delivered.iter().filter_map(|delivered| delivered.report.as_ref()) {
+            counts.sent(report);
         }
-        let mut comes_again: Vec<bool> =
-            endings.iter().map(|ending| ending.as_ref().is_none_or(|ending| ending.unsent.is_some())).collect();
-        for (position, (ending, envelope)) in endings.iter().zip(&envelopes).enumerate() {
-            // What comes again is kept when the rest of it is delivered.
-            let (false, Some(ending), Some(envelope)) = (comes_again[position], ending, envelope) else { continue };
-            for (place, rejection) in &ending.refused {
-                rejects.push((position, envelope, rejection.clone(), envelope.with_message(*place)));
-            }
-        }
-        self.keep(&rejects, before(KEEPING), &mut comes_again).await;
-        self.postpone(records, &comes_again, before(ANSWERING)).await;
-
         for hint in counts.causes.keys().filter_map(|cause| cause.hint()) {
-            tracing::error!(request_id, hint, "an event hub can't be sent to");
+            tracing::error!(request_id, hint, "failed to send to an event hub");
         }
-        // One line for each flow, the first with what belongs to the batch; unreadable records are of none.
+        // They are not new: they count as redelivered.
         counts.delivered = 0;
-        let flow_of = |position: usize| envelopes[position].as_ref().map(|envelope| envelope.flow.as_ref());
-        let flows: BTreeSet<Option<&str>> = (0..records.len()).map(flow_of).collect();
-        let lines = flows.len() as u128;
-        for (place, flow) in flows.into_iter().enumerate() {
-            let of_flow = || (0..records.len()).filter(|position| flow_of(*position) == flow);
+        let mut by_flow: BTreeMap<Option<&str>, Vec<&Ending>> = BTreeMap::new();
+        for ending in delivered.iter().flat_map(|delivered| &delivered.endings) {
+            by_flow.entry(ending.flow.as_deref()).or_default().push(ending);
+        }
+        let lines = by_flow.len() as u128;
+        for (place, (flow, endings)) in by_flow.into_iter().enumerate() {
             let mut line = Line::new(&self.parts, KIND, flow, request_id);
             line.property("trigger", "parking");
-            let redelivered =
-                of_flow().filter_map(|position| endings[position].as_ref()).map(|ending| ending.delivered);
-            line.count(telemetry::REDELIVERED, redelivered.sum());
+            line.count(telemetry::REDELIVERED, endings.iter().map(|ending| ending.delivered).sum());
+            line.count(telemetry::HELD, endings.iter().filter(|ending| ending.stays || ending.gathered > 0).count());
+            line.count(telemetry::GATHERED, endings.iter().map(|ending| ending.gathered).sum());
             let mut counts = if place == 0 { std::mem::take(&mut counts) } else { Counts::default() };
-            // What comes again is counted then.
-            let is_final = |position: usize| flow_of(position) == flow && !comes_again[position];
-            for (_, _, rejection, _) in rejects.iter().filter(|(position, ..)| is_final(*position)) {
-                counts.reject(rejection.reason);
+            for reason in endings.iter().flat_map(|ending| &ending.rejected) {
+                counts.reject(*reason);
             }
             line.counts(&counts);
             if place == 0 {
-                line.count(telemetry::BATCH_SIZE, records.len());
-                if let Some(oldest) = records.iter().filter_map(Record::sent_at).min() {
-                    let now = self.parts.clock.unix_seconds();
-                    line.metric(telemetry::OLDEST_PARKED_AGE, now.saturating_sub(oldest / 1000).into());
+                line.count(telemetry::BATCH_SIZE, records);
+                let probes = || delivered.iter().filter_map(|delivered| delivered.probe);
+                line.count(telemetry::PROBES, probes().count());
+                line.count(telemetry::PROBES_FAILED, probes().filter(|failed| *failed).count());
+                line.count(telemetry::HUBS_DOWN, self.ways.count_open() + self.hosts.count_open());
+                if let Some(units) = delivered.iter().filter_map(|delivered| delivered.units).reduce(f64::min) {
+                    line.decimal(telemetry::PACE_UNITS, units);
+                }
+                if let Some(oldest) = oldest {
+                    let age = self.now().duration_since(oldest).unwrap_or_default();
+                    line.metric(telemetry::OLDEST_PARKED_AGE, age.as_secs().into());
                 }
                 line.number("duration_ms", began.elapsed().as_millis());
             }
             line.number("lines", lines);
-            line.number("records.failed", of_flow().filter(|position| comes_again[*position]).count() as u128);
+            line.number("records.failed", endings.iter().filter(|ending| ending.stays).count() as u128);
             line.write("parked batch handled");
         }
-        let failed = records.iter().zip(&comes_again).filter(|(_, again)| **again);
-        sqs_event::come_again(failed.map(|(record, _)| record.message_id.0.as_ref()))
-    }
-
-    /// Keeps what can never be delivered; a record of which something can't be kept comes again.
-    async fn keep(
-        &self,
-        rejected: &[(usize, &Envelope<'_>, Rejection, String)],
-        deadline: Instant,
-        comes_again: &mut [bool],
-    ) {
-        let rejects: Vec<Reject<'_>> = rejected
-            .iter()
-            .map(|(_, envelope, rejection, json)| Reject {
-                kind: &envelope.kind,
-                flow: &envelope.flow,
-                rejection: rejection.clone(),
-                source: Source::Parking,
-                body: json.as_bytes(),
-                received_at: Some(&envelope.first_seen),
-            })
-            .collect();
-        let kept = self.parts.keep(&rejects, deadline).await;
-        for ((position, ..), kept) in rejected.iter().zip(kept) {
-            comes_again[*position] |= !kept;
-        }
-    }
-
-    /// Hides what comes again for longer each time, so that a hub in trouble is not asked all the time.
-    async fn postpone(&self, records: &[Record<'_>], comes_again: &[bool], deadline: Instant) {
-        let handles: Vec<(Cow<'_, str>, Duration)> = records
-            .iter()
-            .zip(comes_again)
-            .filter(|(_, again)| **again)
-            .map(|(record, _)| (record.receipt_handle(), delay_after(self.delay, record.receive_count())))
-            .filter(|(handle, _)| !handle.is_empty())
-            .collect();
-        let handles: Vec<(&str, Duration)> = handles.iter().map(|(handle, delay)| (handle.as_ref(), *delay)).collect();
-        self.queue.postpone(&handles, deadline).await;
-    }
-}
-
-fn delay_after(first: Duration, receive_count: u32) -> Duration {
-    let doublings = receive_count.saturating_sub(1).min(16);
-    first.saturating_mul(1 << doublings).min(MAX_DELAY)
-}
-
-/// Host and hub.
-type Address = (String, String);
-
-/// What became of the messages for one hub.
-#[derive(Default)]
-struct Sent {
-    outcomes: Vec<((usize, usize), Outcome)>,
-    reports: Vec<Report>,
-}
-
-/// Sends what is for one hub. Behind the first failure that is the hub's, the rest goes back unsent.
-async fn send(loads: &HashMap<Way, Load<'_>>, deadline: Instant) -> Sent {
-    let mut sent = Sent::default();
-    let mut stopped = None;
-    for load in loads.values() {
-        if let Some(cause) = stopped {
-            sent.outcomes.extend(load.origins.iter().map(|origin| (*origin, Outcome::Unsent(cause))));
-            continue;
-        }
-        let report = load.hub.send(&load.messages, Pace::OneByOne, deadline).await;
-        stopped = report.outcomes.iter().find_map(|outcome| match outcome {
-            Outcome::Unsent(cause) if cause.is_the_hubs() => Some(*cause),
-            _ => None,
-        });
-        sent.outcomes.extend(load.origins.iter().copied().zip(report.outcomes.iter().copied()));
-        sent.reports.push(report);
-    }
-    sent
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn delays_double_up_to_a_quarter_of_an_hour() {
-        let delays = [1, 2, 3, 5, 6, 7, 100, u32::MAX].map(|count| delay_after(DEFAULT_DELAY, count).as_secs());
-        assert_eq!(delays, [30, 60, 120, 480, 900, 900, 900, 900]);
-        assert_eq!(delay_after(DEFAULT_DELAY, 0), DEFAULT_DELAY);
     }
 }

@@ -377,12 +377,12 @@ impl Ledger {
             let Ok(envelope) = Envelope::parse(&json) else { continue };
             let messages: Vec<u64> = envelope.messages().map(|message| hash(&*message.id)).collect();
             let parked = Parked {
-                kind: envelope.kind.clone().into_owned(),
-                flow: envelope.flow.clone().into_owned(),
-                hub: envelope.hub.clone().into_owned(),
+                kind: envelope.head.kind.clone().into_owned(),
+                flow: envelope.head.flow.clone().into_owned(),
+                hub: envelope.head.hub.clone().into_owned(),
                 messages: messages.len(),
-                reason: envelope.reason.clone().into_owned(),
-                since: envelope.first_seen.clone().into_owned(),
+                reason: envelope.head.reason.clone().into_owned(),
+                since: envelope.head.first_seen.clone().into_owned(),
                 attempts: attempts.unwrap_or_default(),
             };
             if self.parked.remove(id).is_none() {
