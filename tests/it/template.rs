@@ -490,6 +490,7 @@ fn parameters_of_parking_set_their_mapping_and_variable() {
 fn parameters_of_parking_accept_what_lambda_and_redelivery_accept() {
     let template = template();
     let parameters = &template["Parameters"];
+    let operations = read("docs/operations.md");
     for (name, default, least, most) in [
         ("RedeliveryConcurrency", 20, 2, Some(1000)),
         ("QueueConcurrency", 50, 2, Some(1000)),
@@ -502,12 +503,14 @@ fn parameters_of_parking_accept_what_lambda_and_redelivery_accept() {
         assert_eq!(parameter["Default"], default, "{name}");
         assert_eq!(parameter["MinValue"], least, "{name}");
         assert_eq!(parameter.get("MaxValue").and_then(Value::as_i64), most, "{name}");
+        let row = operations.lines().find(|line| line.starts_with(&format!("| `{name}` |"))).unwrap();
+        assert!(row.split(" | ").last().unwrap().starts_with(&format!("`{default}`")), "{row}");
     }
     let default = |name: &str| parameters[name]["Default"].as_u64().unwrap();
     assert!(default("RedeliveryDelay") <= default("RedeliveryMaxDelay"), "redelivery does not start otherwise");
-    // Of the usual quota of 1,000 concurrent executions most is left to webhooks.
+    // The usual quota is 1,000 concurrent executions, and webhooks need most of it.
     assert!(3 * default("QueueConcurrency") + default("RedeliveryConcurrency") <= 200);
-    // In flight are at most a batch per concurrent execution, and the quota of SQS is 120,000.
+    // Each concurrent execution may have a batch in flight, and SQS allows 120,000 messages.
     assert!(default("RedeliveryConcurrency") * 1000 < 60_000);
 }
 
