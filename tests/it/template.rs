@@ -145,6 +145,19 @@ fn metrics_of_alarm(alarm: &Value) -> Vec<(String, String, Vec<String>)> {
         .collect()
 }
 
+/// The metrics of SQS in use, as its developer guide spells them: CloudWatch accepts any name and shows nothing for a wrong one.
+const SQS_METRICS: [&str; 9] = [
+    "ApproximateAgeOfOldestMessage",
+    "ApproximateAgeOfOldestMessageInQuietGroups",
+    "ApproximateNumberOfMessagesDelayed",
+    "ApproximateNumberOfMessagesDelayedInQuietGroups",
+    "ApproximateNumberOfMessagesNotVisible",
+    "ApproximateNumberOfMessagesNotVisibleInQuietGroups",
+    "ApproximateNumberOfMessagesVisible",
+    "ApproximateNumberOfMessagesVisibleInQuietGroups",
+    "ApproximateNumberOfNoisyGroups",
+];
+
 #[test]
 fn dashboard_and_alarms_watch_metrics_that_there_are() {
     let stack = Stack::new(&EVERYTHING);
@@ -163,6 +176,7 @@ fn dashboard_and_alarms_watch_metrics_that_there_are() {
                 assert!(of.is_none_or(|kind| kinds.contains(kind)), "{place}: {of:?} is no kind");
             }
             ("AWS/SQS", Some("QueueName")) => {
+                assert!(SQS_METRICS.contains(&name.as_str()), "{place}: SQS has no metric {name}");
                 let queue = of.unwrap().strip_suffix("/QueueName").unwrap();
                 assert_eq!(resources[queue]["Type"], "AWS::SQS::Queue", "{place}");
             }
@@ -414,13 +428,154 @@ fn what_cannot_be_delivered_has_its_queues() {
         assert_eq!(queue["Properties"]["MessageRetentionPeriod"], 14 * 24 * 3600, "{name}");
         assert_eq!(queue["Properties"]["SqsManagedSseEnabled"], true, "{name}");
     }
-    let records = &resources["Redelivery"]["Properties"]["Events"]["Records"]["Properties"];
-    assert_eq!(records["ScalingConfig"]["MaximumConcurrency"], 2);
     let rights = |policy: &Value| policy["PolicyDocument"]["Statement"].to_string();
     let kinds = rights(&resources["FunctionBasics"]["Properties"]);
     assert!(kinds.contains("sqs:SendMessage") && kinds.contains("ParkingQueue") && kinds.contains("RejectedQueue"));
     let redelivery = rights(&resources["RedeliveryRole"]["Properties"]["Policies"][0]);
-    assert!(redelivery.contains("sqs:ChangeMessageVisibility") && !redelivery.contains("SenderAuth"));
+    assert!(!redelivery.contains("SenderAuth"));
+}
+
+/// The mappings from queues to functions, by the queue that they read.
+fn queue_mappings(resources: &BTreeMap<&str, Value>) -> BTreeMap<String, Value> {
+    of_type(resources, "AWS::Lambda::EventSourceMapping")
+        .filter_map(|(_, mapping)| {
+            let queue = mapping["EventSourceArn"].as_str()?.strip_suffix("/Arn")?;
+            Some((queue.to_owned(), mapping.clone()))
+        })
+        .collect()
+}
+
+#[test]
+fn redelivery_reads_batches_of_a_thousand_and_has_time_and_memory_for_them() {
+    let stack = Stack::new(&[]);
+    let resources = stack.resources();
+    let mapping = &queue_mappings(&resources)["ParkingQueue"];
+    assert_eq!(mapping["BatchSize"], 1000);
+    assert_eq!(mapping["MaximumBatchingWindowInSeconds"], 1);
+    assert_eq!(mapping["FunctionResponseTypes"], json!(["ReportBatchItemFailures"]));
+    let function = &resources["Redelivery"]["Properties"];
+    assert_eq!((&function["MemorySize"], &function["Timeout"]), (&json!(512), &json!(28)));
+    let queue = &resources["ParkingQueue"]["Properties"];
+    assert_eq!(queue["VisibilityTimeout"], 180);
+    assert_eq!(queue["RedrivePolicy"]["maxReceiveCount"], 100);
+    assert!(queue.get("FifoQueue").is_none(), "only standard queues have fair groups and a delay per message");
+}
+
+#[test]
+fn parameters_of_parking_set_their_mapping_and_variable() {
+    let given = [
+        ("RedeliveryConcurrency", "7"),
+        ("RedeliveryDelay", "8"),
+        ("RedeliveryMaxDelay", "90"),
+        ("ParkingMaxAge", "7200"),
+        ("QueueConcurrency", "6"),
+    ];
+    let stack = Stack::new(&given);
+    let resources = stack.resources();
+    let variables = &resources["Redelivery"]["Properties"]["Environment"]["Variables"];
+    assert_eq!(variables["REDELIVERY_CONCURRENCY"], "7");
+    assert_eq!(variables["REDELIVERY_DELAY"], "8");
+    assert_eq!(variables["REDELIVERY_MAX_DELAY"], "90");
+    assert_eq!(variables["PARKING_MAX_AGE"], "7200");
+    let mut mappings = queue_mappings(&resources);
+    let parking = mappings.remove("ParkingQueue").unwrap();
+    assert_eq!(parking["ScalingConfig"], json!({ "MaximumConcurrency": "7" }));
+    assert_eq!(mappings.len(), 3, "one queue for each kind: {:?}", mappings.keys());
+    for (queue, mapping) in mappings {
+        assert_eq!(mapping["ScalingConfig"], json!({ "MaximumConcurrency": "6" }), "{queue}");
+    }
+}
+
+#[test]
+fn parameters_of_parking_accept_what_lambda_and_redelivery_accept() {
+    let template = template();
+    let parameters = &template["Parameters"];
+    let operations = read("docs/operations.md");
+    for (name, default, least, most) in [
+        ("RedeliveryConcurrency", 20, 2, Some(1000)),
+        ("QueueConcurrency", 50, 2, Some(1000)),
+        ("RedeliveryDelay", 5, 1, Some(900)),
+        ("RedeliveryMaxDelay", 30, 5, Some(900)),
+        ("ParkingMaxAge", 14 * 24 * 3600, 3600, None),
+    ] {
+        let parameter = &parameters[name];
+        assert_eq!(parameter["Type"], "Number", "{name}");
+        assert_eq!(parameter["Default"], default, "{name}");
+        assert_eq!(parameter["MinValue"], least, "{name}");
+        assert_eq!(parameter.get("MaxValue").and_then(Value::as_i64), most, "{name}");
+        let row = operations.lines().find(|line| line.starts_with(&format!("| `{name}` |"))).unwrap();
+        assert!(row.split(" | ").last().unwrap().starts_with(&format!("`{default}`")), "{row}");
+    }
+    let default = |name: &str| parameters[name]["Default"].as_u64().unwrap();
+    assert!(default("RedeliveryDelay") <= default("RedeliveryMaxDelay"), "redelivery does not start otherwise");
+    // The usual quota is 1,000 concurrent executions, and webhooks need most of it.
+    assert!(3 * default("QueueConcurrency") + default("RedeliveryConcurrency") <= 200);
+    // Each concurrent execution may have a batch in flight, and SQS allows 120,000 messages.
+    assert!(default("RedeliveryConcurrency") * 1000 < 60_000);
+}
+
+#[test]
+fn every_queue_accepts_the_largest_message_that_the_code_sends() {
+    let stack = Stack::new(&EVERYTHING);
+    let resources = stack.resources();
+    let mut queues = 0;
+    for (name, queue) in of_type(&resources, "AWS::SQS::Queue") {
+        assert_eq!(queue["MaximumMessageSize"], shared::sqs::MAX_BYTES, "{name}");
+        queues += 1;
+    }
+    assert_eq!(queues, 10);
+}
+
+#[test]
+fn redelivery_may_receive_hold_and_store_parked_messages_and_the_kinds_may_only_store_them() {
+    let stack = Stack::new(&EVERYTHING);
+    let resources = stack.resources();
+    // The actions that the statements of a policy allow for a queue.
+    let actions = |document: &Value, queue: &str| -> BTreeSet<String> {
+        let one_or_many = |value: &Value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
+        let statements = document["Statement"].as_array().unwrap().iter();
+        let about_queue = statements.filter(|statement| one_or_many(&statement["Resource"]).contains(&queue.into()));
+        let actions = about_queue.flat_map(|statement| one_or_many(&statement["Action"]));
+        actions.map(|action| action.as_str().unwrap().to_owned()).collect()
+    };
+    let set = |actions: &[&str]| actions.iter().map(|action| format!("sqs:{action}")).collect::<BTreeSet<_>>();
+    let redelivery = &resources["RedeliveryRole"]["Properties"]["Policies"][0]["PolicyDocument"];
+    let all = ["ChangeMessageVisibility", "DeleteMessage", "GetQueueAttributes", "ReceiveMessage", "SendMessage"];
+    assert_eq!(actions(redelivery, "ParkingQueue/Arn"), set(&all));
+    assert_eq!(actions(redelivery, "RejectedQueue/Arn"), set(&["SendMessage"]));
+    let kinds = &resources["FunctionBasics"]["Properties"]["PolicyDocument"];
+    assert_eq!(actions(kinds, "ParkingQueue/Arn"), set(&["SendMessage"]));
+    assert_eq!(actions(kinds, "RejectedQueue/Arn"), set(&["SendMessage"]));
+}
+
+#[test]
+fn parking_has_alarms_for_the_in_flight_quota_and_for_healthy_hubs_that_wait() {
+    let stack = Stack::new(&[]);
+    let resources = stack.resources();
+    for (name, metric, threshold) in [
+        ("ParkingInFlightAlarm", "ApproximateNumberOfMessagesNotVisible", 60_000),
+        ("ParkedQuietAgeAlarm", "ApproximateAgeOfOldestMessageInQuietGroups", 300),
+    ] {
+        let alarm = &resources[name]["Properties"];
+        let queue = vec!["QueueName".to_owned(), "ParkingQueue/QueueName".to_owned()];
+        assert_eq!(metrics_of_alarm(alarm), [("AWS/SQS".to_owned(), metric.to_owned(), queue)]);
+        assert_eq!(alarm["ComparisonOperator"], "GreaterThanThreshold", "{name}");
+        assert_eq!(alarm["Statistic"], "Maximum", "{name}");
+        assert_eq!(alarm["Threshold"], threshold, "{name}");
+    }
+    let quiet = &resources["ParkedQuietAgeAlarm"]["Properties"];
+    assert!(quiet["EvaluationPeriods"].as_u64().unwrap() >= 3, "fairness sets in after some minutes");
+    assert!(quiet.get("DatapointsToAlarm").is_none(), "every period has to breach");
+    // The dashboard shows the same number against the quota, and the threshold beside it.
+    let widgets = dashboard(&resources);
+    let in_flight = widgets.iter().find(|widget| {
+        let metrics = metrics_of(widget);
+        metrics.iter().any(|(_, name, of)| {
+            name == "ApproximateNumberOfMessagesNotVisible" && of.iter().any(|of| of == "ParkingQueue/QueueName")
+        })
+    });
+    let lines = in_flight.unwrap()["properties"]["annotations"]["horizontal"].as_array().unwrap();
+    assert_eq!(lines.iter().map(|line| line["value"].as_u64().unwrap()).collect::<Vec<_>>(), [120_000, 60_000]);
 }
 
 #[test]
