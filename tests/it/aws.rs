@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use shared::aws::Aws;
 use shared::clock::Clock;
 use shared::settings::Environment;
-use shared::sqs::Queue;
+use shared::sqs::{Outgoing, Queue, Stored};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -139,8 +139,9 @@ async fn failed_entries_of_a_batch_are_sent_again() {
     let (queue, asked) =
         service(vec![answer_with("200 OK", &some.to_string()), answer_with("200 OK", &rest.to_string())]).await;
     let bodies: Vec<String> = (0..4).map(|n| n.to_string()).collect();
-    let stored = queue.send(&bodies, Instant::now() + Duration::from_secs(10)).await;
-    assert_eq!(stored, [true, true, false, true]);
+    let messages: Vec<Outgoing<'_>> = bodies.iter().map(|body| Outgoing::new(body)).collect();
+    let stored = queue.send(&messages, Instant::now() + Duration::from_secs(10)).await;
+    assert_eq!(stored, [Stored::Yes, Stored::Yes, Stored::No, Stored::Yes]);
     let asked = asked.lock().unwrap();
     assert_eq!(asked.iter().map(ids_of).collect::<Vec<_>>(), [vec!["0", "1", "2", "3"], vec!["1", "3"]]);
 }
@@ -151,18 +152,18 @@ async fn half_an_answer_is_none() {
     let broken = whole[..whole.len() - 5].to_owned();
     let send = async |answers: Vec<String>| {
         let (queue, asked) = service(answers).await;
-        let stored = queue.send(&["a".to_owned()], Instant::now() + Duration::from_secs(10)).await;
+        let stored = queue.send(&[Outgoing::new("a")], Instant::now() + Duration::from_secs(10)).await;
         let attempts = asked.lock().unwrap().len();
         (stored, attempts)
     };
-    assert_eq!(send(vec![broken.clone(), whole.clone()]).await, (vec![true], 2));
-    assert_eq!(send(vec![broken.clone(), broken.clone(), broken]).await, (vec![false], 3));
-    assert_eq!(send(vec![answer_with("503 Service Unavailable", ""), whole.clone()]).await, (vec![true], 2));
+    assert_eq!(send(vec![broken.clone(), whole.clone()]).await, (vec![Stored::Yes], 2));
+    assert_eq!(send(vec![broken.clone(), broken.clone(), broken]).await, (vec![Stored::No], 3));
+    assert_eq!(send(vec![answer_with("503 Service Unavailable", ""), whole.clone()]).await, (vec![Stored::Yes], 2));
     let refused = answer_with("400 Bad Request", r#"{"__type":"com.amazonaws.sqs#QueueDoesNotExist"}"#);
-    assert_eq!(send(vec![refused, whole]).await, (vec![false], 1), "what a repeat can't heal is not repeated");
+    assert_eq!(send(vec![refused, whole]).await, (vec![Stored::No], 1), "what a repeat can't heal is not repeated");
     for odd in ["{}", "", "[]"] {
         let odd = answer_with("200 OK", odd);
-        assert_eq!(send(vec![odd.clone(), odd.clone(), odd]).await.0, [false], "stored is what the answer names");
+        assert_eq!(send(vec![odd.clone(), odd.clone(), odd]).await.0, [Stored::No], "stored is what the answer names");
     }
 }
 

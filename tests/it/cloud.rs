@@ -160,7 +160,8 @@ impl Cloud {
 
     /// The redelivery function, fed from the parking queue until this is dropped.
     pub fn redeliver(&self, hub: &Emulator) -> Redelivery {
-        let function = self.function("redelivery", hub, &[("REDELIVERY_DELAY", "1")]);
+        let quick = [("REDELIVERY_DELAY", "1"), ("REDELIVERY_MAX_DELAY", "5"), ("REDELIVERY_CONCURRENCY", "2")];
+        let function = self.function("redelivery", hub, &quick);
         let poll =
             local::queue_source::poll(self.aws.clone(), self.parking.clone(), REGION.to_owned(), function.clone(), 50);
         Redelivery { function, poll: tokio::spawn(poll) }

@@ -37,6 +37,8 @@ async fn what_the_hub_does_not_take_is_parked_and_delivered_later() {
         status(403, None, "quota"),
         status(404, None, "40400"),
         status(503, None, "50004"),
+        status(503, None, "Error code : 50002. Please wait 4 seconds and try again."),
+        status(429, None, ""),
     ] {
         system.hub.script([lasting(problem.clone())]);
         let answer = system.post(DOCUMENTED).await;
@@ -48,11 +50,19 @@ async fn what_the_hub_does_not_take_is_parked_and_delivered_later() {
     let direct = system.hub.events(HUB);
 
     let envelopes = parked(&cloud.take(&cloud.parking).await);
-    assert_eq!(envelopes.len(), 6);
+    assert_eq!(envelopes.len(), 8);
     let host = system.hub.url().replace("http://", "");
-    for (envelope, reason) in
-        envelopes.iter().zip(["timeout", "connection_lost", "unauthorized", "forbidden", "not_found", "throttled"])
-    {
+    let reasons = [
+        "timeout",
+        "connection_lost",
+        "unauthorized",
+        "forbidden",
+        "not_found",
+        "unavailable",
+        "throttled",
+        "throttled",
+    ];
+    for (envelope, reason) in envelopes.iter().zip(reasons) {
         let message = &envelope["messages"][0];
         assert_eq!(message["body"], direct[0].body);
         assert_eq!(message["id"], direct[0].properties["cloudEvents:id"]);
@@ -85,7 +95,7 @@ async fn queue_records_are_parked_too_and_redelivery_brings_all_of_them() {
     let at_first = system.requests();
     let redelivery = cloud.redeliver(&system.hub);
     until("a redelivery that failed", async || {
-        redelivery.function.logs().iter().any(|line| line.contains("throttled"))
+        redelivery.function.logs().iter().any(|line| line.contains("unavailable"))
     })
     .await;
     assert_eq!(system.stored(), 0);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use shared::aws::Service;
 use shared::parking::pack;
-use shared::sqs::Queue;
+use shared::sqs::{Outgoing, Queue, Stored};
 use tokio::time::Instant;
 
 use crate::cloud::*;
@@ -128,7 +128,8 @@ async fn what_can_not_be_replayed_stays_and_is_told() {
     });
     let queue = Queue::new(cloud.aws.clone(), cloud.rejected.clone());
     let odd = [first_part.to_string(), "something else".to_owned()];
-    assert_eq!(queue.send(&odd, Instant::now() + Duration::from_secs(30)).await, [true, true]);
+    let odd = odd.each_ref().map(|body| Outgoing::new(body));
+    assert_eq!(queue.send(&odd, Instant::now() + Duration::from_secs(30)).await, [Stored::Yes, Stored::Yes]);
 
     let replayed = replay(&cloud, &inbound, &[]).await;
     assert_eq!(replayed.status.code(), Some(1));

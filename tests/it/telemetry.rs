@@ -52,8 +52,8 @@ fn metrics(line: &Value) -> (Value, BTreeMap<String, u64>) {
         let name = definition["Name"].as_str().unwrap();
         let known = METRICS.iter().find(|metric| metric.name == name).unwrap_or_else(|| panic!("{name} is not listed"));
         assert_eq!(definition["Unit"], known.unit);
-        assert!(["Count", "Milliseconds", "Seconds"].contains(&known.unit), "CloudWatch knows no {}", known.unit);
-        let value = line[name].as_u64().expect("a metric is a number at the root");
+        assert!(["Count", "Milliseconds", "Seconds", "None"].contains(&known.unit), "CloudWatch knows no {}", known.unit);
+        let value = line[name].as_f64().expect("a metric is a number at the root") as u64;
         assert!(values.insert(name.to_owned(), value).is_none(), "{name} twice in {line}");
     }
     (directive["Dimensions"].clone(), values)
@@ -217,6 +217,24 @@ async fn parked_messages_are_counted_when_they_come_and_when_they_go() {
     assert!(!counted.contains_key("Delivered"), "new events alone are delivered: {counted:?}");
     assert!(metrics(line).1["OldestParkedAge"] < 600, "{line}");
     assert_eq!((&line["Kind"], &line["Flow"]), (&json!("redelivery"), &json!("default")));
+    assert!((0.2..0.3).contains(&line["PaceUnits"].as_f64().unwrap()), "{line}");
+}
+
+#[tokio::test]
+async fn held_and_gathered_messages_and_probes_of_a_failing_hub_are_counted() {
+    let cloud = Cloud::start().await;
+    let system = with_cloud(&cloud, &emulator(&[HUB]).await);
+    system.hub.script([lasting(status(404, None, "40400: Endpoint not found."))]);
+    for profile in ["a", "b"] {
+        assert_eq!(system.post(&event_of(profile)).await.status, 202);
+    }
+    let redelivery = cloud.redeliver(&system.hub);
+    let lines = lines(&redelivery.function, "parked batch handled", 3).await;
+    let total = |name: &str| lines.iter().filter_map(|line| counts(line).get(name).copied()).sum::<u64>();
+    assert_eq!(total("Gathered"), 2, "two envelopes became one, once: {lines:?}");
+    assert!(total("Held") >= 3 && total("Requests") >= 2, "{lines:?}");
+    assert!(lines.iter().all(|line| line["HubsDown"] == 1), "{lines:?}");
+    assert!(total("Probes") >= 1 && total("Probes") == total("ProbesFailed"), "{lines:?}");
 }
 
 #[tokio::test]
