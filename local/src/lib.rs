@@ -17,4 +17,5 @@ mod random;
 pub mod replay;
 pub mod run;
 pub mod runner;
+pub mod sqs;
 pub mod tokens;

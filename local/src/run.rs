@@ -32,7 +32,7 @@ use crate::kinds::KINDS;
 use crate::lambda_api::LambdaApi;
 use crate::moto::{self, Moto, MotoError};
 use crate::poller::Poller;
-use crate::queue_source;
+use crate::queue_source::{self, Mapping};
 use crate::random;
 use crate::runner::{Function, FunctionConfig};
 use crate::tokens::{self, Tokens};
@@ -335,9 +335,9 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
     let url = format!("http://{}", reachable(address));
     let aws = info.aws_endpoint.as_ref().map(|url| local_aws(http.clone(), url.clone(), REGION.to_owned()));
     let (mut functions, mut tasks) = (Vec::new(), JoinSet::new());
-    let poll = |tasks: &mut JoinSet<()>, aws: &Aws, url: &str, function: &Function| {
-        let poll = queue_source::poll(aws.clone(), url.to_owned(), REGION.to_owned(), function.clone(), BATCH_SIZE);
-        tasks.spawn(poll);
+    let poll = |tasks: &mut JoinSet<()>, aws: &Aws, url: &str, function: &Function, pollers: usize| {
+        let mapping = Mapping { batch_size: BATCH_SIZE, pollers, ..Mapping::new(url, REGION) };
+        tasks.spawn(queue_source::run(aws.clone(), function.clone(), mapping));
     };
     let (observer, mut observed) = mpsc::unbounded_channel();
     let (mut control, mut lambda) = (None, None);
@@ -360,9 +360,7 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
         config.environment.push(("REDELIVERY_DELAY".to_owned(), REDELIVERY_DELAY.to_owned()));
         config.max_instances = REDELIVERY_CONCURRENCY;
         let function = Function::new(config);
-        for _ in 0..REDELIVERY_CONCURRENCY {
-            poll(&mut tasks, aws, &keeping.parking_queue_url, &function);
-        }
+        poll(&mut tasks, aws, &keeping.parking_queue_url, &function, REDELIVERY_CONCURRENCY);
         functions.push(function);
 
         let tokens = Tokens::new(Clock::system()).map_err(RunError::Tokens)?;
@@ -402,7 +400,7 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
         let mut queue_url = None;
         if let Some(aws) = &aws {
             let (url, _) = queue_source::create_queue(aws, kind.queue, VISIBILITY_TIMEOUT, MAX_RECEIVE_COUNT).await?;
-            poll(&mut tasks, aws, &url, &function);
+            poll(&mut tasks, aws, &url, &function, 1);
             queue_url = Some(url);
         }
         info.kinds.push(KindInfo { name: kind.name.to_owned(), hub: kind.hub.to_owned(), queue_url });

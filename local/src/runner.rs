@@ -602,11 +602,11 @@ async fn init_error(State(api): State<Arc<Api>>, body: Body) -> StatusCode {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A runtime in a shell: `handle` is run with the event in `$event`, its output is the answer.
-    fn function(name: &str, handle: &str, max_instances: usize) -> Function {
+    pub(crate) fn function(name: &str, handle: &str, max_instances: usize) -> Function {
         let directory = std::env::temp_dir().join(format!("local-runner-{}", random::uuid()));
         std::fs::create_dir(&directory).unwrap();
         let binary = directory.join(name);

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use local::emulator::{Config, Emulator, Key, MAX_BYTES, Rights};
 use local::moto::Moto;
+use local::queue_source::{self, Mapping};
 use local::runner::{Function, FunctionConfig};
-use local::{gateway, queue_source, run};
+use local::{gateway, run};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -224,11 +225,10 @@ impl System {
 
     /// The parking queue's pollers. They end with what is returned.
     pub fn redeliver(&self) -> JoinSet<()> {
-        let poller = || {
-            let (aws, queue_url) = (self.aws.clone(), self.parking.clone());
-            queue_source::poll(aws, queue_url, REGION.to_owned(), self.redelivery.clone(), BATCH_SIZE)
-        };
-        (0..REDELIVERIES).map(|_| poller()).collect()
+        let mapping = Mapping { batch_size: BATCH_SIZE, pollers: REDELIVERIES, ..Mapping::new(&self.parking, REGION) };
+        let mut pollers = JoinSet::new();
+        pollers.spawn(queue_source::run(self.aws.clone(), self.redelivery.clone(), mapping));
+        pollers
     }
 
     /// The functions, redelivery too.

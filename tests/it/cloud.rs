@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use local::emulator::Emulator;
 use local::moto::Moto;
+use local::queue_source::{self, Mapping};
 use local::runner::Function;
 use serde_json::{Value, json};
 use shared::aws::{Aws, Service};
@@ -162,8 +163,8 @@ impl Cloud {
     pub fn redeliver(&self, hub: &Emulator) -> Redelivery {
         let quick = [("REDELIVERY_DELAY", "1"), ("REDELIVERY_MAX_DELAY", "5"), ("REDELIVERY_CONCURRENCY", "2")];
         let function = self.function("redelivery", hub, &quick);
-        let poll =
-            local::queue_source::poll(self.aws.clone(), self.parking.clone(), REGION.to_owned(), function.clone(), 50);
+        let mapping = Mapping { batch_size: 50, ..Mapping::new(&self.parking, REGION) };
+        let poll = queue_source::run(self.aws.clone(), function.clone(), mapping);
         Redelivery { function, poll: tokio::spawn(poll) }
     }
 }

@@ -28,6 +28,7 @@ mod secrets;
 mod settings;
 mod signing;
 mod source_flows;
+mod sqs;
 mod stack;
 mod telemetry;
 mod template;

@@ -2,6 +2,7 @@
 
 use local::cloudwatch;
 use local::emulator::Emulator;
+use local::queue_source::{self, Mapping};
 use local::runner::{Function, FunctionConfig, Observed};
 use serde_json::{Value, json};
 use shared::aws::Service;
@@ -140,9 +141,8 @@ async fn runs_tell_what_became_of_a_flows_events() {
     system.has(&other, [3, 0, 0, 1, 2]).await;
     system.hub.clear_faults();
     let redelivery = system.function("redelivery", &[("REDELIVERY_DELAY", "1")]);
-    let parking = system.cloud.parking.clone();
-    let polled =
-        tokio::spawn(local::queue_source::poll(system.cloud.aws.clone(), parking, REGION.to_owned(), redelivery, 50));
+    let mapping = Mapping { batch_size: 50, ..Mapping::new(&system.cloud.parking, REGION) };
+    let polled = tokio::spawn(queue_source::run(system.cloud.aws.clone(), redelivery, mapping));
     let page = system.has(&flow, [5, 1, 3, 1, 0]).await;
     assert!(!has_status(&page, "inProgress", &json!({ "state": "Waiting", "statecode": 1, "statuscode": 10 })));
     system.has(&other, [3, 0, 2, 1, 0]).await;

@@ -1,0 +1,452 @@
+//! A local substitute for SQS with what decides about parking at scale: fair queues, the limit of messages in flight,
+//! receive counts, delays and retention, on a clock that tests move on. Standard queues and the JSON protocol only;
+//! signatures are not checked.
+
+mod api;
+mod queue;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State as Shared;
+use axum::response::{IntoResponse, Response};
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, StatusCode};
+use serde_json::{Value, json};
+use shared::clock::Clock;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use self::api::{Done, Problem};
+pub use self::queue::{Depth, Figures, Stored};
+use self::queue::{Millis, Queue, Service};
+use crate::body::{self, Unread};
+use crate::emulator::{accept, no_answer};
+use crate::faults;
+use crate::random;
+
+const ACCOUNT: &str = "123456789012";
+const REGION: &str = "eu-central-1";
+/// Maximum size of a request in bytes: a batch of messages whose every byte is escaped.
+const MAX_REQUEST: usize = 8 * 1_048_576;
+/// Maximum time between two looks of a receive that waits, in case that the clock was changed by other means.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Limits of the service.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// Maximum number of messages in flight per queue. Above it a receive with long polling gets nothing, without an
+    /// error, and one with short polling gets `OverLimit`.
+    pub max_in_flight: usize,
+    /// Maximum number of bytes of a batch.
+    pub max_batch_bytes: usize,
+    /// How long a message group must have too many messages in flight before it counts as noisy.
+    pub noisy_after: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { max_in_flight: 120_000, max_batch_bytes: 1_048_576, noisy_after: Duration::ZERO }
+    }
+}
+
+/// Misbehaviour for some calls.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    /// Beginning of the operations that it affects: `SendMessage` is for `SendMessageBatch` too.
+    pub operation: &'static str,
+    /// Number of calls that it affects; 0: all until it is cleared.
+    pub times: u32,
+    pub action: Action,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// An error response; the call is not done.
+    Refuse { status: u16, code: &'static str },
+    /// The call is done, then the connection is reset without a response.
+    LoseResponse,
+    /// The call is not done, and the connection is reset.
+    Reset,
+    /// The call is done later.
+    Delay(Duration),
+    /// The call is not done and gets no response.
+    Hang,
+    /// Every second entry of a batch is not done and reported as failed, beginning with the first.
+    FailEntries,
+    /// Received messages stay visible, so that they are received once more.
+    DeliverTwice,
+}
+
+impl faults::Fault for Fault {
+    fn times(&mut self) -> &mut u32 {
+        &mut self.times
+    }
+}
+
+/// When in a call something is to be run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Before anything is done.
+    Arrived,
+    /// After it is done, before the response.
+    Done,
+}
+
+type Run = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+
+struct Hook {
+    operation: &'static str,
+    /// Calls that pass before it is run.
+    skip: usize,
+    moment: Moment,
+    run: Run,
+}
+
+/// A running emulator. It stops with its last clone.
+#[derive(Clone)]
+pub struct Sqs {
+    server: Arc<Server>,
+    url: String,
+    _task: Arc<Task>,
+}
+
+struct Task(AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+struct Server {
+    url: String,
+    state: Mutex<State>,
+    /// Told whenever a message may have become visible.
+    changed: Notify,
+    /// Seconds by which the queues' clock is ahead, in milliseconds.
+    ahead: Arc<AtomicU64>,
+}
+
+/// Queues by name, and what tests look at.
+struct State {
+    queues: BTreeMap<String, Queue>,
+    service: Service,
+    max_batch_bytes: usize,
+    clock: Clock,
+    ahead: Arc<AtomicU64>,
+    faults: VecDeque<Fault>,
+    hooks: Vec<Hook>,
+    calls: BTreeMap<String, u64>,
+    lost_responses: u64,
+    repeats: Vec<Arc<str>>,
+}
+
+impl State {
+    fn now(&self) -> Millis {
+        let since = self.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX) + self.ahead.load(Ordering::Relaxed)
+    }
+}
+
+impl Server {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sqs {
+    /// Serves at `listener`.
+    pub async fn start(config: Config, listener: TcpListener) -> Self {
+        let address = listener.local_addr().unwrap_or_else(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        let url = format!("http://{address}");
+        let ahead = Arc::new(AtomicU64::new(0));
+        let noisy_after = u64::try_from(config.noisy_after.as_millis()).unwrap_or(u64::MAX / 2);
+        let state = State {
+            queues: BTreeMap::new(),
+            service: Service { max_in_flight: config.max_in_flight, noisy_after },
+            max_batch_bytes: config.max_batch_bytes,
+            clock: Clock::system(),
+            ahead: ahead.clone(),
+            faults: VecDeque::new(),
+            hooks: Vec::new(),
+            calls: BTreeMap::new(),
+            lost_responses: 0,
+            repeats: Vec::new(),
+        };
+        let server = Arc::new(Server { url: url.clone(), state: Mutex::new(state), changed: Notify::new(), ahead });
+        let router = Router::new().fallback(answer).with_state(server.clone());
+        let task = tokio::spawn(accept(listener, router));
+        Self { server, url, _task: Arc::new(Task(task.abort_handle())) }
+    }
+
+    /// Its endpoint, without a trailing slash.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Moves the queues' clock on. The functions do not see it: `SentTimestamp` and receive counts come from here, the
+    /// time of day from the machine.
+    pub fn advance(&self, by: Duration) {
+        self.server.ahead.fetch_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.server.changed.notify_waiters();
+    }
+
+    /// Stores a message past HTTP and every fault.
+    ///
+    /// # Panics
+    /// If there is no such queue.
+    pub fn put(&self, queue: &str, body: &str, group: Option<&str>) {
+        let mut state = self.server.state();
+        let now = state.now();
+        let queue = state.queues.get_mut(api::queue_name(queue)).expect("the queue was created");
+        queue.send(body.into(), serde_json::Map::new(), group, None, now);
+        drop(state);
+        self.server.changed.notify_waiters();
+    }
+
+    /// The messages of a queue in the order in which they were sent, whatever their state; none for an unknown queue.
+    pub fn messages(&self, queue: &str) -> Vec<Stored> {
+        let mut state = self.server.state();
+        let now = state.now();
+        let Some(queue) = state.queues.get_mut(api::queue_name(queue)) else { return Vec::new() };
+        queue.depth(now);
+        queue.stored().collect()
+    }
+
+    /// How many messages a queue holds; none for an unknown queue.
+    pub fn depth(&self, queue: &str) -> Depth {
+        let mut state = self.server.state();
+        let now = state.now();
+        state.queues.get_mut(api::queue_name(queue)).map(|queue| queue.depth(now)).unwrap_or_default()
+    }
+
+    pub fn figures(&self, queue: &str) -> Figures {
+        self.server.state().queues.get(api::queue_name(queue)).map(|queue| queue.figures).unwrap_or_default()
+    }
+
+    /// Calls so far whose operation begins with `operation`, failed ones too.
+    pub fn calls(&self, operation: &str) -> u64 {
+        self.server.state().calls.iter().filter(|(name, _)| name.starts_with(operation)).map(|(_, count)| count).sum()
+    }
+
+    /// Calls that were done and whose response was lost on purpose.
+    pub fn lost_responses(&self) -> u64 {
+        self.server.state().lost_responses
+    }
+
+    /// Bodies of messages that may be handled once more because of a fault here: sent with a lost response, delivered
+    /// twice, or not deleted. A body is in it as often as that happened.
+    pub fn repeats(&self) -> Vec<Arc<str>> {
+        self.server.state().repeats.clone()
+    }
+
+    /// Adds faults. A call takes the first one that fits it.
+    pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.server.state().faults.extend(faults);
+    }
+
+    pub fn clear_faults(&self) {
+        self.server.state().faults.clear();
+    }
+
+    /// Runs something at the call number `nth`, counted from 1 and from now, whose operation begins with `operation`. The
+    /// call waits until it is over.
+    pub fn at<F>(&self, operation: &'static str, nth: usize, moment: Moment, run: impl FnOnce() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let run: Run = Box::new(move || Box::pin(run()));
+        self.server.state().hooks.push(Hook { operation, skip: nth.saturating_sub(1), moment, run });
+    }
+}
+
+impl Server {
+    async fn run_hooks(&self, operation: &str, moment: Moment) {
+        let due: Vec<Run> = {
+            let mut state = self.state();
+            let mut due = Vec::new();
+            let mut place = 0;
+            while place < state.hooks.len() {
+                let hook = &mut state.hooks[place];
+                if hook.moment != moment || !operation.starts_with(hook.operation) {
+                    place += 1;
+                } else if hook.skip > 0 {
+                    hook.skip -= 1;
+                    place += 1;
+                } else {
+                    due.push(state.hooks.remove(place).run);
+                }
+            }
+            due
+        };
+        for run in due {
+            run().await;
+        }
+    }
+
+    async fn done(&self, operation: &str, call: &[u8], fault: Option<&Action>) -> Result<Done, Problem> {
+        if operation == "ReceiveMessage" {
+            return self.receive(call, fault == Some(&Action::DeliverTwice)).await;
+        }
+        let failing = if fault == Some(&Action::FailEntries) { split(call) } else { None };
+        let done = match failing {
+            None => self.state().call(operation, call, &self.url)?,
+            Some((kept, failed)) => {
+                let mut done = match kept {
+                    Some(kept) => self.state().call(operation, kept.to_string().as_bytes(), &self.url)?,
+                    None => json!({ "Successful": [] }).into(),
+                };
+                let entry = |entry: &Value| json!({ "Id": entry["Id"], "SenderFault": false, "Code": "InternalError", "Message": "on purpose" });
+                done.response["Failed"] = failed.iter().map(entry).collect();
+                done
+            }
+        };
+        self.changed.notify_waiters();
+        Ok(done)
+    }
+
+    /// Waits for messages as long as the call asks for.
+    async fn receive(&self, call: &[u8], twice: bool) -> Result<Done, Problem> {
+        let call = api::parse(call)?;
+        let call = self.state().check(&call)?;
+        let deadline = Instant::now() + Duration::from_secs(call.wait_seconds);
+        loop {
+            let changed = self.changed.notified();
+            let (received, next) = {
+                let mut state = self.state();
+                let received = state.receive(&call, twice)?;
+                if twice {
+                    state.repeats.extend(received.iter().flatten().map(|message| message.content.body.clone()));
+                }
+                let now = state.now();
+                let next = state.queue(&call.queue)?.next_due().map(|due| due.saturating_sub(now));
+                (received, next)
+            };
+            if let Some(messages) = received {
+                return Ok(call.response(&messages).into());
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Ok(call.response(&[]).into());
+            }
+            let next = next.map_or(LOOK_AGAIN, |millis| Duration::from_millis(millis.max(1))).min(LOOK_AGAIN);
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep_until(deadline.min(now + next)) => {}
+            }
+        }
+    }
+}
+
+async fn answer(Shared(server): Shared<Arc<Server>>, request: Request<Body>) -> Response {
+    let (parts, body) = request.into_parts();
+    let target = parts.headers.get("x-amz-target").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let Some(operation) = target.strip_prefix("AmazonSQS.") else {
+        return failure(&Problem::unknown_operation());
+    };
+    let call = match body::read(body, MAX_REQUEST).await {
+        Ok(call) => call,
+        Err(Unread::BrokenOff) => return no_answer(),
+        Err(Unread::TooLarge) => return failure(&Problem::parameter("The request is too large.")),
+    };
+    server.run_hooks(operation, Moment::Arrived).await;
+    let fault = {
+        let mut state = server.state();
+        *state.calls.entry(operation.to_owned()).or_default() += 1;
+        faults::take(&mut state.faults, |fault| operation.starts_with(fault.operation)).map(|fault| fault.action)
+    };
+    match &fault {
+        Some(Action::Refuse { status, code }) => {
+            remember_not_deleted(&server, operation, &call);
+            return refusal(*status, code);
+        }
+        Some(Action::Reset) => {
+            remember_not_deleted(&server, operation, &call);
+            return no_answer();
+        }
+        Some(Action::Hang) => {
+            remember_not_deleted(&server, operation, &call);
+            return std::future::pending().await;
+        }
+        Some(Action::Delay(delay)) => tokio::time::sleep(*delay).await,
+        Some(Action::LoseResponse | Action::FailEntries | Action::DeliverTwice) | None => {}
+    }
+    let done = server.done(operation, &call, fault.as_ref()).await;
+    server.run_hooks(operation, Moment::Done).await;
+    if fault == Some(Action::LoseResponse) {
+        let mut state = server.state();
+        state.lost_responses += 1;
+        if let Ok(done) = done
+            && operation.starts_with("SendMessage")
+        {
+            state.repeats.extend(done.bodies);
+        }
+        return no_answer();
+    }
+    match done {
+        Ok(Done { response, .. }) => with_type(StatusCode::OK, response.to_string()),
+        Err(problem) => failure(&problem),
+    }
+}
+
+/// Notes the messages of a deletion that is not done: they are handled once more.
+fn remember_not_deleted(server: &Server, operation: &str, call: &[u8]) {
+    if !operation.starts_with("DeleteMessage") {
+        return;
+    }
+    let call: Value = serde_json::from_slice(call).unwrap_or_default();
+    let entries = call["Entries"].as_array().cloned().unwrap_or_else(|| vec![call.clone()]);
+    let mut state = server.state();
+    let Ok(queue) = state.queue(api::queue_name(call["QueueUrl"].as_str().unwrap_or_default())) else { return };
+    let contents = entries.iter().filter_map(|entry| queue.content(entry["ReceiptHandle"].as_str()?));
+    let bodies: Vec<Arc<str>> = contents.map(|content| content.body.clone()).collect();
+    state.repeats.extend(bodies);
+}
+
+/// A batch without its first and then every second entry, if anything is left of it, and those entries. `None`: not a batch.
+fn split(call: &[u8]) -> Option<(Option<Value>, Vec<Value>)> {
+    let mut call: Value = serde_json::from_slice(call).ok()?;
+    let entries = call["Entries"].as_array()?.clone();
+    let failed = entries.iter().step_by(2).cloned().collect();
+    let kept: Vec<Value> = entries.into_iter().skip(1).step_by(2).collect();
+    let is_left = !kept.is_empty();
+    call["Entries"] = kept.into();
+    Some((is_left.then_some(call), failed))
+}
+
+fn failure(problem: &Problem) -> Response {
+    let body = json!({ "__type": problem.shape, "message": problem.message });
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::BAD_REQUEST);
+    let mut response = with_type(status, body.to_string());
+    if let Ok(code) = HeaderValue::from_str(&format!("{};Sender", problem.code)) {
+        response.headers_mut().insert("x-amzn-query-error", code);
+    }
+    response
+}
+
+fn refusal(status: u16, code: &str) -> Response {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    with_type(status, json!({ "__type": code, "message": "on purpose" }).to_string())
+}
+
+fn with_type(status: StatusCode, body: String) -> Response {
+    let mut response = (status, body).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-amz-json-1.0"));
+    if let Ok(id) = HeaderValue::from_str(&random::uuid()) {
+        headers.insert("x-amzn-requestid", id);
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests;
