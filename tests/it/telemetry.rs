@@ -52,7 +52,11 @@ fn metrics(line: &Value) -> (Value, BTreeMap<String, u64>) {
         let name = definition["Name"].as_str().unwrap();
         let known = METRICS.iter().find(|metric| metric.name == name).unwrap_or_else(|| panic!("{name} is not listed"));
         assert_eq!(definition["Unit"], known.unit);
-        assert!(["Count", "Milliseconds", "Seconds", "None"].contains(&known.unit), "CloudWatch knows no {}", known.unit);
+        assert!(
+            ["Count", "Milliseconds", "Seconds", "None"].contains(&known.unit),
+            "CloudWatch knows no {}",
+            known.unit
+        );
         let value = line[name].as_f64().expect("a metric is a number at the root") as u64;
         assert!(values.insert(name.to_owned(), value).is_none(), "{name} twice in {line}");
     }
