@@ -31,6 +31,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(2);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Timeout of one attempt for parked messages: the instance has other hubs to serve.
 const PACED_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Minimum time for an attempt: a request that is cut off sooner may be stored, and says nothing about the hub.
+const MIN_ATTEMPT: Duration = Duration::from_millis(100);
 /// Timeout of a probe for new events, as long as a webhook may send.
 const LIVE_PROBE_TIMEOUT: Duration = Duration::from_millis(1200);
 /// Timeout of a probe, and of the first contact, for parked messages.
@@ -97,8 +99,8 @@ enum Effort<'p> {
     Live,
     /// One attempt that finds out whether the hub responds. What it says about throttling is passed on to the pace.
     Probe(Option<&'p Pace>),
-    /// Parked messages: at the pace that the hub accepts, and none after the first failure.
-    Paced(&'p Pace),
+    /// Parked messages: at the pace that the hub accepts, none after the first failure, and none after that time.
+    Paced(&'p Pace, Instant),
 }
 
 impl Effort<'_> {
@@ -107,14 +109,14 @@ impl Effort<'_> {
         match self {
             Self::Live => 3,
             // What is parked is received again anyway.
-            Self::Probe(_) | Self::Paced(_) => 1,
+            Self::Probe(_) | Self::Paced(..) => 1,
         }
     }
 
     fn attempt_timeout(self) -> Duration {
         match self {
             Self::Live | Self::Probe(_) => ATTEMPT_TIMEOUT,
-            Self::Paced(_) => PACED_ATTEMPT_TIMEOUT,
+            Self::Paced(..) => PACED_ATTEMPT_TIMEOUT,
         }
     }
 
@@ -123,7 +125,7 @@ impl Effort<'_> {
         match self {
             // A key that was read again and refused again.
             Self::Live | Self::Probe(_) => cause == Cause::Unauthorized,
-            Self::Paced(_) => cause.is_the_hubs() && cause != Cause::Throttled,
+            Self::Paced(..) => cause.is_the_hubs() && cause != Cause::Throttled,
         }
     }
 }
@@ -226,8 +228,9 @@ impl EventHub {
         sending.report
     }
 
-    /// Sends parked messages at `pace`. With `probe`, one request of so many messages at most goes out first; the rest is
-    /// sent only if the hub responds to it.
+    /// Sends parked messages at `pace`: the last request is sent before `deadline`, and its response is awaited until
+    /// `response_deadline`, since a request that is cut off may be stored. With `probe`, one request of so many messages at
+    /// most goes out first; the rest is sent only if the hub responds to it.
     ///
     /// A message whose outcome is `Unsent` may be stored all the same, after a timeout or a lost connection.
     pub async fn send_paced(
@@ -236,6 +239,7 @@ impl EventHub {
         probe: Option<usize>,
         pace: &Pace,
         deadline: Instant,
+        response_deadline: Instant,
     ) -> Report {
         let mut sending = self.sending(messages);
         if let Some(most) = probe {
@@ -243,13 +247,13 @@ impl EventHub {
             if pace.turn(0, 0, deadline).await.is_none() {
                 return sending.stop(Cause::Throttled);
             }
-            let deadline = deadline.min(Instant::now() + PACED_PROBE_TIMEOUT);
-            match self.probe(&mut sending, most, Effort::Probe(Some(pace)), deadline).await {
+            let probe_deadline = response_deadline.min(Instant::now() + PACED_PROBE_TIMEOUT);
+            match self.probe(&mut sending, most, Effort::Probe(Some(pace)), probe_deadline).await {
                 None | Some(Cause::Throttled) => {}
                 Some(cause) => return sending.stop(cause),
             }
         }
-        self.send_groups(&mut sending, Effort::Paced(pace), deadline).await;
+        self.send_groups(&mut sending, Effort::Paced(pace, deadline), response_deadline).await;
         sending.report.took = sending.began.elapsed();
         sending.report
     }
@@ -327,7 +331,7 @@ impl EventHub {
         let stopped = loop {
             let limit = match effort {
                 Effort::Live | Effort::Probe(_) => Limit { messages: usize::MAX, bytes: self.max_batch_bytes },
-                Effort::Paced(pace) => {
+                Effort::Paced(pace, _) => {
                     let Limit { messages, bytes } = pace.limit();
                     Limit { messages, bytes: bytes.min(self.max_batch_bytes) }
                 }
@@ -431,7 +435,7 @@ impl EventHub {
             }
             let sent_at = match effort {
                 Effort::Live | Effort::Probe(_) => self.clock.now(),
-                Effort::Paced(pace) => match pace.turn(request.len(), request.body.len(), deadline).await {
+                Effort::Paced(pace, last) => match pace.turn(request.len(), request.body.len(), last).await {
                     Some(sent_at) => sent_at,
                     None => return Outcome::Unsent(Cause::Throttled),
                 },
@@ -447,7 +451,7 @@ impl EventHub {
             };
             // A pooled connection may have died unnoticed: the first attempt leaves time for another.
             let left = deadline.saturating_duration_since(Instant::now()).min(effort.attempt_timeout());
-            if left.is_zero() {
+            if left < MIN_ATTEMPT {
                 return Outcome::Unsent(Cause::Timeout);
             }
             attempt += 1;
@@ -455,7 +459,7 @@ impl EventHub {
             let share = if attempt == 1 && effort.attempts() > 1 { left.mul_f64(FIRST_SHARE) } else { left };
             let (cause, wait) = match self.post(&access, request, route, Instant::now() + share, sent).await {
                 Disposition::Delivered => {
-                    if let Effort::Paced(pace) = effort {
+                    if let Effort::Paced(pace, _) = effort {
                         pace.accepted();
                     }
                     return Outcome::Delivered;
@@ -473,7 +477,7 @@ impl EventHub {
                 Disposition::Retry { cause, wait } => (cause, wait),
             };
             match effort {
-                Effort::Paced(pace) if cause == Cause::Throttled => {
+                Effort::Paced(pace, _) if cause == Cause::Throttled => {
                     pace.refused(sent_at, wait);
                     sent.retries += 1;
                     attempt -= 1;

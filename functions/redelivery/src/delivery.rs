@@ -234,7 +234,7 @@ impl Redelivery {
             _ if self.responded_within(way, KNOWN_FOR) => None,
             _ => Some(FIRST_CONTACT),
         };
-        let report = hub.send_paced(messages, probe, &pace, times.sending_ends).await;
+        let report = hub.send_paced(messages, probe, &pace, times.sending_ends, times.responses_end).await;
         let oldest = items.first().map_or_else(|| self.now(), |item| item.first_seen);
         let until = self.record(way, &destination, &report, oldest);
         if matches!(report.stopped, Some(Cause::Unauthorized | Cause::TokenExpired)) {

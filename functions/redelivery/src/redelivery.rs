@@ -28,8 +28,11 @@ use crate::settings::Waiting;
 
 /// The kind under which the function's events are counted.
 const KIND: &str = "redelivery";
-/// Maximum time that an invocation sends: it waits for throttled hubs, and other hubs wait for its instance.
+/// Maximum time after which an invocation sends no more requests: it waits for throttled hubs, and other hubs wait for its
+/// instance.
 const SENDING: Duration = Duration::from_secs(12);
+/// Maximum part of the time to send that the last response may take.
+const LAST_RESPONSE: f64 = 1.0 / 3.0;
 /// Maximum time to look up a destination.
 const LOOKING_UP: Duration = Duration::from_secs(3);
 /// Parts of the function's time that are reserved for storing, hiding and responding; and for responding alone.
@@ -69,6 +72,7 @@ pub(crate) struct Item<'r> {
 pub(crate) struct Times {
     pub looking_up_ends: Instant,
     pub sending_ends: Instant,
+    pub responses_end: Instant,
     pub storing_ends: Instant,
     pub hiding_ends: Instant,
 }
@@ -217,12 +221,15 @@ impl Function for Redelivery {
 impl Redelivery {
     async fn handle(&self, records: &[Record<'_>], invocation: Invocation<'_>) -> SqsBatchResponse {
         let Invocation { request_id, began, time_up } = invocation;
-        let sending_ends = sqs_event::sending_ends(time_up).min(began + SENDING);
-        invocation.check_time(sending_ends);
+        let responses_end = sqs_event::sending_ends(time_up);
+        let last_response = responses_end.saturating_duration_since(began).mul_f64(LAST_RESPONSE);
+        let sending_ends = responses_end.checked_sub(last_response).unwrap_or(began).min(began + SENDING);
+        invocation.check_time(responses_end);
         let before = |reserve| time_up.checked_sub(reserve).unwrap_or(began);
         let times = Times {
             looking_up_ends: sending_ends.min(began + LOOKING_UP),
             sending_ends,
+            responses_end,
             storing_ends: before(STORING),
             hiding_ends: before(RESPONDING),
         };
