@@ -7,7 +7,6 @@ mod queue;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
@@ -30,7 +29,8 @@ pub use self::queue::{Depth, Figures, Stored};
 use self::queue::{Millis, Queue, Service};
 use crate::body::{self, Unread};
 use crate::emulator::{accept, no_answer};
-use crate::faults;
+pub use crate::faults::Moment;
+use crate::faults::{self, Hooks};
 use crate::random;
 
 const ACCOUNT: &str = "123456789012";
@@ -92,25 +92,6 @@ impl faults::Fault for Fault {
     }
 }
 
-/// When in a call something is to be run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Moment {
-    /// Before anything is done.
-    Arrived,
-    /// After it is done, before the response.
-    Done,
-}
-
-type Run = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
-
-struct Hook {
-    operation: &'static str,
-    /// Calls that pass before it is run.
-    skip: usize,
-    moment: Moment,
-    run: Run,
-}
-
 /// A running emulator. It stops with its last clone.
 #[derive(Clone)]
 pub struct Sqs {
@@ -130,6 +111,7 @@ impl Drop for Task {
 struct Server {
     url: String,
     state: Mutex<State>,
+    hooks: Hooks,
     /// Told whenever a message may have become visible.
     changed: Notify,
     /// Seconds by which the queues' clock is ahead, in milliseconds.
@@ -144,7 +126,6 @@ struct State {
     clock: Clock,
     ahead: Arc<AtomicU64>,
     faults: VecDeque<Fault>,
-    hooks: Vec<Hook>,
     calls: BTreeMap<String, u64>,
     lost_responses: u64,
     repeats: Vec<Arc<str>>,
@@ -177,12 +158,17 @@ impl Sqs {
             clock: Clock::system(),
             ahead: ahead.clone(),
             faults: VecDeque::new(),
-            hooks: Vec::new(),
             calls: BTreeMap::new(),
             lost_responses: 0,
             repeats: Vec::new(),
         };
-        let server = Arc::new(Server { url: url.clone(), state: Mutex::new(state), changed: Notify::new(), ahead });
+        let server = Arc::new(Server {
+            url: url.clone(),
+            state: Mutex::new(state),
+            hooks: Hooks::default(),
+            changed: Notify::new(),
+            ahead,
+        });
         let router = Router::new().fallback(answer).with_state(server.clone());
         let task = tokio::spawn(accept(listener, router));
         Self { server, url, _task: Arc::new(Task(task.abort_handle())) }
@@ -229,6 +215,13 @@ impl Sqs {
         state.queues.get_mut(api::queue_name(queue)).map(|queue| queue.depth(now)).unwrap_or_default()
     }
 
+    /// Time until the next message of a queue becomes visible, if no call changes that.
+    pub fn until_due(&self, queue: &str) -> Option<Duration> {
+        let state = self.server.state();
+        let due = state.queues.get(api::queue_name(queue))?.next_due()?;
+        Some(Duration::from_millis(due.saturating_sub(state.now())))
+    }
+
     pub fn figures(&self, queue: &str) -> Figures {
         self.server.state().queues.get(api::queue_name(queue)).map(|queue| queue.figures).unwrap_or_default()
     }
@@ -244,14 +237,19 @@ impl Sqs {
     }
 
     /// Bodies of messages that may be handled once more because of a fault here: sent with a lost response, delivered
-    /// twice, or not deleted. A body is in it as often as that happened.
-    pub fn repeats(&self) -> Vec<Arc<str>> {
-        self.server.state().repeats.clone()
+    /// twice, or not deleted. A body is in it as often as that happened since the last look.
+    pub fn take_repeats(&self) -> Vec<Arc<str>> {
+        std::mem::take(&mut self.server.state().repeats)
     }
 
     /// Adds faults. A call takes the first one that fits it.
     pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
         self.server.state().faults.extend(faults);
+    }
+
+    /// How many faults are left.
+    pub fn faults(&self) -> usize {
+        self.server.state().faults.len()
     }
 
     pub fn clear_faults(&self) {
@@ -264,35 +262,11 @@ impl Sqs {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let run: Run = Box::new(move || Box::pin(run()));
-        self.server.state().hooks.push(Hook { operation, skip: nth.saturating_sub(1), moment, run });
+        self.server.hooks.add(operation, nth, moment, run);
     }
 }
 
 impl Server {
-    async fn run_hooks(&self, operation: &str, moment: Moment) {
-        let due: Vec<Run> = {
-            let mut state = self.state();
-            let mut due = Vec::new();
-            let mut place = 0;
-            while place < state.hooks.len() {
-                let hook = &mut state.hooks[place];
-                if hook.moment != moment || !operation.starts_with(hook.operation) {
-                    place += 1;
-                } else if hook.skip > 0 {
-                    hook.skip -= 1;
-                    place += 1;
-                } else {
-                    due.push(state.hooks.remove(place).run);
-                }
-            }
-            due
-        };
-        for run in due {
-            run().await;
-        }
-    }
-
     async fn done(&self, operation: &str, call: &[u8], fault: Option<&Action>) -> Result<Done, Problem> {
         if operation == "ReceiveMessage" {
             return self.receive(call, fault == Some(&Action::DeliverTwice)).await;
@@ -358,7 +332,7 @@ async fn answer(Shared(server): Shared<Arc<Server>>, request: Request<Body>) -> 
         Err(Unread::BrokenOff) => return no_answer(),
         Err(Unread::TooLarge) => return failure(&Problem::parameter("The request is too large.")),
     };
-    server.run_hooks(operation, Moment::Arrived).await;
+    server.hooks.run(operation, Moment::Arrived).await;
     let fault = {
         let mut state = server.state();
         *state.calls.entry(operation.to_owned()).or_default() += 1;
@@ -381,7 +355,7 @@ async fn answer(Shared(server): Shared<Arc<Server>>, request: Request<Body>) -> 
         Some(Action::LoseResponse | Action::FailEntries | Action::DeliverTwice) | None => {}
     }
     let done = server.done(operation, &call, fault.as_ref()).await;
-    server.run_hooks(operation, Moment::Done).await;
+    server.hooks.run(operation, Moment::Done).await;
     if fault == Some(Action::LoseResponse) {
         let mut state = server.state();
         state.lost_responses += 1;
