@@ -298,6 +298,41 @@ async fn small_envelopes_are_gathered_and_delivered_once() {
 }
 
 #[tokio::test]
+async fn envelopes_of_very_different_age_are_not_gathered() {
+    let stack = Stack::start(&[HUB]).await;
+    stack.hub.script([lasting(status(503, None, "50004"))]);
+    let days = 24 * 3600;
+    for (age, subject) in [(10 * days, "a"), (60, "b"), (10 * days - 60, "c"), (30, "d")] {
+        stack.park(age, &[subject], json!({}));
+    }
+    let _redelivery = stack.redeliver(&[]);
+    until("two envelopes", async || stack.parked().len() == 2).await;
+    let mut subjects: Vec<Vec<Value>> = stack
+        .parked()
+        .iter()
+        .map(|message| envelope(message)["messages"].as_array().unwrap().iter().map(|m| m["subject"].clone()).collect())
+        .collect();
+    subjects.sort_by_key(|subjects| subjects[0].to_string());
+    assert_eq!(subjects, [["a", "c"], ["b", "d"]], "one does not expire days before its time");
+}
+
+#[tokio::test]
+async fn the_oldest_envelope_is_sent_first() {
+    let stack = Stack::start(&[HUB]).await;
+    for age in [10, 30, 20] {
+        // One subject, so that all of them go to one partition.
+        let message = json!({ "id": format!("{age}"), "subject": "s", "body": format!("{age}"), "properties": {} });
+        stack.park(age, &[], json!({ "messages": [message] }));
+    }
+    let redelivery = stack.function("redelivery", &[]);
+    let records: Vec<Value> = stack.parked().iter().map(|message| record(&message.id, &message.body)).collect();
+    let system = System { function: redelivery, hub: stack.hub };
+    assert!(system.failures(&records).await.is_empty());
+    let bodies: Vec<String> = system.hub.events(HUB).into_iter().map(|event| event.body).collect();
+    assert_eq!(bodies, ["30", "20", "10"]);
+}
+
+#[tokio::test]
 async fn a_flow_with_a_bad_key_does_not_delay_another_flow_of_its_hub() {
     let cloud = crate::cloud::Cloud::start().await;
     let hub = emulator(&[HUB]).await;
