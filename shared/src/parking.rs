@@ -242,7 +242,7 @@ impl Parking {
 
     /// Parks messages of one flow. Returns for each whether it is stored, in their order.
     pub async fn park(&self, head: &Head<'_>, messages: &[&Message<'_>], deadline: Instant) -> Vec<bool> {
-        self.store(head, messages, None, deadline).await
+        self.store(head, messages, Duration::ZERO, |_, _| true, deadline).await
     }
 
     /// Parks messages that are parked already, for `delay`. What was packed is unpacked and compared before it is stored,
@@ -254,14 +254,16 @@ impl Parking {
         delay: Duration,
         deadline: Instant,
     ) -> Vec<bool> {
-        self.store(head, messages, Some(delay), deadline).await
+        self.store(head, messages, delay, is_intact, deadline).await
     }
 
+    /// `check` is a parameter, so that functions that never park again do not contain the code that reads envelopes.
     async fn store(
         &self,
         head: &Head<'_>,
         messages: &[&Message<'_>],
-        again: Option<Duration>,
+        delay: Duration,
+        check: fn(&str, &[&Message<'_>]) -> bool,
         deadline: Instant,
     ) -> Vec<bool> {
         let group = head.group();
@@ -278,13 +280,12 @@ impl Parking {
                 if text.len() > max_bytes && part.len() > 1 {
                     let [first, second] = halves(range);
                     waiting.extend([second, first]);
-                } else if again.is_none() || is_intact(&text, part) {
+                } else if check(&text, part) {
                     packed.push((range, text));
                 } else {
                     tracing::error!("a packed envelope did not unpack to its messages; it is not stored");
                 }
             }
-            let delay = again.unwrap_or_default();
             let outgoing: Vec<Outgoing<'_>> =
                 packed.iter().map(|(_, text)| Outgoing { body: text, group: Some(&group), delay }).collect();
             let outcomes = self.queue.send(&outgoing, deadline).await;

@@ -1,7 +1,7 @@
 //! Parked messages stay parked until their hub accepts them, and reach it once.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use local::emulator::{Action, Emulator};
 use local::queue_source::{self, Mapping};
@@ -9,6 +9,7 @@ use local::runner::{Function, FunctionConfig};
 use local::sqs::{Config, Sqs, Stored};
 use serde_json::{Value, json};
 use shared::aws::{Aws, Service};
+use shared::clock::Clock;
 use shared::parking::{pack, unpack};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -91,7 +92,7 @@ impl Stack {
     /// Parks one envelope of messages for `HUB` that were first seen some seconds ago. The hub refuses the one with the
     /// subject `poison`, whose properties are not an object.
     fn park(&self, seconds_ago: u64, subjects: &[&str], change: Value) {
-        let first_seen = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() - Duration::from_secs(seconds_ago);
+        let first_seen = Clock::system().now().duration_since(UNIX_EPOCH).unwrap() - Duration::from_secs(seconds_ago);
         let message = |subject: &&str| {
             let properties = json!({ "cloudEvents:id": format!("id-{subject}"), "cloudEvents:subject": subject });
             let properties = if *subject == "poison" { json!([]) } else { properties };
@@ -378,7 +379,7 @@ async fn another_secret_for_the_same_hub_delivers_where_the_envelopes_is_gone() 
     let body = pack(stack_envelope.to_string().as_bytes());
     let redeliver = async |secret: &str| {
         let mut record = record("m", &body);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let now = Clock::system().now().duration_since(UNIX_EPOCH).unwrap();
         record["attributes"]["SentTimestamp"] = now.as_millis().to_string().into();
         let more =
             [("EVENT_HUBS_CONNECTION_STRING", ""), ("EVENT_HUBS_SECRET_ID", secret), ("PARKING_MAX_AGE", "4294967295")];
