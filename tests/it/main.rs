@@ -20,6 +20,7 @@ mod mapping;
 mod parking;
 mod profile_export;
 mod queue;
+mod relayctl;
 mod replay;
 mod rie;
 mod runs;
