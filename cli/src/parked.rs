@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::queue::{CONCURRENT_CALLS, Queue, Role};
-use crate::report::{Action, Done, Progress, Report, print};
+use crate::report::{Action, Done, Progress, Report, counted, print};
 use crate::scan::{Filter, Limits, Scan, ScanError, Seen, duration};
 use crate::stop::Stop;
 use crate::target::{Target, TargetError};
@@ -136,7 +136,7 @@ pub enum Error {
     Output(io::Error),
     #[error("signals can't be handled: {0}")]
     Signals(io::Error),
-    #[error("{count} envelopes could not be made visible, SQS does so within {minutes} minutes: {problem}")]
+    #[error("{} could not be made visible, SQS does so within {minutes} minutes: {problem}", counted(*.count, "envelope"))]
     Unreleased { count: usize, minutes: u64, problem: String },
 }
 
@@ -257,7 +257,7 @@ impl Run {
     ) -> Result<(), Error> {
         let mut progress = Progress::new();
         scan.begin(&self.limits).await.map_err(ScanError::Call)?;
-        while let Some(page) = scan.next(&mut self.limits, &self.filter, &mut self.stop).await? {
+        while let Some(page) = scan.next(&mut self.limits, &self.filter, &self.stop).await? {
             progress.show(scan.queue.role, scan.seen);
             let page: Vec<Seen> = page.into_iter().filter(|seen| seen.is_wanted).collect();
             for seen in &page {
@@ -280,7 +280,7 @@ impl Run {
         if self.drop.yes || envelopes == 0 {
             return Ok(envelopes > 0);
         }
-        eprint!("Delete {envelopes} envelopes with {messages} messages for good? [y/N] ");
+        eprint!("Delete {} with {} for good? [y/N] ", counted(envelopes, "envelope"), counted(messages, "message"));
         let (sender, answer) = oneshot::channel();
         // A thread of its own: the program can end while it waits.
         std::thread::spawn(move || {

@@ -175,7 +175,7 @@ impl Report {
     pub fn summary(&self) -> String {
         let mut text = String::new();
         for queue in &self.queues {
-            let mut line = format!("{}: {} envelopes looked at", queue.queue, queue.seen);
+            let mut line = format!("{}: {} looked at", queue.queue, counted(queue.seen, "envelope"));
             let verb = match (self.action, queue.queue) {
                 (Action::List, _) => None,
                 (Action::Retry, Role::Parking) => Some("made visible"),
@@ -184,7 +184,8 @@ impl Report {
             };
             if let Some(verb) = verb {
                 let verb = if self.dry_run { format!("would be {verb}") } else { verb.to_owned() };
-                let _ = write!(line, "; {} envelopes with {} messages {verb}", queue.done, queue.done_messages);
+                let done = [counted(queue.done, "envelope"), counted(queue.done_messages, "message")].join(" with ");
+                let _ = write!(line, "; {done} {verb}");
             }
             if queue.failed > 0 {
                 let problem = queue.problem.as_deref().unwrap_or("no reason given");
@@ -210,6 +211,11 @@ impl Report {
         }
         text
     }
+}
+
+/// A number with its noun.
+pub fn counted(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Aligned columns, two spaces apart.
@@ -250,7 +256,7 @@ impl Progress {
         if self.shown.elapsed() >= interval {
             self.shown = Instant::now();
             let (before, after) = if self.is_terminal { ("\r", "") } else { ("", "\n") };
-            eprint!("{before}{queue}: {seen} envelopes looked at{after}");
+            eprint!("{before}{queue}: {} looked at{after}", counted(seen, "envelope"));
         }
     }
 }

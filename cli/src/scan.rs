@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use aws_sdk_sqs::primitives::{DateTime, DateTimeFormat};
 use aws_sdk_sqs::types::Message;
+use futures_util::future::join_all;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use shared::parking::{Envelope, EnvelopeError, unpack};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::queue::{CallError, Counts, MAX_PER_CALL, Queue, Settle};
 use crate::stop::Stop;
@@ -20,8 +21,8 @@ const SCAN_TIME: Duration = Duration::from_secs(300);
 const QUEUES: u32 = 2;
 /// Time that received messages stay hidden after the longest possible scans: for a question, for sending and for deleting.
 const SETTLE_TIME: Duration = Duration::from_secs(600);
-/// Interval between two receive calls that find nothing.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Number of receive calls in flight together. Redelivery waits for the same messages; one call would seldom get any.
+const RECEIVERS: usize = 8;
 
 #[derive(Debug, clap::Args)]
 pub struct Filter {
@@ -218,7 +219,7 @@ impl Scan {
         &mut self,
         limits: &mut Limits,
         filter: &Filter,
-        stop: &mut Stop,
+        stop: &Stop,
     ) -> Result<Option<Vec<Seen>>, ScanError> {
         loop {
             if stop.requested() {
@@ -229,8 +230,19 @@ impl Scan {
                 self.ended = if room == 0 { End::Max } else { End::Time };
                 return Ok(None);
             }
-            let received = self.queue.receive(room.min(MAX_PER_CALL), limits.hold).await?;
-            let new = self.hold(received, filter, limits.now);
+            let calls = (0..room).step_by(MAX_PER_CALL).take(RECEIVERS);
+            let calls = calls.map(|taken| self.queue.receive((room - taken).min(MAX_PER_CALL), limits.hold));
+            let mut new = Vec::new();
+            let mut failed = None;
+            for received in join_all(calls).await {
+                match received {
+                    Ok(received) => new.extend(self.hold(received, filter, limits.now)),
+                    Err(error) => failed = Some(error),
+                }
+            }
+            if let Some(error) = failed {
+                return Err(error.into());
+            }
             limits.seen += new.len();
             if !new.is_empty() {
                 return Ok(Some(new));
@@ -241,7 +253,6 @@ impl Scan {
             if !limits.waits || self.unseen == 0 {
                 return Ok(None);
             }
-            stop.or(sleep(PAUSE)).await;
         }
     }
 

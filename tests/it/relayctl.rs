@@ -238,7 +238,7 @@ async fn list_reports_what_it_could_not_look_at_and_waits_for_it_on_request() {
     stack.send(&stack.parking, &envelope(1, json!({}))).await;
 
     let listed = stack.run(&["list", "--parking"]).await;
-    let line = "parking: 1 envelopes looked at; about 2 more could not be looked at (SQS reports 1 hidden, 1 delayed)";
+    let line = "parking: 1 envelope looked at; about 2 more could not be looked at (SQS reports 1 hidden, 1 delayed)";
     assert!(text(&listed).contains(line), "{}", text(&listed));
 
     let waited = stack.json(&["list", "--parking", "--wait", "60s"]).await;
@@ -268,7 +268,7 @@ async fn retry_moves_each_dead_letter_once_and_only_after_its_copy_is_stored() {
 
     let dry = stack.run(&["retry", "--dry-run", "--flow", "crm"]).await;
     assert!(dry.status.success(), "{dry:?}");
-    let line = "dead letters: 4 envelopes looked at; 1 envelopes with 2 messages would be sent to the parking queue";
+    let line = "dead letters: 4 envelopes looked at; 1 envelope with 2 messages would be sent to the parking queue";
     assert!(text(&dry).contains(line), "{}", text(&dry));
     assert_eq!(
         (stack.count(&stack.parking).await, stack.count(&stack.dead_letters).await),
@@ -277,7 +277,7 @@ async fn retry_moves_each_dead_letter_once_and_only_after_its_copy_is_stored() {
 
     let retried = stack.run(&["retry", "--flow", "crm"]).await;
     assert!(retried.status.success(), "{retried:?}");
-    assert!(text(&retried).contains("1 envelopes with 2 messages sent to the parking queue"), "{}", text(&retried));
+    assert!(text(&retried).contains("1 envelope with 2 messages sent to the parking queue"), "{}", text(&retried));
     let parked = stack.cloud.take(&stack.parking).await;
     assert_eq!(parked.len(), 1);
     assert_eq!(parked[0]["Body"], small.as_str());
@@ -304,7 +304,7 @@ async fn retry_makes_parked_messages_visible() {
     stack.send(&stack.parking, &envelope(1, json!({}))).await;
     stack.send(&stack.parking, &envelope(1, json!({ "flow": "crm" }))).await;
     let retried = stack.run(&["retry", "--parking", "--flow", "crm"]).await;
-    assert!(text(&retried).contains("parking: 2 envelopes looked at; 1 envelopes with 1 messages made visible"));
+    assert!(text(&retried).contains("parking: 2 envelopes looked at; 1 envelope with 1 message made visible"));
     assert_eq!(stack.take(&stack.parking).await.len(), 2);
 }
 
@@ -325,7 +325,7 @@ async fn drop_deletes_what_matches_after_it_was_written_to_a_file() {
     fs::write(&file, "the only copy of an earlier drop").unwrap();
     let dry = stack.run(&["drop", "--flow", "crm", "--to", path, "--dry-run", "--yes"]).await;
     assert!(dry.status.success(), "{dry:?}");
-    assert!(text(&dry).contains("1 envelopes with 2 messages would be deleted"), "{}", text(&dry));
+    assert!(text(&dry).contains("1 envelope with 2 messages would be deleted"), "{}", text(&dry));
     assert_eq!(
         (stack.count(&stack.parking).await, stack.count(&stack.dead_letters).await),
         ("2+0".into(), "2+0".into())
@@ -409,7 +409,7 @@ async fn the_queues_are_found_by_stack_url_or_running_system() {
         let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
         (output.status.code(), text(&output), problem(&output))
     };
-    let both = |text: &str| text.contains("parking: 1 envelopes") && text.contains("dead letters: 1 envelopes");
+    let both = |text: &str| text.contains("parking: 1 envelope") && text.contains("dead letters: 1 envelope");
 
     let (code, text, _) = run(stack.command(&["list", "--queue-url", &stack.parking])).await;
     assert!(code == Some(0) && both(&text), "{text}");
