@@ -17,9 +17,9 @@ use crate::scan::{Filter, Limits, Scan, ScanError, Seen, duration};
 use crate::stop::Stop;
 use crate::target::{Target, TargetError};
 
-/// Maximum time for the answer to a question; messages are hidden for longer.
-const ANSWER_TIME: Duration = Duration::from_secs(300);
-/// Maximum value of `--wait`: SQS hides a message for at most 12 hours, and two queues may be waited for.
+/// Maximum time to confirm a drop; messages stay hidden for longer.
+const CONFIRM_TIME: Duration = Duration::from_secs(300);
+/// Maximum value of `--wait`: SQS hides a message for at most 12 hours, and a run may wait for two queues.
 const MAX_WAIT: Duration = Duration::from_secs(5 * 3600);
 
 macro_rules! help {
@@ -52,7 +52,7 @@ Examples:
     },
     /// Make parked messages visible at once, and send dead letters to the parking queue again
     ///
-    /// What redelivery hides becomes visible by itself. A dead letter is deleted only after SQS has confirmed its copy in the
+    /// Messages that redelivery hides become visible by themselves. A dead letter is deleted only after SQS has confirmed its copy in the
     /// parking queue; if the deletion fails, both exist, and consumers drop the duplicates by id.
     #[command(after_help = help!("\
 Examples:
@@ -94,7 +94,7 @@ pub struct Selection {
     /// Only the dead-letter queue of the parking queue
     #[arg(long, help_heading = "Filters")]
     dead_letters: bool,
-    /// Maximum number of envelopes to look at; each is hidden until the command ends
+    /// Maximum number of envelopes to look at in each queue; all are hidden until the command ends
     #[arg(long, value_name = "COUNT", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max: u32,
     /// Look until everything was seen, in each queue for at most this time, such as 90s or 20m
@@ -128,8 +128,8 @@ pub enum Error {
     NoDeadLetters,
     #[error(transparent)]
     Scan(#[from] ScanError),
-    #[error("no answer: nothing was deleted")]
-    Unanswered,
+    #[error("the drop was not confirmed in time, nothing was deleted: run it again, or give --yes")]
+    Unconfirmed,
     #[error("the envelopes can't be written to {}, nothing was deleted: {source}", path.display())]
     Backup { path: PathBuf, source: io::Error },
     #[error("standard output can't be written: {0}")]
@@ -156,7 +156,7 @@ struct Run {
     stop: Stop,
 }
 
-/// Gives whether everything that was asked for was done.
+/// Returns whether everything was done for every selected envelope.
 pub async fn run(command: Command) -> Result<bool, Error> {
     let (action, selection, drop, dry_run) = match command {
         Command::List { selection } => (Action::List, selection, DropOptions::default(), false),
@@ -212,8 +212,8 @@ pub async fn run(command: Command) -> Result<bool, Error> {
 }
 
 impl Run {
-    /// Scans the queues and does what is asked for; puts the outcome for each queue into `done`. The caller releases what is
-    /// held, also after an error.
+    /// Scans the queues and does the action; puts the outcome for each queue into `done`. The caller releases held messages,
+    /// also after an error.
     async fn work(&mut self, scans: &mut [Scan], parking: &Queue, done: &mut Vec<Done>) -> Result<(), Error> {
         let mut backup = match &self.drop.to {
             Some(path) if !self.dry_run => Some(Backup::create(path)?),
@@ -257,7 +257,7 @@ impl Run {
     ) -> Result<(), Error> {
         let mut progress = Progress::new();
         scan.begin(&self.limits).await.map_err(ScanError::Call)?;
-        while let Some(page) = scan.next(&mut self.limits, &self.filter, &self.stop).await? {
+        while let Some(page) = scan.next(&self.limits, &self.filter, &self.stop).await? {
             progress.show(scan.queue.role, scan.seen);
             let page: Vec<Seen> = page.into_iter().filter(|seen| seen.is_wanted).collect();
             for seen in &page {
@@ -287,10 +287,10 @@ impl Run {
             let mut line = String::new();
             let _ = sender.send(io::stdin().read_line(&mut line).map(|_| line));
         });
-        match self.stop.or(timeout(ANSWER_TIME, answer)).await {
+        match self.stop.or(timeout(CONFIRM_TIME, answer)).await {
             None => Err(ScanError::Stopped.into()),
             Some(Ok(Ok(Ok(line)))) => Ok(matches!(line.trim(), "y" | "Y" | "yes")),
-            Some(_) => Err(Error::Unanswered),
+            Some(_) => Err(Error::Unconfirmed),
         }
     }
 }

@@ -121,7 +121,7 @@ impl Queue {
         Ok(Counts { visible: count(Visible), hidden: count(Hidden), delayed: count(Delayed) })
     }
 
-    /// Receives messages and hides them for `hold`. No message within a second: none is visible.
+    /// Receives messages and hides them for `hold`. An empty response means that none is visible.
     pub async fn receive(&self, max: usize, hold: Duration) -> Result<Vec<Message>, CallError> {
         let response = self
             .client
@@ -142,7 +142,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Settles messages by receipt handle; gives each failure with the position of its handle.
+    /// Settles messages by receipt handle; returns each failure with the position of its handle.
     pub async fn settle(&self, settle: Settle, handles: &[&str]) -> Vec<(usize, String)> {
         let batches = handles.chunks(MAX_PER_CALL).enumerate().map(|(batch, handles)| async move {
             let failures = match self.settle_batch(settle, handles).await {

@@ -1,5 +1,5 @@
-//! A look at a queue. SQS shows messages only to those who receive them, so a scan receives and holds them; whoever scans
-//! settles or releases what it holds, in every way it ends.
+//! A look at a queue. SQS shows messages only to those who receive them, so a scan receives and holds them. The caller
+//! deletes or releases what the scan holds, however the scan ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,7 +21,7 @@ const SCAN_TIME: Duration = Duration::from_secs(300);
 const QUEUES: u32 = 2;
 /// Time that received messages stay hidden after the longest possible scans: for a question, for sending and for deleting.
 const SETTLE_TIME: Duration = Duration::from_secs(600);
-/// Number of receive calls in flight together. Redelivery waits for the same messages; one call would seldom get any.
+/// Number of receive calls in flight together. Redelivery polls for the same messages; a single call would rarely receive one.
 const RECEIVERS: usize = 8;
 
 #[derive(Debug, clap::Args)]
@@ -123,7 +123,7 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// The unpacked envelope on one line. What can't be read is kept as it is, in an object of its own.
+    /// The unpacked envelope on one line. A body that can't be read is written unchanged, in a JSON object of its own.
     pub fn json_line(&self) -> String {
         match (&self.contents, unpack(&self.body)) {
             // A line break within JSON is white space: texts have it escaped.
@@ -135,8 +135,8 @@ impl Seen {
 
 /// Limits of a whole run, which may scan two queues.
 pub struct Limits {
+    /// Maximum number of envelopes of one queue.
     max: usize,
-    seen: usize,
     /// Unix time that ages are counted from.
     now: u64,
     waits: bool,
@@ -148,7 +148,7 @@ pub struct Limits {
 impl Limits {
     pub fn new(max: usize, wait: Option<Duration>, now: u64) -> Self {
         let time = wait.unwrap_or(SCAN_TIME);
-        Self { max, seen: 0, now, waits: wait.is_some(), time, hold: time * QUEUES + SETTLE_TIME }
+        Self { max, now, waits: wait.is_some(), time, hold: time * QUEUES + SETTLE_TIME }
     }
 
     /// Maximum time that a message stays hidden if it is not released.
@@ -217,7 +217,7 @@ impl Scan {
     /// Receives messages that were not seen before; `None` at the end of the scan.
     pub async fn next(
         &mut self,
-        limits: &mut Limits,
+        limits: &Limits,
         filter: &Filter,
         stop: &Stop,
     ) -> Result<Option<Vec<Seen>>, ScanError> {
@@ -225,7 +225,7 @@ impl Scan {
             if stop.requested() {
                 return Err(ScanError::Stopped);
             }
-            let room = limits.max - limits.seen;
+            let room = limits.max - self.seen;
             if room == 0 || Instant::now() >= self.until {
                 self.ended = if room == 0 { End::Max } else { End::Time };
                 return Ok(None);
@@ -243,7 +243,6 @@ impl Scan {
             if let Some(error) = failed {
                 return Err(error.into());
             }
-            limits.seen += new.len();
             if !new.is_empty() {
                 return Ok(Some(new));
             }
@@ -256,7 +255,7 @@ impl Scan {
         }
     }
 
-    /// Remembers received messages; gives those that were not held before, since SQS may deliver one twice.
+    /// Remembers received messages and returns those that were not held before, since SQS may deliver one twice.
     fn hold(&mut self, received: Vec<Message>, filter: &Filter, now: u64) -> Vec<Seen> {
         let mut new = Vec::new();
         for message in received {
@@ -287,12 +286,12 @@ impl Scan {
         self.held.iter().filter(|(_, held)| held.is_wanted).map(|(id, _)| id.clone()).collect()
     }
 
-    /// Deletes held messages. What can't be deleted stays held; gives the first problem.
+    /// Deletes held messages. A message that can't be deleted stays held. Returns the first problem.
     pub async fn delete(&mut self, ids: &[String]) -> Option<String> {
         self.settle(Settle::Delete, ids).await
     }
 
-    /// Makes all held messages visible. What fails stays held; gives the first problem.
+    /// Makes all held messages visible. A message that can't be released stays held. Returns the first problem.
     pub async fn release(&mut self) -> Option<String> {
         let ids: Vec<String> = self.held.keys().cloned().collect();
         self.settle(Settle::Release, &ids).await

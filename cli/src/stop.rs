@@ -1,4 +1,4 @@
-//! Signals that end the program: they only set a mark, so that received messages are released first.
+//! Signals that end the program: they only set a flag, so that received messages are released first.
 
 use std::io;
 
@@ -31,7 +31,7 @@ impl Stop {
         *self.0.borrow()
     }
 
-    /// Waits for a future; gives `None` when a signal came first.
+    /// Waits for a future; returns `None` if a signal arrives first.
     pub async fn or<T>(&mut self, future: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             output = future => Some(output),

@@ -16,9 +16,9 @@ use crate::harness::binary;
 
 const STACK: &str = "relay";
 const HOST: &str = "ns-1.servicebus.windows.net";
-const BODY: &str = "a body that nobody may see";
-const SUBJECT: &str = "a subject that nobody may see";
-const SECRET: &str = "a secret id that nobody needs to see";
+const BODY: &str = "a body that must not be shown";
+const SUBJECT: &str = "a subject that must not be shown";
+const SECRET: &str = "a secret id that must not be shown";
 
 /// The parking queue of a stack and its dead letters.
 struct Stack {
@@ -120,7 +120,7 @@ async fn list_counts_each_group_once_and_leaves_all_messages_visible() {
     for body in &sent {
         stack.send(&stack.parking, body).await;
     }
-    // More than one call gives.
+    // More than one receive call returns.
     let many: Vec<String> =
         (0..25).map(|n| envelope(1, json!({ "hub": "others", "secretId": n.to_string() }))).collect();
     for body in &many {
@@ -246,7 +246,9 @@ async fn list_reports_what_it_could_not_look_at_and_waits_for_it_on_request() {
     let queue = &waited["queues"][0];
     assert_eq!((&queue["seen"], &queue["notSeen"], &queue["ended"]), (&json!(3), &json!(0), &json!("empty")));
 
-    let limited = stack.json(&["list", "--parking", "--max", "2"]).await;
+    stack.send(&stack.dead_letters, &envelope(1, json!({}))).await;
+    let limited = stack.json(&["list", "--max", "2"]).await;
+    assert_eq!(limited["queues"][1]["seen"], 1, "each queue has its own maximum");
     let queue = &limited["queues"][0];
     assert_eq!((&queue["seen"], &queue["notSeen"], &queue["ended"]), (&json!(2), &json!(1), &json!("max")));
     assert_eq!(stack.take(&stack.parking).await.len(), 3);
