@@ -157,13 +157,9 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// The message group of everything that waits for the same destination. Groups share the queue fairly, so that one
-    /// hub's backlog does not delay the messages for others. By destination, since each flow of a dead hub alone may be
-    /// too small to count as noisy.
+    /// The message group of the envelope.
     pub fn group(&self) -> String {
-        let mut group = digest(format!("{}/{}", self.host, self.hub).as_bytes());
-        group.truncate(32);
-        group
+        message_group(&self.host, &self.hub)
     }
 }
 
@@ -193,6 +189,15 @@ impl<'a> Envelope<'a> {
         let messages = positions.into_iter().filter_map(|position| self.messages.get(position).cloned()).collect();
         to_json(&Envelope { head: self.head.clone(), messages })
     }
+}
+
+/// The message group of everything that waits for one destination. Groups share the queue fairly, so that one hub's
+/// backlog does not delay the messages for others. By destination, since each flow of a dead hub alone may be too small to
+/// count as noisy.
+pub fn message_group(host: &str, hub: &str) -> String {
+    let mut group = digest(format!("{host}/{hub}").as_bytes());
+    group.truncate(32);
+    group
 }
 
 fn is_string(json: &RawValue) -> bool {

@@ -21,6 +21,7 @@ mod parking;
 mod profile_export;
 mod queue;
 mod redelivery;
+mod relayctl;
 mod replay;
 mod rie;
 mod runs;
