@@ -347,7 +347,7 @@ async fn drop_deletes_what_matches_after_it_was_written_to_a_file() {
     let lines: Vec<&str> = written.lines().collect();
     assert_eq!(lines.len(), 2);
     let envelope = Envelope::parse(lines[0]).unwrap();
-    assert_eq!((envelope.flow.as_ref(), envelope.messages().count()), ("crm", 2));
+    assert_eq!((envelope.head.flow.as_ref(), envelope.messages().count()), ("crm", 2));
     assert_eq!(
         (stack.count(&stack.parking).await, stack.count(&stack.dead_letters).await),
         ("1+0".into(), "1+0".into())
