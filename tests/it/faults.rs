@@ -134,7 +134,7 @@ async fn every_bound_of_the_ledger_can_fail() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backlog_is_delivered_fast_and_in_few_requests() {
     let _turn = one_at_a_time().await;
-    let plan = Drain { gathered: 40_000, singles: 2_000, instances: 4, print_logs: false };
+    let plan = Drain { gathered: 40_000, singles: 5_000, instances: 4, print_logs: false };
     backlog::drain(seed(), plan).await.iter().for_each(check);
 }
 
