@@ -165,7 +165,7 @@ impl Poller {
         let response = self.function.invoke(event.into_bytes()).await;
         self.end(&records);
         let response = response.map_err(|error| {
-            self.tell(Cause::Invocation(error.clone()), records.iter());
+            self.tell(Cause::Invocation(error.clone()), records.iter().map(|record| &record.message));
             error.to_string()
         })?;
         let ids: BTreeSet<&str> = records.iter().map(|record| record.message.message_id.as_str()).collect();
@@ -173,17 +173,13 @@ impl Poller {
             .ok_or("the response is not a list of failed messages: all of them are redelivered")?;
         let handled = || records.iter().filter(|record| !failed.contains(&record.message.message_id));
         let messages: Vec<&Message> = handled().map(|record| &record.message).collect();
-        match delete(&self.aws, &self.mapping.queue_url, &messages).await {
-            Ok(0) => Ok(()),
-            Ok(failed) => {
-                self.tell(Cause::NotDeleted, handled());
-                Err(format!("{failed} messages were not deleted"))
-            }
-            Err(error) => {
-                self.tell(Cause::NotDeleted, handled());
-                Err(error.to_string())
-            }
+        let (undeleted, error) = delete_each(&self.aws, &self.mapping.queue_url, &messages).await;
+        if undeleted.is_empty() {
+            return Ok(());
         }
+        let number = undeleted.len();
+        self.tell(Cause::NotDeleted, undeleted);
+        Err(format!("{number} messages were not deleted: {}", error.map_or(String::new(), |error| error.to_string())))
     }
 
     /// Messages for one event. Empty if there are none.
@@ -228,11 +224,11 @@ impl Poller {
                 let invocations = under_way.entry(record.message.message_id.clone()).or_default();
                 *invocations += 1;
                 if *invocations > 1 {
-                    again.push(record);
+                    again.push(&record.message);
                 }
             }
         }
-        self.tell(Cause::DeliveredTwice, again.into_iter());
+        self.tell(Cause::DeliveredTwice, again);
     }
 
     fn end(&self, records: &[Record]) {
@@ -246,9 +242,9 @@ impl Poller {
         }
     }
 
-    fn tell<'r>(&self, cause: Cause, records: impl Iterator<Item = &'r Record>) {
+    fn tell<'m>(&self, cause: Cause, messages: impl IntoIterator<Item = &'m Message>) {
         let Some(observer) = &self.mapping.observer else { return };
-        let bodies: Vec<String> = records.map(|record| record.message.body.clone()).collect();
+        let bodies: Vec<String> = messages.into_iter().map(|message| message.body.clone()).collect();
         if !bodies.is_empty() {
             // The observer may be gone.
             let _ = observer.send(Repeat { cause, bodies });
@@ -280,10 +276,21 @@ pub(crate) async fn receive(
 
 /// Deletes messages; gives how many of them the queue did not delete.
 pub(crate) async fn delete(aws: &Aws, queue_url: &str, messages: &[&Message]) -> Result<usize, AwsError> {
+    let (undeleted, error) = delete_each(aws, queue_url, messages).await;
+    error.map_or(Ok(undeleted.len()), Err)
+}
+
+/// Deletes messages; gives those that were not deleted, and why a call failed.
+async fn delete_each<'m>(aws: &Aws, queue_url: &str, messages: &[&'m Message]) -> (Vec<&'m Message>, Option<AwsError>) {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Failed {
+        id: String,
+    }
     #[derive(Default, Deserialize)]
     #[serde(rename_all = "PascalCase", default)]
     struct Deleted {
-        failed: Vec<Value>,
+        failed: Vec<Failed>,
     }
     let batch = |messages: &[&Message]| {
         let handles = messages.iter().map(|message| &message.receipt_handle).enumerate();
@@ -292,17 +299,25 @@ pub(crate) async fn delete(aws: &Aws, queue_url: &str, messages: &[&Message]) ->
         json!({ "QueueUrl": queue_url, "Entries": entries })
     };
     let batches: Vec<Value> = messages.chunks(MAX_PER_CALL).map(batch).collect();
-    let mut deletions = stream::iter(batches)
+    let deletions = stream::iter(batches)
         .map(|body| async move { call::<Deleted>(aws, "DeleteMessageBatch", &body).await })
-        .buffer_unordered(DELETES);
-    let (mut failed, mut first_error) = (0, None);
-    while let Some(deleted) = deletions.next().await {
+        .buffered(DELETES)
+        .collect::<Vec<_>>()
+        .await;
+    let (mut undeleted, mut first_error) = (Vec::new(), None);
+    for (deleted, messages) in deletions.into_iter().zip(messages.chunks(MAX_PER_CALL)) {
         match deleted {
-            Ok(deleted) => failed += deleted.failed.len(),
-            Err(error) => first_error = first_error.or(Some(error)),
+            Ok(Deleted { failed }) => {
+                let places = failed.iter().filter_map(|failed| failed.id.parse::<usize>().ok());
+                undeleted.extend(places.filter_map(|place| messages.get(place).copied()));
+            }
+            Err(error) => {
+                undeleted.extend(messages);
+                first_error = first_error.or(Some(error));
+            }
         }
     }
-    first_error.map_or(Ok(failed), Err)
+    (undeleted, first_error)
 }
 
 pub(crate) async fn call<T: for<'de> Deserialize<'de>>(

@@ -215,6 +215,11 @@ impl Sqs {
         state.queues.get_mut(api::queue_name(queue)).map(|queue| queue.depth(now)).unwrap_or_default()
     }
 
+    /// Number of messages in flight that their consumer has not dealt with yet: neither deleted nor hidden for another time.
+    pub fn untouched(&self, queue: &str) -> usize {
+        self.server.state().queues.get(api::queue_name(queue)).map_or(0, Queue::untouched)
+    }
+
     /// Time until the next message of a queue becomes visible, if no call changes that.
     pub fn until_due(&self, queue: &str) -> Option<Duration> {
         let state = self.server.state();
@@ -236,8 +241,8 @@ impl Sqs {
         self.server.state().lost_responses
     }
 
-    /// Bodies of messages that may be handled once more because of a fault here: sent with a lost response, delivered
-    /// twice, or not deleted. A body is in it as often as that happened since the last look.
+    /// Bodies of messages that may be handled once more because of a fault here: sent with a lost response, or
+    /// delivered twice. A body is in it as often as that happened since the last look.
     pub fn take_repeats(&self) -> Vec<Arc<str>> {
         std::mem::take(&mut self.server.state().repeats)
     }
@@ -339,18 +344,9 @@ async fn answer(Shared(server): Shared<Arc<Server>>, request: Request<Body>) -> 
         faults::take(&mut state.faults, |fault| operation.starts_with(fault.operation)).map(|fault| fault.action)
     };
     match &fault {
-        Some(Action::Refuse { status, code }) => {
-            remember_not_deleted(&server, operation, &call);
-            return refusal(*status, code);
-        }
-        Some(Action::Reset) => {
-            remember_not_deleted(&server, operation, &call);
-            return no_answer();
-        }
-        Some(Action::Hang) => {
-            remember_not_deleted(&server, operation, &call);
-            return std::future::pending().await;
-        }
+        Some(Action::Refuse { status, code }) => return refusal(*status, code),
+        Some(Action::Reset) => return no_answer(),
+        Some(Action::Hang) => return std::future::pending().await,
         Some(Action::Delay(delay)) => tokio::time::sleep(*delay).await,
         Some(Action::LoseResponse | Action::FailEntries | Action::DeliverTwice) | None => {}
     }
@@ -370,20 +366,6 @@ async fn answer(Shared(server): Shared<Arc<Server>>, request: Request<Body>) -> 
         Ok(Done { response, .. }) => with_type(StatusCode::OK, response.to_string()),
         Err(problem) => failure(&problem),
     }
-}
-
-/// Notes the messages of a deletion that is not done: they are handled once more.
-fn remember_not_deleted(server: &Server, operation: &str, call: &[u8]) {
-    if !operation.starts_with("DeleteMessage") {
-        return;
-    }
-    let call: Value = serde_json::from_slice(call).unwrap_or_default();
-    let entries = call["Entries"].as_array().cloned().unwrap_or_else(|| vec![call.clone()]);
-    let mut state = server.state();
-    let Ok(queue) = state.queue(api::queue_name(call["QueueUrl"].as_str().unwrap_or_default())) else { return };
-    let contents = entries.iter().filter_map(|entry| queue.content(entry["ReceiptHandle"].as_str()?));
-    let bodies: Vec<Arc<str>> = contents.map(|content| content.body.clone()).collect();
-    state.repeats.extend(bodies);
 }
 
 /// A batch without its first and then every second entry, if anything is left of it, and those entries. `None`: not a batch.
