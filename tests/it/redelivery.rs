@@ -51,13 +51,14 @@ impl Stack {
         let mut stack = Self { hub: emulator(hubs).await, sqs, aws, parking: String::new(), rejected: String::new() };
         for (name, url) in [("parking", &mut stack.parking), ("rejected", &mut stack.rejected)] {
             let attributes = json!({ "VisibilityTimeout": "600", "MaximumMessageSize": bytes.to_string() });
-            let body = json!({ "QueueName": name, "Attributes": attributes });
-            let deadline = Instant::now() + Duration::from_secs(10);
-            let created = stack.aws.call(Service::Sqs, "CreateQueue", &body, deadline).await.unwrap();
-            let created: Value = serde_json::from_slice(&created).unwrap();
+            let created = call(&stack.aws, "CreateQueue", json!({ "QueueName": name, "Attributes": attributes })).await;
             *url = created["QueueUrl"].as_str().unwrap().to_owned();
         }
         stack
+    }
+
+    async fn call(&self, operation: &'static str, body: Value) -> Value {
+        call(&self.aws, operation, body).await
     }
 
     fn connection_string(&self) -> String {
@@ -131,6 +132,11 @@ impl Stack {
     async fn until_nothing_is_parked(&self) {
         until("an empty parking queue", async || self.parked().is_empty()).await;
     }
+}
+
+async fn call(aws: &Aws, operation: &'static str, body: Value) -> Value {
+    let response = aws.call(Service::Sqs, operation, &body, Instant::now() + Duration::from_secs(10)).await.unwrap();
+    serde_json::from_slice(&response).unwrap_or_default()
 }
 
 fn envelope(message: &Stored) -> Value {
@@ -295,6 +301,26 @@ async fn small_envelopes_are_gathered_and_delivered_once() {
         assert_eq!(lines.len(), 1, "{message}: {lines:?}");
         assert_eq!((&lines[0]["hub"], &lines[0]["cause"]), (&json!(HUB), &json!(cause)));
         assert!(lines[0]["oldest_event_age_s"].as_u64().unwrap() >= 60, "{lines:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_envelope_is_renewed_before_its_queue_deletes_it() {
+    const DAY: u64 = 24 * 3600;
+    for (days, retention_days, is_renewed) in [(6, 14, false), (8, 14, true), (1, 4, false), (3, 4, true)] {
+        let stack = Stack::start(&[HUB]).await;
+        let attributes = json!({ "MessageRetentionPeriod": (retention_days * DAY).to_string() });
+        stack.call("SetQueueAttributes", json!({ "QueueUrl": stack.parking, "Attributes": attributes })).await;
+        stack.hub.script([lasting(status(503, None, "50004"))]);
+        stack.park(days * DAY, &["a"], json!({}));
+        let stored = stack.parked().remove(0);
+        let mut record = record(&stored.id, &stored.body);
+        let sent_at = Clock::system().now().duration_since(UNIX_EPOCH).unwrap() - Duration::from_secs(days * DAY);
+        record["attributes"]["SentTimestamp"] = sent_at.as_millis().to_string().into();
+        let system = System { function: stack.function("redelivery", &[]), hub: emulator(&[HUB]).await };
+        assert_eq!(system.failures(&[record]).await.is_empty(), is_renewed, "{days} of {retention_days} days");
+        assert_eq!(stack.parked().len(), if is_renewed { 2 } else { 1 }, "the original is Lambda's to delete");
+        assert!(stack.parked().iter().all(|message| message.body == stored.body));
     }
 }
 
