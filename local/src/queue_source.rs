@@ -130,7 +130,8 @@ struct Poller {
     function: Function,
     /// Messages that did not fit the last event.
     next: Vec<Record>,
-    /// Number of invocations of all pollers that have a message, by message id.
+    /// Number of receives of all pollers that are not dealt with, by message id: from the receive until the message is
+    /// deleted or left to the queue.
     under_way: Arc<Mutex<HashMap<String, usize>>>,
 }
 
@@ -161,9 +162,13 @@ impl Poller {
             "{{\"Records\":[{}]}}",
             records.iter().map(|record| record.json.as_str()).collect::<Vec<_>>().join(",")
         );
-        self.begin(&records);
-        let response = self.function.invoke(event.into_bytes()).await;
+        let dealt_with = self.deal_with(&records, event).await;
         self.end(&records);
+        dealt_with
+    }
+
+    async fn deal_with(&self, records: &[Record], event: String) -> Result<(), String> {
+        let response = self.function.invoke(event.into_bytes()).await;
         let response = response.map_err(|error| {
             self.tell(Cause::Invocation(error.clone()), records.iter().map(|record| &record.message));
             error.to_string()
@@ -196,6 +201,7 @@ impl Poller {
                 Err(error) => return Err(error),
             };
             let is_full = received.len() == most;
+            self.begin(&received);
             for message in received {
                 let json = record(&message, &self.arn, &self.mapping.region).to_string();
                 let record = Record { message, json };
@@ -216,15 +222,15 @@ impl Poller {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self, records: &[Record]) {
+    fn begin(&self, messages: &[Message]) {
         let mut again = Vec::new();
         {
             let mut under_way = self.under_way();
-            for record in records {
-                let invocations = under_way.entry(record.message.message_id.clone()).or_default();
-                *invocations += 1;
-                if *invocations > 1 {
-                    again.push(&record.message);
+            for message in messages {
+                let receives = under_way.entry(message.message_id.clone()).or_default();
+                *receives += 1;
+                if *receives > 1 {
+                    again.push(message);
                 }
             }
         }
@@ -236,7 +242,7 @@ impl Poller {
         for record in records {
             let id = &record.message.message_id;
             match under_way.get_mut(id) {
-                Some(invocations) if *invocations > 1 => *invocations -= 1,
+                Some(receives) if *receives > 1 => *receives -= 1,
                 _ => drop(under_way.remove(id)),
             }
         }

@@ -188,14 +188,15 @@ async fn main() -> ExitCode {
         _ = tokio::signal::ctrl_c() => return ExitCode::FAILURE,
     };
     outcomes.iter().for_each(Outcome::print);
-    if outcomes.iter().all(Outcome::kept) {
+    let good = |outcome: &Outcome| outcome.kept() && outcome.too_slow.is_empty();
+    if outcomes.iter().all(good) {
         println!("every promise was kept; lost = 0");
         return ExitCode::SUCCESS;
     }
-    for Outcome { report, failures, .. } in outcomes.iter().filter(|outcome| !outcome.kept()) {
-        let (violations, figures) = (report.violations(), failures.len());
+    for Outcome { report, failures, too_slow, .. } in outcomes.iter().filter(|outcome| !good(outcome)) {
+        let (violations, figures) = (report.violations(), failures.len() + too_slow.len());
         println!("FAILED: {violations} violations, {figures} figures, {} still parked", report.parked);
-        failures.iter().for_each(|figure| println!("  {figure}"));
+        failures.iter().chain(too_slow).for_each(|figure| println!("  {figure}"));
     }
     println!("again: {again}");
     ExitCode::FAILURE

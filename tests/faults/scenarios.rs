@@ -74,6 +74,8 @@ pub struct Outcome {
     pub notes: Vec<String>,
     /// Requirements of the scenario itself that were not met.
     pub failures: Vec<String>,
+    /// Rates and times that were not reached. They depend on the machine, so that only the long forms fail for them.
+    pub too_slow: Vec<String>,
     /// Whether the scenario ends with messages that are parked, or has so many kills that the average of copies says
     /// nothing.
     pub partial: bool,
@@ -81,13 +83,28 @@ pub struct Outcome {
 
 impl Outcome {
     pub(super) fn of(report: Report) -> Self {
-        Self { report, faults: BTreeMap::new(), notes: Vec::new(), failures: Vec::new(), partial: false }
+        Self {
+            report,
+            faults: BTreeMap::new(),
+            notes: Vec::new(),
+            failures: Vec::new(),
+            too_slow: Vec::new(),
+            partial: false,
+        }
     }
 
-    /// Whether every promise was kept.
+    /// Whether every promise was kept, whatever the time it took.
     pub fn kept(&self) -> bool {
         let report = if self.partial { self.report.violations() == 0 } else { self.report.kept() };
         report && self.failures.is_empty()
+    }
+
+    /// Notes a rate or a time, and whether it is as required.
+    pub(super) fn measure(&mut self, holds: bool, figure: String) {
+        if !holds {
+            self.too_slow.push(figure.clone());
+        }
+        self.notes.push(format!("{:6} {figure}", if holds { "ok" } else { "SLOW" }));
     }
 
     /// Notes a figure, and whether it is as required.
