@@ -33,8 +33,8 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
 const PACED_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Minimum time for an attempt: a request that is cut off sooner may be stored, and says nothing about the hub.
 const MIN_ATTEMPT: Duration = Duration::from_millis(100);
-/// Timeout of a probe for new events, as long as a webhook may send.
-const LIVE_PROBE_TIMEOUT: Duration = Duration::from_millis(1200);
+/// Timeout of a probe for new events. A webhook's own deadline is shorter; a queue's records may wait for a slow hub.
+const LIVE_PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout of a probe, and of the first contact, for parked messages.
 const PACED_PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum time that a hub that does not respond may cost the first webhook, whose sender is waiting.
@@ -97,13 +97,13 @@ pub struct EventHub {
 enum Effort<'p> {
     /// New events, for which a sender may wait: retries, and groups concurrently.
     Live,
-    /// One attempt that finds out whether the hub responds. What it says about throttling is passed on to the pace.
-    Probe(Option<&'p Pace>),
+    /// One attempt that finds out whether the hub responds. For parked messages it goes out at their pace, before that time.
+    Probe(Option<(&'p Pace, Instant)>),
     /// Parked messages: at the pace that the hub accepts, none after the first failure, and none after that time.
     Paced(&'p Pace, Instant),
 }
 
-impl Effort<'_> {
+impl<'p> Effort<'p> {
     /// Maximum number of attempts of one request; a lost connection gets one more at once.
     fn attempts(self) -> u32 {
         match self {
@@ -115,8 +115,19 @@ impl Effort<'_> {
 
     fn attempt_timeout(self) -> Duration {
         match self {
-            Self::Live | Self::Probe(_) => ATTEMPT_TIMEOUT,
+            Self::Live => ATTEMPT_TIMEOUT,
+            Self::Probe(None) => LIVE_PROBE_TIMEOUT,
+            Self::Probe(Some(_)) => PACED_PROBE_TIMEOUT,
             Self::Paced(..) => PACED_ATTEMPT_TIMEOUT,
+        }
+    }
+
+    /// The pace of parked messages, and the time before which a request is to be sent.
+    fn pace(self) -> Option<(&'p Pace, Instant)> {
+        match self {
+            Self::Live | Self::Probe(None) => None,
+            Self::Probe(Some(pace)) => Some(pace),
+            Self::Paced(pace, last) => Some((pace, last)),
         }
     }
 
@@ -217,7 +228,6 @@ impl EventHub {
             Admission::Closed => {}
             Admission::Open(open) => return sending.stop(open.cause),
             Admission::Probe => {
-                let deadline = deadline.min(sending.began + LIVE_PROBE_TIMEOUT);
                 if let Some(cause) = self.probe(&mut sending, 1, Effort::Probe(None), deadline).await {
                     return sending.stop(cause);
                 }
@@ -243,12 +253,7 @@ impl EventHub {
     ) -> Report {
         let mut sending = self.sending(messages);
         if let Some(most) = probe {
-            // A namespace that asked for a wait is not tested before that.
-            if pace.turn(0, 0, deadline).await.is_none() {
-                return sending.stop(Cause::Throttled);
-            }
-            let probe_deadline = response_deadline.min(Instant::now() + PACED_PROBE_TIMEOUT);
-            match self.probe(&mut sending, most, Effort::Probe(Some(pace)), probe_deadline).await {
+            match self.probe(&mut sending, most, Effort::Probe(Some((pace, deadline))), response_deadline).await {
                 None | Some(Cause::Throttled) => {}
                 Some(cause) => return sending.stop(cause),
             }
@@ -270,7 +275,7 @@ impl EventHub {
     }
 
     /// Sends one request of `most` messages at most. Returns why the hub can't be sent to; messages that failed are left
-    /// to be sent.
+    /// to be sent. It is of any route: an event that the hub fails at must not be in each probe.
     async fn probe(
         &self,
         sending: &mut Sending<'_>,
@@ -279,7 +284,9 @@ impl EventHub {
         deadline: Instant,
     ) -> Option<Cause> {
         let limit = Limit { messages: most, bytes: self.max_batch_bytes };
-        let group = sending.groups.first_mut()?;
+        let any = sending.groups.len().checked_sub(1).map(|last| fastrand::usize(..=last))?;
+        let group = &mut sending.groups[any];
+        group.rotate();
         let request = group.next(sending.messages, limit)?;
         let mut sent = Sent::default();
         let outcome = self.send_request(&request, &group.route, effort, deadline, &mut sent).await;
@@ -362,7 +369,7 @@ impl EventHub {
             }
             sent.outcomes.extend(request.messages().map(|position| (position, outcome)));
         };
-        // In the partition form a 400 may mean a message or the partition. A partition that has accepted a message exists.
+        // A 400 of the partition form may mean a message or the partition. A partition that has accepted a message exists.
         let outcome = match group.route {
             Route::Partition(id) if self.is_proven(id) => Outcome::Refused(Refusal::Malformed),
             _ => Outcome::Unsent(Cause::BadPartition),
@@ -430,16 +437,16 @@ impl EventHub {
         let (mut attempt, mut signed_again) = (0, false);
         loop {
             // Requests that were in flight together may have found out meanwhile that the hub does not respond.
-            if let (Effort::Live, Some(open)) = (effort, self.circuit.open()) {
+            if let (Effort::Live, Some(open)) = (effort, self.circuit.open(self.clock.now())) {
                 return Outcome::Unsent(open.cause);
             }
-            let sent_at = match effort {
-                Effort::Live | Effort::Probe(_) => self.clock.now(),
-                Effort::Paced(pace, last) => match pace.turn(request.len(), request.body.len(), last).await {
-                    Some(sent_at) => sent_at,
-                    None => return Outcome::Unsent(Cause::Throttled),
-                },
-            };
+            let mut sent_at = None;
+            if let Some((pace, last)) = effort.pace() {
+                sent_at = pace.turn(request.len(), request.body.len(), last).await;
+                if sent_at.is_none() {
+                    return Outcome::Unsent(Cause::Throttled);
+                }
+            }
             let access = match self.connection.access().await {
                 Ok(access) => access,
                 Err(_) if signed_again => return Outcome::Unsent(Cause::TokenExpired),
@@ -476,15 +483,13 @@ impl EventHub {
                 }
                 Disposition::Retry { cause, wait } => (cause, wait),
             };
-            match effort {
-                Effort::Paced(pace, _) if cause == Cause::Throttled => {
-                    pace.refused(sent_at, wait);
+            if let (Some((pace, _)), Some(sent_at), Cause::Throttled) = (effort.pace(), sent_at, cause) {
+                pace.refused(sent_at, wait);
+                if let Effort::Paced(..) = effort {
                     sent.retries += 1;
                     attempt -= 1;
                     continue;
                 }
-                Effort::Probe(Some(pace)) if cause == Cause::Throttled => pace.refused(sent_at, wait),
-                _ => {}
             }
             let wait = wait_before_retry(attempt, cause, wait);
             let last = attempt >= effort.attempts() && !(attempt == 1 && cause == Cause::ConnectionLost);

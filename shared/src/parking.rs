@@ -21,7 +21,7 @@ use crate::sqs::{Outgoing, Queue, Stored};
 /// message may exceed it.
 const TARGET_BYTES: usize = 1_000_000;
 /// Maximum number of messages of an envelope.
-const MAX_MESSAGES: usize = 1_000;
+pub const MAX_MESSAGES: usize = 1_000;
 /// Number of bytes that an envelope leaves free of the queue's maximum, for what is put around it if it is rejected.
 const MARGIN: usize = 2048;
 /// Maximum size of an unpacked envelope in bytes: no function writes a larger one.
