@@ -253,7 +253,8 @@ impl Redelivery {
         }
         let probe = match admission {
             Admission::Probe if self.open_cause(way, &destination) == Some(Cause::Timeout) => Some(PROBE_AFTER_TIMEOUT),
-            Admission::Probe => Some(PROBE),
+            // Any number, so that an event at which the hub fails is not in each probe.
+            Admission::Probe => Some(fastrand::usize(1..=PROBE)),
             _ if self.responded_within(way, KNOWN_FOR) => None,
             _ => Some(FIRST_CONTACT),
         };
