@@ -57,7 +57,7 @@ Examples:
     #[command(after_help = help!("\
 Examples:
   relayctl parked retry --stack eventhubs-relay --dead-letters --dry-run
-  relayctl parked retry --stack eventhubs-relay --dead-letters --hub profiles --max 100000"))]
+  relayctl parked retry --stack eventhubs-relay --dead-letters --hub profiles --max 40000"))]
     Retry {
         #[command(flatten)]
         selection: Selection,
@@ -95,7 +95,7 @@ pub struct Selection {
     #[arg(long, help_heading = "Filters")]
     dead_letters: bool,
     /// Maximum number of envelopes to look at in each queue; all are hidden until the command ends
-    #[arg(long, value_name = "COUNT", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "COUNT", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=40_000))]
     max: u32,
     /// Look until everything was seen, in each queue for at most this time, such as 90s or 20m
     #[arg(long, value_name = "DURATION", value_parser = wait)]

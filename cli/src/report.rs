@@ -231,7 +231,7 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     text
 }
 
-/// Writes to standard output. A reader that has gone, such as `head`, is no error.
+/// Writes to standard output. A reader that has gone, such as `head`, is not an error.
 pub fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {

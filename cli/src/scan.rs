@@ -186,7 +186,7 @@ pub struct Scan {
     pub hidden: usize,
     pub delayed: usize,
     pub unseen: usize,
-    /// By message id.
+    /// Held messages by their message id.
     held: BTreeMap<String, Held>,
     until: Instant,
 }

@@ -25,9 +25,9 @@ pub(crate) fn take<F: Fault>(faults: &mut VecDeque<F>, fits: impl Fn(&F) -> bool
 /// When in a request something is to be run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// Before anything is done.
+    /// The call has arrived; nothing is done yet.
     Arrived,
-    /// After it is done, before the response.
+    /// The call is done; the response is not sent yet.
     Done,
 }
 

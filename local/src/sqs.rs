@@ -112,7 +112,7 @@ struct Server {
     url: String,
     state: Mutex<State>,
     hooks: Hooks,
-    /// Told whenever a message may have become visible.
+    /// Notified whenever a message may have become visible.
     changed: Notify,
     /// Seconds by which the queues' clock is ahead, in milliseconds.
     ahead: Arc<AtomicU64>,

@@ -19,7 +19,7 @@ pub struct Parts {
     pub clock: Clock,
     /// Size budget of one request to a hub, in bytes.
     pub max_batch_bytes: usize,
-    /// Of new events, by host and hub.
+    /// Circuits for new events, by host and hub.
     pub circuits: Circuits<(String, String)>,
     pub flow_table: Option<FlowTable>,
     pub parking: Option<Parking>,

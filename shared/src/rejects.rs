@@ -121,7 +121,7 @@ impl Rejects {
     }
 }
 
-/// The envelope of a rejected event, with as much of its body as fits `max_bytes`.
+/// The envelope of a rejected event, with the part of its body that fits `max_bytes`.
 fn envelope(reject: &Reject<'_>, received_at: &str, max_bytes: usize) -> String {
     let mut part = reject.body;
     loop {

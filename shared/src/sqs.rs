@@ -208,7 +208,7 @@ impl Queue {
     /// Reads how full the queue is.
     ///
     /// # Errors
-    /// For a call that failed, or a response without these attributes.
+    /// Fails if the call fails, or its response lacks these attributes.
     pub async fn depth(&self, deadline: Instant) -> Result<Depth, AwsError> {
         const OPERATION: &str = "GetQueueAttributes";
         #[derive(Deserialize)]

@@ -63,7 +63,7 @@ pub struct Ledger {
     entries: Mutex<HashMap<String, Entry>>,
     latencies: Mutex<Vec<Duration>>,
     senders_never_repeat: bool,
-    /// By event: how often something happened after which one more copy of it is allowed.
+    /// Number of incidents after which one more copy is allowed, by event.
     allowed: Mutex<HashMap<String, usize>>,
     /// The same by what happened.
     causes: Mutex<BTreeMap<&'static str, usize>>,
@@ -319,7 +319,7 @@ pub struct Report {
     pub rejected: usize,
     /// Copies beyond the first.
     pub duplicates: usize,
-    /// Of one event.
+    /// Maximum number of copies of one event.
     pub max_copies: usize,
     /// Events with more copies than lost responses, kills and duplicate deliveries explain.
     pub unexplained: usize,

@@ -74,7 +74,7 @@ pub fn contents(body: &str) -> Option<(String, Vec<String>)> {
 pub fn park(system: &System, ledger: &Ledger, flow: usize, name: &str, numbers: Range<usize>, size: usize) {
     const MARK: &str = "@the-id@";
     let (place, group) = (&FLOWS[flow], group(system, &FLOWS[flow]));
-    // To build and print one message is slower than all the rest.
+    // Building and printing a message is slower than all the rest.
     let empty = envelope(system, place, "unavailable", &[]).to_string();
     let (before, after) = empty.split_once("\"messages\":[]").unwrap();
     let one = envelope(system, place, "unavailable", &[MARK.to_owned()])["messages"][0].to_string();

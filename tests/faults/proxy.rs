@@ -96,12 +96,12 @@ impl Drop for Proxy {
 }
 
 impl Proxy {
-    /// Before the server at `upstream`, without a trailing slash, which also takes SQS's calls.
+    /// Starts a proxy for the server at `upstream`, without a trailing slash, which accepts SQS's calls too.
     pub async fn start(upstream: &str, http: reqwest::Client) -> Self {
         Self::with_sqs(upstream, upstream, http).await
     }
 
-    /// Before two servers: SQS's calls go to `sqs`.
+    /// Starts a proxy for two servers: SQS's calls go to `sqs`.
     pub async fn with_sqs(upstream: &str, sqs: &str, http: reqwest::Client) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

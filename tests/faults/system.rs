@@ -138,7 +138,7 @@ pub struct Options {
     pub without_parking: bool,
     pub print_logs: bool,
     pub redelivering: Redelivering,
-    /// Of each namespace. Without them nothing is throttled.
+    /// Throughput units of each namespace. Without them nothing is throttled.
     pub throughput_units: [Option<u32>; 2],
     pub sqs: sqs::Config,
 }
@@ -305,7 +305,7 @@ impl System {
         pollers
     }
 
-    /// What the mapping of the parking queue has told since the last look.
+    /// What the mapping of the parking queue has reported since the last look.
     pub fn repeats(&self) -> Vec<Repeat> {
         let mut repeats = self.repeats.lock().unwrap();
         std::iter::from_fn(|| repeats.try_recv().ok()).collect()

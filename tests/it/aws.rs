@@ -160,7 +160,7 @@ async fn half_an_answer_is_none() {
     assert_eq!(send(vec![broken.clone(), broken.clone(), broken]).await, (vec![Stored::No], 3));
     assert_eq!(send(vec![answer_with("503 Service Unavailable", ""), whole.clone()]).await, (vec![Stored::Yes], 2));
     let refused = answer_with("400 Bad Request", r#"{"__type":"com.amazonaws.sqs#QueueDoesNotExist"}"#);
-    assert_eq!(send(vec![refused, whole]).await, (vec![Stored::No], 1), "what a repeat can't heal is not repeated");
+    assert_eq!(send(vec![refused, whole]).await, (vec![Stored::No], 1), "what a retry can't resolve is not retried");
     for odd in ["{}", "", "[]"] {
         let odd = answer_with("200 OK", odd);
         assert_eq!(send(vec![odd.clone(), odd.clone(), odd]).await.0, [Stored::No], "stored is what the answer names");

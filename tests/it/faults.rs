@@ -39,7 +39,7 @@ async fn nothing_is_lost_misrouted_or_let_in_under_faults() {
     let plan = Plan { rate: Some(130.0), ..plan(2_400, 1_600) };
     let outcome = scenarios::ledger(plan, Faults::Random, Options::default()).await;
     outcome.print();
-    // In so short a run a single kill may double every tenth event: the average is judged by the long form.
+    // A single kill may double every tenth event of so short a run: the average is judged by the long form.
     assert_eq!((outcome.report.violations(), outcome.report.parked), (0, 0));
     assert!(outcome.report.delivered > 2_000, "most events are accepted");
     assert!(outcome.report.redelivered > 0, "the faults make some be parked");

@@ -534,9 +534,9 @@ async fn a_flow_with_a_bad_key_does_not_delay_another_flow_of_its_hub() {
     let subjects: Vec<_> =
         hub.events(HUB).iter().map(|event| event.properties["cloudEvents:subject"].clone()).collect();
     assert_eq!(subjects, ["good-1", "good-4"]);
-    // The key is mended, and the flow enabled.
+    // The key is corrected, and the flow enabled.
     cloud.change_secret("connection-bad", &hub.connection_string(&hub_config().keys[0].name, None)).await;
-    until("the mended flow's events", async || hub.events(HUB).len() == 4).await;
+    until("the corrected flow's events", async || hub.events(HUB).len() == 4).await;
 }
 
 #[tokio::test]

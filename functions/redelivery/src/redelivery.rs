@@ -115,7 +115,7 @@ pub(crate) struct Delivered {
 
 impl Redelivery {
     /// # Errors
-    /// For a setting that is missing or not usable.
+    /// Fails if a setting is missing or not usable.
     pub async fn open(environment: Environment, clock: Clock, _: Instant) -> Result<Self, SettingsError> {
         let settings = Settings::read(&environment)?;
         if settings.parking_queue_url.is_none() {

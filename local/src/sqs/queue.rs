@@ -115,7 +115,7 @@ pub(super) struct Content {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Delayed,
-    /// With its place in the order of all messages that became visible.
+    /// The place in the order of all messages that became visible.
     Visible(u64),
     /// `asked`: the consumer has changed the visibility timeout.
     InFlight {
