@@ -3,9 +3,8 @@
 use percent_encoding::utf8_percent_encode;
 use serde_json::value::RawValue;
 use shared::sas::ENCODED;
-use shared::{Body, CloudEvent, Event, Kind, Mapped, Message, Rejection, deterministic_id, digest};
+use shared::{Body, CloudEvent, Event, Kind, Mapped, Message, Rejection, canonical_digest, deterministic_id};
 
-use crate::canonical::push_canonical;
 use crate::options::{Options, Split};
 use crate::profile::{Membership, Namespace, Profile, Status};
 
@@ -42,9 +41,7 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
         let event = CloudEvent { id, event_type: EVENT_TYPE, source: &source, time: None };
         Message::new(event, subject.clone().into(), Body::new(body))
     };
-    let mut canonical = Vec::with_capacity(event.json.len());
-    push_canonical(&mut canonical, event.json);
-    let profile_id = digest(&canonical);
+    let profile_id = canonical_digest(event.json);
 
     let memberships = || passed.iter().flat_map(|passed| &passed.memberships);
     let messages = match options.split {
