@@ -166,16 +166,8 @@ fn every_value_of_an_object_slot_has_its_xml() {
                 r#"<a:value i:type="b:ArrayOfanyType"{ARRAYS}><b:anyType i:type="c:int"{XS_IN_ARRAY}>256</b:anyType><b:anyType i:nil="true"/><b:anyType i:type="b:ArrayOfanyType"><b:anyType i:type="c:string"{XS_IN_ARRAY}>x</b:anyType></b:anyType><b:anyType i:type="OptionSetValue"><Value>1</Value></b:anyType></a:value>"#
             ),
         ),
-        // Types that the contract does not list keep their members.
-        (
-            typed("ColumnSet", r#","AllColumns":false,"Columns":["name"],"Odd name":null"#),
-            format!(r#"<a:value i:type="ColumnSet"><AllColumns>false</AllColumns><Columns{ARRAYS}><b:string>name</b:string></Columns><Odd_x0020_name i:nil="true"/></a:value>"#),
-        ),
-        (
-            r#"{"__type":"Thing:#My.Types","Part":{"Size":1.50}}"#.into(),
-            r#"<a:value i:type="b:Thing" xmlns:b="http://schemas.datacontract.org/2004/07/My.Types"><b:Part><b:Size>1.50</b:Size></b:Part></a:value>"#.into(),
-        ),
-        (r#"{"Value":1,"__type":"Money:x"}"#.into(), "<a:value><Value>1</Value></a:value>".into()),
+        ("{ }".into(), "<a:value/>".into()),
+        ("[{}]".into(), format!(r#"<a:value i:type="b:ArrayOfanyType"{ARRAYS}><b:anyType/></a:value>"#)),
     ] {
         assert_eq!(slot(&value).as_deref(), Ok(expected.as_str()), "{value}");
     }
@@ -518,9 +510,8 @@ async fn what_a_request_has_no_room_for_is_trimmed_before_it_is_rejected() {
     let create = include_str!("../fixtures/dataverse-event/create_lead_sync.json");
     // Quotes take two bytes each in a request.
     let with_topic = |topic: String| {
-        let mut context: Value = serde_json::from_str(create).unwrap();
-        context["InputParameters"][0]["value"]["Attributes"][0] = json!({ "key": "subject", "value": topic });
-        context.to_string()
+        let column = format!(r#"{{"key":"subject","value":{}}}"#, json!(topic));
+        create.replacen(r#"{"key":"subject","value":"Hello there!"}"#, &column, 1)
     };
     let budget = ("EVENT_HUBS_MAX_BATCH_BYTES", "200000");
     for (options, topic) in [

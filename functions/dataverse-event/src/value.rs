@@ -85,7 +85,10 @@ pub fn number(json: &str) -> (&'static str, Cow<'_, str>) {
         return match json.parse::<i64>() {
             Ok(number) if i32::try_from(number).is_ok() => ("int", number.to_string().into()),
             Ok(number) => ("long", number.to_string().into()),
-            Err(_) => ("decimal", json.into()),
+            Err(_) => match decimal(json) {
+                Some(text) => ("decimal", text),
+                None => ("double", json.into()),
+            },
         };
     }
     match decimal(json) {
@@ -186,6 +189,8 @@ mod tests {
             ("9007199254740993", "long", "9007199254740993"),
             ("-9223372036854775808", "long", "-9223372036854775808"),
             ("9223372036854775808", "decimal", "9223372036854775808"),
+            ("79228162514264337593543950335", "decimal", "79228162514264337593543950335"),
+            ("79228162514264337593543950336", "double", "79228162514264337593543950336"),
             ("19.9900", "decimal", "19.9900"),
             ("-0.00", "decimal", "-0.00"),
             ("1.50E2", "decimal", "150"),
