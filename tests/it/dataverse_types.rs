@@ -1,5 +1,4 @@
 //! `dataverse-event` in XML mode: every SDK type has the form of .NET's contract serializer, and what has none is rejected.
-//! Ids of contexts are tested here too, since they must not depend on the mode.
 
 use dataverse_event::{KIND, Options};
 use serde_json::{Value, json};

@@ -10,6 +10,7 @@ mod connection_strings;
 mod console;
 mod control;
 mod dataverse_event;
+mod dataverse_ids;
 mod dataverse_types;
 mod faults;
 mod harness;

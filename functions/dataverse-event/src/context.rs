@@ -22,9 +22,6 @@ pub struct Context<'a> {
     pub asynchronous: bool,
     pub correlation: Cow<'a, str>,
     pub operation: Cow<'a, str>,
-    /// The step that caused it.
-    pub step: Cow<'a, str>,
-    pub depth: String,
     /// The columns of `Target`; `None` when there is no Target, or one without columns.
     pub columns: Option<Vec<(Cow<'a, str>, &'a str)>>,
     operation_created_on: Cow<'a, str>,
@@ -54,8 +51,8 @@ impl<'a> Context<'a> {
                 "OperationId" => context.operation = text_of("OperationId", value)?,
                 "OperationCreatedOn" => context.operation_created_on = text_of("OperationCreatedOn", value)?,
                 "Mode" => mode = integer_of("Mode", value)?,
-                "Depth" => context.depth = integer_of("Depth", value)?.map(|n| n.to_string()).unwrap_or_default(),
-                "OwningExtension" => context.step = id_of_step(value)?,
+                "Depth" => drop(integer_of("Depth", value)?),
+                "OwningExtension" => check_step(value)?,
                 "InputParameters" => context.columns = columns_of_target(value)?,
                 _ => {}
             }
@@ -94,7 +91,7 @@ impl<'a> Context<'a> {
 
 /// An id that names something.
 pub fn is_id(id: &str) -> bool {
-    !id.is_empty() && id != ZERO_GUID
+    !id.trim().is_empty() && id != ZERO_GUID
 }
 
 fn text_of<'a>(name: &'static str, value: &'a RawValue) -> Result<Cow<'a, str>, Rejection> {
@@ -111,15 +108,16 @@ fn integer_of(name: &'static str, value: &RawValue) -> Result<Option<i64>, Rejec
     }
 }
 
-fn id_of_step(value: &RawValue) -> Result<Cow<'_, str>, Rejection> {
+/// A step is null, or an object with an id that is text.
+fn check_step(value: &RawValue) -> Result<(), Rejection> {
     if value.get() == "null" {
-        return Ok(Cow::default());
+        return Ok(());
     }
     let Members(members) = serde_json::from_str::<Members<'_>>(value.get())
         .map_err(|_| Rejection::unmappable("OwningExtension: expected an object"))?;
     match members.into_iter().rev().find(|(name, _)| name == "Id") {
-        Some((_, id)) => text_of("OwningExtension.Id", id),
-        None => Ok(Cow::default()),
+        Some((_, id)) => text_of("OwningExtension.Id", id).map(drop),
+        None => Ok(()),
     }
 }
 
