@@ -208,6 +208,7 @@ fn steps_choose_as_registered_steps_do() {
     assert!(!passes(CREATE, json!({ "message": "Update", "entity": "lead" })));
     let filter = |columns: Value| json!({ "message": "Update", "entity": "contact", "filteringAttributes": columns });
     assert!(passes(UPDATE, filter(json!(["other", "FirstName"]))));
+    assert!(passes(UPDATE, filter(json!([" firstname "]))));
     assert!(!passes(UPDATE, filter(json!(["other"]))));
     for trimmed in ["absent", "null"] {
         let path =
@@ -216,6 +217,25 @@ fn steps_choose_as_registered_steps_do() {
     }
     // Columns filter updates only.
     assert!(passes(CREATE, json!({ "message": "Create", "filteringAttributes": ["other"] })));
+}
+
+#[test]
+fn time_grows_with_the_sum_of_columns_and_of_the_names_in_steps() {
+    let columns: Vec<String> = (0..3000).map(|n| format!(r#"{{"key":"column_{n}","value":1}}"#)).collect();
+    let target = format!(r#"{{"key":"Target","value":{{"Attributes":[{}]}}}}"#, columns.join(","));
+    let event = format!(r#"{{"MessageName":"Update","PrimaryEntityName":"t","InputParameters":[{target}]}}"#);
+    let fastest = |names: usize, steps: usize| {
+        let names: Vec<String> = (0..names).map(|n| format!(" Another_{n} ")).collect();
+        let steps = vec![json!({ "message": "Update", "filteringAttributes": names }); steps];
+        fastest_of(&options(json!({ "steps": steps })), |options| {
+            assert!(map(&event, options).unwrap().messages.is_empty())
+        })
+    };
+    let one = fastest(1, 1);
+    for (names, steps) in [(1000, 1), (1, 300), (30, 30)] {
+        let many = fastest(names, steps);
+        assert!(many < one * 2, "{many:?} with {steps} steps of {names} columns, {one:?} with one of one");
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The members of a context that decide what becomes of it. Only MessageName and PrimaryEntityName must be there.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::collections::HashSet;
 
 use serde_json::value::RawValue;
 use shared::Rejection;
@@ -24,6 +26,7 @@ pub struct Context<'a> {
     pub operation: Cow<'a, str>,
     /// The columns of `Target`; `None` when there is no Target, or one without columns.
     pub columns: Option<Vec<(Cow<'a, str>, &'a str)>>,
+    names_of_columns: OnceCell<Option<HashSet<String>>>,
     operation_created_on: Cow<'a, str>,
     pub members: Members<'a>,
 }
@@ -76,6 +79,12 @@ impl<'a> Context<'a> {
     /// The row; where there is none, the chain of events.
     pub fn subject(&self) -> Cow<'a, str> {
         [&self.row, &self.correlation].into_iter().find(|id| is_id(id)).cloned().unwrap_or_default()
+    }
+
+    /// The names of `columns` in lower case, in a set that is built once for all steps that look at them.
+    pub fn names_of_columns(&self) -> Option<&HashSet<String>> {
+        let names = || Some(self.columns.as_ref()?.iter().map(|(name, _)| name.to_ascii_lowercase()).collect());
+        self.names_of_columns.get_or_init(names).as_ref()
     }
 
     /// When it happened. OperationCreatedOn with an offset may be a local clock (or one labelled so), and is not trusted.
