@@ -8,6 +8,7 @@ mod browser;
 mod cloud;
 mod connection_strings;
 mod console;
+mod consumers;
 mod control;
 mod dataverse_event;
 mod dataverse_ids;

@@ -93,7 +93,7 @@ impl<'a> Profile<'a> {
     /// `namespace:id` of the preferred identity, whatever the order of the body's members; empty when there is none.
     pub fn subject(&self, preferred: Option<&Ranks>) -> String {
         let with_ids = || self.identities.iter().filter(|identities| !identities.ids.is_empty());
-        // Of a namespace that is spelled in several ways the smallest spelling counts, and its first id.
+        // The smallest spelling of a namespace counts if there are several, and its first id.
         let by_rank = |ranks: &Ranks| {
             with_ids()
                 .filter_map(|identities| {
