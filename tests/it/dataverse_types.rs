@@ -432,3 +432,17 @@ fn deeply_nested_filters_and_values_are_written_or_rejected() {
         (0..100).fold("1".to_owned(), |value, _| typed("AliasedValue", CONTRACTS, &format!(r#""Value":{value}"#)));
     assert!(slot(&aliased).unwrap().ends_with(&format!("1{}</a:value>", "</Value>".repeat(100))));
 }
+
+#[test]
+fn a_deeply_nested_value_costs_no_more_than_a_flat_one() {
+    let numbers = vec!["1.5"; 10_000].join(",");
+    let fastest = |depth: usize| {
+        let event = context(&format!("{}{numbers}{}", "[".repeat(depth), "]".repeat(depth)));
+        let options = options(json!({ "messageFormat": "xml", "maxBytes": 900_000 }));
+        fastest_of(&event, |event| {
+            assert_eq!(map(event, &options).unwrap().messages.len(), 1);
+        })
+    };
+    let (flat, deep) = (fastest(1), fastest(120));
+    assert!(deep < flat * 2, "{deep:?} with 120 levels, {flat:?} with one");
+}

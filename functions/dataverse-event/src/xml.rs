@@ -9,12 +9,11 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use serde_json::value::RawValue;
 use shared::json;
 
 use crate::trim::is_trimmable;
 use crate::types::{self, Absent, CONTRACTS, Class, GENERIC, Kind};
-use crate::value::{self, Date, Offset, ZERO_GUID, elements, is_guid, pair, type_of};
+use crate::value::{self, Date, Extents, Offset, ZERO_GUID, is_guid, type_of};
 
 const INSTANCE: &str = "http://www.w3.org/2001/XMLSchema-instance";
 const SCHEMA: &str = "http://www.w3.org/2001/XMLSchema";
@@ -51,7 +50,8 @@ type Written = Result<(), Stop>;
 
 /// The XML of the context `json`, an object, in at most `limit` bytes.
 pub fn write(json: &str, members: Members, limit: usize) -> Result<String, Stop> {
-    let mut writer = Writer { out: String::with_capacity(limit.min(2 * json.len())), limit, ..Writer::default() };
+    let out = String::with_capacity(limit.min(2 * json.len()));
+    let mut writer = Writer { out, limit, extents: Extents::of(json), ..Writer::default() };
     let namespaces = [" xmlns=\"", CONTRACTS, "\" xmlns:i=\"", INSTANCE, "\""];
     writer.element(types::CONTEXT.name, &namespaces, |w| w.class(&types::CONTEXT, json, members))?;
     Ok(writer.out)
@@ -68,6 +68,7 @@ enum Place {
 struct Writer {
     out: String,
     limit: usize,
+    extents: Extents,
     /// Namespaces declared around this place, besides the two of the root; the first has the prefix `a`.
     scope: Vec<&'static str>,
     place: Vec<Place>,
@@ -141,8 +142,8 @@ impl Writer {
     }
 
     fn elements<'a>(&self, json: &'a str) -> Result<impl Iterator<Item = (usize, &'a str)> + use<'a>, Stop> {
-        let elements = elements(json).ok_or_else(|| self.unusable("expected an array"))?;
-        Ok(elements.into_iter().map(|element| element.get()).enumerate())
+        let elements = self.extents.elements(json).ok_or_else(|| self.unusable("expected an array"))?;
+        Ok(elements.into_iter().enumerate())
     }
 
     fn text<'a>(&self, json: &'a str) -> Result<Cow<'a, str>, Stop> {
@@ -178,9 +179,7 @@ impl Writer {
 
     /// The members of an object; unknown ones are left out.
     fn class(&mut self, class: &'static Class, json: &str, which: Members) -> Written {
-        let Ok(json::Members(found)) = serde_json::from_str::<json::Members<'_>>(json) else {
-            return Err(self.unusable("expected an object"));
-        };
+        let found = self.extents.members(json).ok_or_else(|| self.unusable("expected an object"))?;
         // A fixed slot needs no `__type`; one that names another class announces a derived one.
         if let Some(full) = type_of(json).filter(|full| !class.is_named_by(full)) {
             return Err(self.unknown_type(Some(&full)));
@@ -191,12 +190,12 @@ impl Writer {
         self.members(class, &found, which)
     }
 
-    fn members(&mut self, class: &'static Class, found: &[(Cow<'_, str>, &RawValue)], which: Members) -> Written {
+    fn members(&mut self, class: &'static Class, found: &[(Cow<'_, str>, &str)], which: Members) -> Written {
         let mut values = vec![None; class.members.len()];
         for (name, value) in found {
             // The names are few.
             if let Some(place) = class.members.iter().position(|(known, _)| name == known) {
-                values[place] = Some(value.get());
+                values[place] = Some(*value);
             }
         }
         // The serializer gives members no prefix where their namespace has none yet: it becomes the default one.
@@ -314,7 +313,7 @@ impl Writer {
             w.element(name, &[declaration], |w| {
                 for (at, element) in elements {
                     w.at(Place::Item(at), |w| {
-                        let Some((key, value)) = pair(element) else {
+                        let Some((key, value)) = w.extents.pair(element) else {
                             return Err(w.unusable("expected an object with a key and a value"));
                         };
                         let pair = (key.unwrap_or("null"), value.unwrap_or("null"));
