@@ -36,7 +36,7 @@ pub use event::{Event, Header, Kind, Mapped, Reason, Rejection};
 pub use flow::DEFAULT_FLOW;
 pub use function::{Function, Invocation, run_function};
 pub use http_client::build as build_http_client;
-pub use message::{Body, CloudEvent, JsonWriter, Message, Properties, deterministic_id, digest};
+pub use message::{Body, CloudEvent, JsonWriter, Message, Properties, canonical_digest, deterministic_id, digest};
 pub use partitioning::Partitioning;
 pub use relay::run;
 pub use sender_auth::SenderAuth;

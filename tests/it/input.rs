@@ -50,7 +50,7 @@ async fn large_and_many_are_bounded() {
     let many = |count: usize, item: &dyn Fn(usize) -> String| (0..count).map(item).collect::<Vec<_>>().join(",");
     let members = event_of("p").replace("\"value1\"", &format!("1,{}", many(50_000, &|n| format!("\"m{n}\":{n}"))));
     assert_eq!(system.post(&members).await, delivered(1));
-    let ids = event_of("p").replace("[\"4\"]", &format!("[{}]", many(20_000, &|n| n.to_string())));
+    let ids = event_of("p").replace("[\"4\"]", &format!("[{}]", many(30_000, &|n| n.to_string())));
     assert!(system.post(&ids).await.problem(413).contains("partnerIds"));
     let few_ids = event_of("p").replace("[\"4\"]", &format!("[{}]", many(100, &|n| n.to_string())));
     assert_eq!(system.post(&few_ids).await, delivered(100));
