@@ -243,7 +243,7 @@ async fn send<O>(relay: &Relay<O>, flow: &Flow<O>, mapping: &Mapping<'_>, times:
     }
     if let Some(cause) = first_cause {
         told.reason = cause.word();
-        relay.tell_operator(cause);
+        relay.tell_operator(&told.counts);
         told.counts.parked =
             relay.park(flow, cause, &unsent, times.parking_ends).await.into_iter().filter(|parked| *parked).count();
         // What is unsent must come again, whatever else became of the rest.

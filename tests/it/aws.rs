@@ -49,7 +49,7 @@ print(json.dumps(keys))
     cloud.flow("flow-a", "audience-change", &hub, HUB, json!({})).await;
     let endpoint = cloud.endpoint().to_owned();
     let keys = boto3(&endpoint, USERS);
-    let http = shared::build_http_client(None).unwrap();
+    let http = shared::build_http_client(None).unwrap().client();
     let switched = http.post(format!("{endpoint}/moto-api/reset-auth")).body("0").send().await.unwrap();
     assert!(switched.status().is_success());
 

@@ -60,7 +60,7 @@ async fn each_unusable_setting_is_named() {
         ),
         ("PARTITIONING", "`keys:N`", with_hub(("PARTITIONING", "keys"))),
         ("EVENT_HUBS_MAX_BATCH_BYTES", "number of bytes", with_hub(("EVENT_HUBS_MAX_BATCH_BYTES", "1MB"))),
-        ("EXTRA_CA_CERTS", "can't read PEM", with_hub(("EXTRA_CA_CERTS", "/nonexistent.pem"))),
+        ("EXTRA_CA_CERTS", "can't read the file", with_hub(("EXTRA_CA_CERTS", "/nonexistent.pem"))),
     ] {
         let line = init_failure(&settings).await;
         assert_eq!(line["variable"], variable, "{line}");
