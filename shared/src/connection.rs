@@ -177,7 +177,9 @@ impl Target {
                     "names another hub than the connection string's `EntityPath`",
                 ));
             }
-            (Some((variable, hub)), _) => (*variable, hub.as_str()),
+            // Names compare without case; the connection string's is a copy of Azure's.
+            (Some((variable, _)), Some(entity_path)) => (*variable, entity_path),
+            (Some((variable, hub)), None) => (*variable, hub.as_str()),
             (None, Some(entity_path)) => (source, entity_path),
             (None, None) => {
                 return Err(SettingsError::new(HUB_NAME, "missing, and the connection string has no `EntityPath`"));

@@ -48,3 +48,19 @@ pub fn expiry(token: &SecretString) -> Result<u64, &'static str> {
     let expiry = fields.split('&').find_map(|field| field.strip_prefix("se=")?.parse().ok());
     expiry.ok_or("`SharedAccessSignature` is not a token with an expiry (`se`)")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_ready_made_token_lacks_is_named() {
+        let problem = |token: &str| expiry(&token.into()).unwrap_err();
+        assert_eq!(expiry(&"SharedAccessSignature sr=a&sig=b&se=7&skn=n".into()), Ok(7));
+        assert!(problem("sr=a&sig=b&se=7&skn=n").contains("put `SharedAccessSignature ` in front"));
+        assert!(problem("abc").contains("is not a token"));
+        for token in ["SharedAccessSignature sr=a&sig=b&skn=n", "SharedAccessSignature sr=a&se=soon"] {
+            assert!(problem(token).contains("expiry"), "{token}");
+        }
+    }
+}
