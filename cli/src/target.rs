@@ -157,7 +157,7 @@ async fn url_of(client: &Client, arn: &str) -> Result<String, CallError> {
 async fn local(url: &str) -> Result<(Client, String), TargetError> {
     let not_running = |problem: String| TargetError::NotRunning { url: url.to_owned(), problem };
     let http_client = shared::build_http_client(None).map_err(not_running)?;
-    let response = http_client.get(format!("{}/_local/info", url.trim_end_matches('/'))).send().await;
+    let response = http_client.client().get(format!("{}/_local/info", url.trim_end_matches('/'))).send().await;
     let response = response.and_then(|response| response.error_for_status());
     let text = match response {
         Ok(response) => response.text().await,

@@ -197,7 +197,8 @@ fn function(
 impl System {
     /// Starts all but redelivery, whose pollers are [`System::redeliver`]'s.
     pub async fn start(options: Options) -> Self {
-        let http = shared::build_http_client(None).unwrap();
+        let relay_http = shared::build_http_client(None).unwrap();
+        let http = relay_http.client();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let moto_server = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.venv/bin/moto_server"));
         let moto = Moto::start(moto_server, SocketAddr::from(([127, 0, 0, 1], port)), &http).await.unwrap();
@@ -217,7 +218,7 @@ impl System {
             aws_gates.insert(service, Gate::start(proxy.address()).await);
         }
 
-        let aws = run::local_aws(http.clone(), sqs.url().to_owned(), REGION.to_owned());
+        let aws = run::local_aws(relay_http, sqs.url().to_owned(), REGION.to_owned());
         let redelivering = options.redelivering;
         let (parking, dead_letters) =
             queue_source::create_queue(&aws, "parking", redelivering.visibility, MAX_RECEIVE_COUNT).await.unwrap();

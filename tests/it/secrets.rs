@@ -18,7 +18,7 @@ use crate::harness::*;
 async fn a_key_changed_in_its_secret_is_taken_up_without_a_failure() {
     let http = shared::build_http_client(None).unwrap();
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let moto = Moto::start(&virtual_environment().join("bin/moto_server"), address, &http).await.unwrap();
+    let moto = Moto::start(&virtual_environment().join("bin/moto_server"), address, &http.client()).await.unwrap();
     let endpoint = moto.url();
     let variables = [
         ("AWS_ENDPOINT_URL", endpoint.to_owned()),

@@ -63,7 +63,7 @@ impl World {
             ..FunctionConfig::new("platform-ingest", binary("platform-ingest"))
         });
         let lambda = LambdaApi::start(hub.clone(), ingest.clone(), listener().await).await;
-        let table = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap()).await;
+        let table = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap().client()).await;
         let hosts = format!("{},{}", host(&hub), inlet.host());
         let api = control_with(
             &cloud,

@@ -309,7 +309,7 @@ impl Redelivery {
         for report in delivered.iter().filter_map(|delivered| delivered.report.as_ref()) {
             counts.sent(report);
         }
-        for hint in counts.causes.keys().filter_map(|cause| cause.hint()) {
+        for (_, hint) in counts.hints() {
             tracing::error!(request_id, hint, "failed to send to an event hub");
         }
         // They are not new: they count as redelivered.
