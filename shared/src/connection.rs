@@ -27,7 +27,7 @@ pub struct Access {
     pub token: HeaderValue,
 }
 
-/// A ready-made token has expired, and there is no key to sign another.
+/// A ready-made token has expired, and the connection string has no key to sign another.
 #[derive(Debug, Clone, Copy)]
 pub struct TokenExpired;
 

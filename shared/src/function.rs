@@ -130,7 +130,7 @@ pub fn run_function<F: Function>(
                         hint = "check the client context and the Cognito identity of whoever invokes the function directly",
                         "failed to read the headers of an invocation; it fails and the process ends"
                     ),
-                    // As when a local container is stopped; Lambda itself never takes it away.
+                    // A local container was stopped, for example; Lambda itself never takes the API away.
                     None => tracing::warn!(%error, "the Lambda runtime API is gone"),
                 }
                 ExitCode::FAILURE

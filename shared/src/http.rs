@@ -1,5 +1,5 @@
 //! HTTP for every caller: one client, one way to retry, one token cache, one translation of transport errors and one
-//! bounded reader of response bodies. It knows no service; what a status means is its caller's business.
+//! bounded reader of response bodies. It does not depend on a service; what a status means is its caller's business.
 
 pub mod body;
 pub mod client;

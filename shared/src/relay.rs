@@ -141,7 +141,7 @@ fn options<O: DeserializeOwned + Default>(
 struct OddRequest {
     #[serde(rename = "requestContext")]
     _request_context: IgnoredAny,
-    /// In payload 1.0 and in events of load balancers.
+    /// Present in payload 1.0 and in events of load balancers.
     #[serde(rename = "httpMethod")]
     http_method: Option<IgnoredAny>,
 }

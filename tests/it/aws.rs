@@ -199,7 +199,7 @@ async fn a_flow_in_hand_survives_its_table() {
     assert!(item("new").await.unwrap_err().to_string().contains("GetItem"));
 }
 
-/// For each region of the partitions that AWS's SDKs share: where boto3 sends a call of each service, by FIPS and dual-stack.
+/// Prints, for each region of the partitions that AWS's SDKs share, where boto3 sends a call of each service, by FIPS and dual-stack.
 /// Some partitions have no dual-stack endpoints.
 const ENDPOINTS: &str = r#"
 import boto3, botocore, json, os

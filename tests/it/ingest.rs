@@ -524,7 +524,7 @@ async fn an_inlet_that_refuses_everything_leaves_the_records_in_the_hub() {
     assert_eq!(inlet.statuses().len(), asked + 1, "one record finds out whether that has changed");
     inlet.clear_faults();
     assert!(failures(&function, &event(&entities(0, 100, 150))).await.is_empty());
-    // From now on refusals are about records again.
+    // Refusals are about records again.
     inlet.script([answers(400).into()]);
     assert!(failures(&function, &event(&entities(0, 150, 152))).await.is_empty());
 }

@@ -118,7 +118,7 @@ fn nothing_is_repeated(system: &System) {
     }
 }
 
-/// As after an invocation by a client that sends a context of its own.
+/// A client that invokes the function directly may send such headers.
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_of_an_invocation_that_can_not_be_read_are_named() {
     for header in ["lambda-runtime-client-context: null", "lambda-runtime-cognito-identity: {\"do-not-repeat-me\":1}"] {

@@ -45,7 +45,7 @@ impl Peer {
         Self::start_with(move |request, _| handle(request)).await
     }
 
-    /// A peer that answers by `good`, and by `bad` on the connections that [`Peer::spoil`] marked.
+    /// A peer that answers by `good`, and by `bad` on the connections that [`Peer::mark_bad`] marked.
     pub async fn with_bad_connections(
         good: impl Fn(&Request) -> Reply + Send + Sync + 'static,
         bad: impl Fn(&Request) -> Reply + Send + Sync + 'static,
@@ -99,7 +99,7 @@ impl Peer {
     }
 
     /// Makes all connections bad that carried a request so far. Returns their number.
-    pub fn spoil(&self) -> usize {
+    pub fn mark_bad(&self) -> usize {
         let known = self.connections();
         let count = known.len();
         *self.bad.lock().unwrap() = known;

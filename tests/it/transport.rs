@@ -1,4 +1,4 @@
-//! Connections: which of them a request uses, what becomes of one that failed, and what an operator reads about it.
+//! Connections: which of them a request uses, how long they are used, and what an operator reads about a failure.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -43,7 +43,7 @@ async fn post(function: &Function, profile: &str) -> u64 {
     answer(function, &request(&event_of(profile))).await.status
 }
 
-/// Sends a batch; gives the ids that must come again.
+/// Sends a batch; returns the ids that are reported as failed.
 async fn batch(function: &Function, records: &[Value]) -> Vec<String> {
     let answer = function.invoke(json!({ "Records": records }).to_string().into_bytes()).await.unwrap();
     let answer: Value = serde_json::from_slice(&answer).unwrap();
@@ -75,7 +75,7 @@ async fn a_dead_pool_costs_one_retry_on_a_new_connection() {
             let function = sender(&hub);
             assert!(batch(&function, &many()).await.is_empty());
             let known = hub.connections();
-            assert!(hub.spoil() >= 10, "more dead connections than attempts");
+            assert!(hub.mark_bad() >= 10, "more dead connections than attempts");
             let before = hub.requests().len();
             if by_queue {
                 assert!(batch(&function, &[record("r", &event_of("after"))]).await.is_empty(), "{what}");
@@ -110,7 +110,7 @@ async fn a_connection_that_leads_to_a_bad_place_is_used_once() {
         let hub = Peer::with_bad_connections(|request| opened(request).unwrap_or_else(stored), bad).await;
         let function = sender(&hub);
         assert_eq!(post(&function, "before").await, 200);
-        assert_eq!(hub.spoil(), 1);
+        assert_eq!(hub.mark_bad(), 1);
         let first = post(&function, "first").await;
         // What a status means for the event does not change: only some of them are retried.
         assert_eq!(first, if matches!(status, 404 | 410) { 503 } else { 200 }, "{status}");
@@ -144,7 +144,7 @@ async fn bad_responses_at_the_same_time_replace_the_pool_once() {
     let hub = Peer::with_bad_connections(stored_slowly, not_found).await;
     let function = sender(&hub);
     assert!(batch(&function, &many()).await.is_empty());
-    let first = hub.spoil();
+    let first = hub.mark_bad();
     assert_eq!(batch(&function, &many()).await.len(), 300);
     for _ in 0..3 {
         assert!(batch(&function, &many()).await.is_empty());
@@ -178,7 +178,7 @@ async fn a_call_of_aws_has_one_retry_on_a_new_connection() {
         };
         join_all((0..8).map(|_| call())).await;
         let known = peer.connections();
-        assert_eq!(peer.spoil(), 8);
+        assert_eq!(peer.mark_bad(), 8);
         call().await;
         call().await;
         let used: Vec<usize> = peer.requests()[8..].iter().map(|request| request.connection).collect();
@@ -212,7 +212,7 @@ async fn an_inlet_has_one_retry_on_a_new_connection() {
         };
         assert_eq!(ingest(8).await, json!([]));
         let known = inlet.connections();
-        assert_eq!(inlet.spoil(), 8);
+        assert_eq!(inlet.mark_bad(), 8);
         assert_eq!((ingest(1).await, ingest(1).await), (json!([]), json!([])), "{what}");
         let used: Vec<usize> = inlet.requests()[8..].iter().map(|request| request.connection).collect();
         assert_eq!(used.len(), 3, "{what}: {used:?}");

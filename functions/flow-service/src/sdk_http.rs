@@ -19,7 +19,7 @@ use tokio::time::Instant;
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Maximum size of a response, in bytes: those of DynamoDB and Lambda have a few megabytes at most.
 const MAX_RESPONSE: usize = 16 * 1024 * 1024;
-/// `attempt=2; max=3`
+/// `ttl=20261125T120000Z; attempt=2; max=3`
 const ATTEMPT: &str = "amz-sdk-request";
 
 /// Sends the SDK's requests.
@@ -50,8 +50,7 @@ impl HttpConnector for SdkHttp {
 }
 
 async fn send(http: &Http, request: &HttpRequest) -> Result<HttpResponse, ConnectorError> {
-    let is_first = request.headers().get(ATTEMPT).is_none_or(|attempt| attempt.starts_with("attempt=1;"));
-    let via = if is_first { Via::Pool } else { Via::NewConnection };
+    let via = via(request);
     let bound = Instant::now() + ATTEMPT_TIMEOUT;
     let failed = |error: shared::http::TransportError| match error.kind {
         TransportKind::Timeout => ConnectorError::timeout(error.into()),
@@ -70,6 +69,13 @@ async fn send(http: &Http, request: &HttpRequest) -> Result<HttpResponse, Connec
     Ok(answer)
 }
 
+/// A retry has a new connection.
+fn via(request: &HttpRequest) -> Via {
+    let parts = request.headers().get(ATTEMPT).unwrap_or_default().split(';');
+    let attempt = parts.filter_map(|part| part.trim().strip_prefix("attempt=")?.parse::<u32>().ok()).next();
+    if attempt.is_some_and(|attempt| attempt > 1) { Via::NewConnection } else { Via::Pool }
+}
+
 fn converted(request: &HttpRequest) -> Result<Request, ConnectorError> {
     let method = Method::from_bytes(request.method().as_bytes()).map_err(|_| invalid("the method"))?;
     let url = Url::parse(request.uri()).map_err(|_| invalid("the endpoint"))?;
@@ -86,4 +92,30 @@ fn converted(request: &HttpRequest) -> Result<Request, ConnectorError> {
 
 fn invalid(what: &str) -> ConnectorError {
     ConnectorError::user(format!("failed to use {what} of a call").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retry_has_a_new_connection_and_requests_keep_their_parts() {
+        let mut request = HttpRequest::new(SdkBody::from("{}"));
+        request.set_method("POST").unwrap();
+        request.set_uri("http://127.0.0.1:9/path?a=b").unwrap();
+        for (attempt, expected) in [
+            ("attempt=1", Via::Pool),
+            ("attempt=1; max=3", Via::Pool),
+            ("attempt=2; max=3", Via::NewConnection),
+            ("ttl=20261125T120000Z; attempt=3; max=3", Via::NewConnection),
+        ] {
+            request.headers_mut().insert(ATTEMPT, attempt);
+            assert_eq!(via(&request), expected, "{attempt}");
+        }
+        request.headers_mut().append("x-amz-target", "T");
+        let converted = converted(&request).unwrap();
+        assert_eq!((converted.method(), converted.url().as_str()), (&Method::POST, "http://127.0.0.1:9/path?a=b"));
+        assert_eq!(converted.headers()["x-amz-target"], "T");
+        assert_eq!(converted.body().unwrap().as_bytes(), Some(&b"{}"[..]));
+    }
 }

@@ -50,7 +50,7 @@ pub struct Service {
     client: Client,
 }
 
-/// Why there is no token.
+/// The reason why no token could be fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NoToken {
     /// [`Cause::Unauthorized`] and [`Cause::Unexpected`] are for an operator, everything else may pass.
@@ -74,7 +74,7 @@ impl NoToken {
 #[derive(Deserialize)]
 struct Response<'a> {
     access_token: SecretString,
-    /// In seconds: a number, or its digits as text.
+    /// Lifetime in seconds: a number, or its digits as text.
     #[serde(borrow)]
     expires_in: Option<&'a RawValue>,
 }

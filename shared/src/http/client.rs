@@ -123,7 +123,7 @@ impl Http {
     /// Sends a request and returns the head of its response, by `bound`.
     ///
     /// # Errors
-    /// When there is no response. The request may have been handled all the same.
+    /// When the response is missing. The request may have been handled all the same.
     pub async fn send(&self, request: Request, via: Via, bound: Instant) -> Result<Response, TransportError> {
         let (client, origin) = match via {
             Via::NewConnection => (self.unpooled(), None),
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn statuses_that_another_place_may_give_spoil_their_connection() {
+    fn a_connection_is_not_reused_after_a_status_that_another_place_may_give() {
         for status in [401, 404, 410, 500, 502, 503, 504, 599] {
             assert!(!is_good(status), "{status}");
         }

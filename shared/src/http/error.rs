@@ -9,7 +9,7 @@ use rustls::CertificateError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TransportError {
     pub kind: TransportKind,
-    /// For the log: what the libraries report, without the URL.
+    /// Text for the log: what the libraries report, without the URL.
     detail: String,
 }
 
@@ -107,7 +107,7 @@ fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn 
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-/// What one error of the chain tells about a connection that could not be made.
+/// What one error of the chain shows about a connection that could not be made.
 fn kind_of(error: &(dyn Error + 'static)) -> Option<TransportKind> {
     if let Some(tls) = error.downcast_ref() {
         return of_tls(tls);
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn only_what_an_operator_can_fix_has_a_hint() {
-        // As the TLS connector wraps it.
+        // The TLS connector wraps it twice.
         let tls = |error: rustls::Error| kind_of(&io::Error::other(io::Error::new(io::ErrorKind::InvalidData, error)));
         let certificate = |error: CertificateError| tls(rustls::Error::InvalidCertificate(error)).unwrap();
         for (kind, named) in [
