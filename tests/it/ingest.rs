@@ -446,8 +446,12 @@ async fn each_unusable_setting_of_the_way_back_is_named() {
     }
 }
 
-/// The lines of a function's log, and the hints of its ERROR lines.
-fn told(function: &Function) -> (Vec<Value>, Vec<String>) {
+/// The lines of a function's log, once that of its last invocation is there, and the hints of its ERROR lines.
+async fn told(function: &Function, invocations: usize) -> (Vec<Value>, Vec<String>) {
+    crate::cloud::until("the line of the invocation", async || {
+        function.logs().iter().filter(|line| line.contains("batch ingested")).count() >= invocations
+    })
+    .await;
     let lines: Vec<Value> = function.logs().iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let errors = lines.iter().filter(|line| line["level"] == "ERROR");
     let hints = errors.map(|line| line["hint"].as_str().unwrap_or_default().to_owned()).collect();
@@ -492,7 +496,7 @@ async fn a_200_that_is_not_the_inlets_own_leaves_the_records_in_the_hub() {
             ];
             let function = function_of("platform-ingest", &[base.as_slice(), more].concat());
             let failed = failures(&function, &event(&entities(0, 7, 9))).await;
-            let (lines, hints) = told(&function);
+            let (lines, hints) = told(&function, 1).await;
             let line = lines.iter().find(|line| line["message"] == "batch ingested").unwrap();
             if is_taken {
                 assert_eq!((failed.len(), line["Delivered"].as_u64(), hints.len()), (0, Some(2), 0), "{format} {body}");
@@ -514,7 +518,7 @@ async fn an_inlet_that_refuses_everything_leaves_the_records_in_the_hub() {
     let function = in_cloud(&cloud, variables(&inlet, "raw", &[]));
     inlet.script([lasting(answers(400))]);
     assert_eq!(failures(&function, &event(&entities(0, 0, 150))).await, [of(0, 100)]);
-    let (_, hints) = told(&function);
+    let (_, hints) = told(&function, 1).await;
     assert_eq!(hints.len(), 1);
     for variable in ["INLET_FLOW_ID", "INLET_ORG_ID", "INLET_SCHEMA_ID"] {
         assert!(hints[0].contains(variable), "{hints:?}");
@@ -568,7 +572,7 @@ async fn tokens_are_used_whatever_their_response_says_of_their_lifetime() {
             assert_eq!(failed.is_empty(), is_usable, "{token}");
         }
         let tokens = peer.requests().iter().filter(|request| request.line.contains("token")).count();
-        let (_, hints) = told(&function);
+        let (_, hints) = told(&function, 2).await;
         match is_usable {
             true => assert_eq!(tokens, 1, "{token}"),
             false => {

@@ -16,6 +16,7 @@ use shared::http::{Attempt, Via};
 use shared::settings::Environment;
 use tokio::time::Instant;
 
+use crate::cloud::until;
 use crate::harness::*;
 use crate::peer::*;
 
@@ -55,13 +56,16 @@ fn many() -> Vec<Value> {
     (0..300).map(|n| record(&format!("r{n}"), &event_of(&format!("p{n}")))).collect()
 }
 
-fn logs(function: &Function) -> Vec<Value> {
+/// The lines of the log, once that of the invocation is there.
+async fn logs(function: &Function) -> Vec<Value> {
+    until("the line of the invocation", async || function.logs().iter().any(|line| line.contains("webhook answered")))
+        .await;
     function.logs().iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// The hints of the ERROR lines.
-fn hints(function: &Function) -> Vec<String> {
-    let errors = logs(function).into_iter().filter(|line| line["level"] == "ERROR");
+async fn hints(function: &Function) -> Vec<String> {
+    let errors = logs(function).await.into_iter().filter(|line| line["level"] == "ERROR");
     errors.map(|line| line["hint"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
@@ -291,7 +295,7 @@ async fn a_failed_connection_has_a_hint_if_an_operator_can_fix_it() {
     ] {
         let function = function(&[("EVENT_HUBS_CONNECTION_STRING", &connection_string), ("SENDER_AUTH", SENDER_AUTH)]);
         answer(&function, &request(DOCUMENTED)).await.problem(503);
-        let hints = hints(&function);
+        let hints = hints(&function).await;
         match named {
             None => assert!(hints.is_empty(), "{hints:?}"),
             Some(named) => {
@@ -300,7 +304,7 @@ async fn a_failed_connection_has_a_hint_if_an_operator_can_fix_it() {
                 assert!(!hints[0].contains("key"), "{hints:?}");
             }
         }
-        let line = logs(&function).into_iter().find(|line| line["message"] == "webhook answered").unwrap();
+        let line = logs(&function).await.into_iter().find(|line| line["message"] == "webhook answered").unwrap();
         assert_eq!(line["reason"], "unreachable", "the word does not change");
     }
 }
@@ -327,9 +331,9 @@ async fn a_refused_request_has_a_hint_that_follows_from_its_text() {
         let hub = Peer::start(move |_| respond(status, &body)).await;
         let function = sender(&hub);
         answer(&function, &request(DOCUMENTED)).await.problem(503);
-        let line = logs(&function).into_iter().find(|line| line["message"] == "webhook answered").unwrap();
+        let line = logs(&function).await.into_iter().find(|line| line["message"] == "webhook answered").unwrap();
         assert_eq!(line["hub.problem"], problem, "{detail}");
-        let hints = hints(&function);
+        let hints = hints(&function).await;
         assert!(hints.len() == 1 && hints[0].contains(named), "{detail}: {hints:?}");
         assert_eq!(hints[0].contains("key name"), named == "key name and key", "{detail}: {hints:?}");
         assert!(!function.logs().iter().any(|line| line.contains("80044") || line.contains("e087")), "{detail}");
@@ -398,5 +402,6 @@ async fn a_400_that_is_not_the_hubs_is_not_about_the_event() {
     let hub = Peer::start(move |_| respond(400, page)).await;
     let function = sender(&hub);
     assert!(answer(&function, &request(DOCUMENTED)).await.problem(503).contains("unexpected"));
-    assert!(hints(&function)[0].contains("check the endpoint"), "{:?}", hints(&function));
+    let hints = hints(&function).await;
+    assert!(hints[0].contains("check the endpoint"), "{hints:?}");
 }
