@@ -17,6 +17,7 @@ use crate::aws::boto3;
 use crate::cloud::*;
 use crate::control::{Answer, Caller, attribute, control_with, host, spec, text};
 use crate::harness::{HUB, System, binary, delivered, event_of};
+use crate::stack::Stack;
 
 const EVENT_HUBS: &str = "bf9f5905-92b7-48bf-bf20-455bc6b60a4e";
 const DATA_LAKE: &str = "c604ff05-7f1a-43c0-8e18-33bf874cb11c";
@@ -70,7 +71,6 @@ impl World {
             &[
                 ("EMULATOR_HOSTS", &hosts),
                 ("PLATFORM_INGEST_FUNCTION", "platform-ingest"),
-                ("GIVEN_UP_QUEUE_ARN", "arn:aws:sqs:eu-central-1:123456789012:given-up"),
                 ("AWS_ENDPOINT_URL_LAMBDA", &lambda.url()),
                 ("AWS_ENDPOINT_URL_DYNAMODB", &format!("http://{}", table.address())),
             ],
@@ -204,7 +204,6 @@ async fn a_hubs_events_reach_the_inlet_until_the_flow_is_disabled_or_deleted() {
     let access = &mapping["SourceAccessConfigurations"][0];
     assert_eq!(access["Type"], "BASIC_AUTH");
     assert!(text(&access["URI"]).contains(":secret:eventhubs-relay/flows/connections/"), "{access}");
-    assert_eq!(mapping["MaximumRecordAgeInSeconds"], 86_400);
 
     let path = format!("/flows/{id}");
     world.api.post(&format!("{path}/action?op=disable"), &Value::Null).await.expect(200);
@@ -223,6 +222,59 @@ async fn a_hubs_events_reach_the_inlet_until_the_flow_is_disabled_or_deleted() {
     assert_eq!(attribute(&world.cloud, &format!("FLOW#{id}"), "kind").await, None);
     for unused in [format!("/targetConnections/{target}"), format!("/sourceConnections/{source}")] {
         assert_eq!(world.api.delete(&unused).await.status, 204, "{unused}");
+    }
+}
+
+/// The settings that decide which records a mapping discards or retries.
+fn settings(mapping: &Value) -> Value {
+    // A parameter of the template may be a text.
+    let number = |name: &str| match &mapping[name] {
+        Value::String(text) => text.parse::<i64>().unwrap().into(),
+        other => other.clone(),
+    };
+    json!({
+        "retries": number("MaximumRetryAttempts"), "age": number("MaximumRecordAgeInSeconds"),
+        "destination": mapping["DestinationConfig"]["OnFailure"]["Destination"],
+        "batch": number("BatchSize"), "bisect": mapping["BisectBatchOnFunctionError"],
+        "responses": mapping["FunctionResponseTypes"],
+        "pollers": mapping["ProvisionedPollerConfig"]["MinimumPollers"],
+    })
+}
+
+#[tokio::test]
+async fn the_templates_mapping_and_those_of_flows_keep_records_as_long_as_the_hub_does() {
+    let world = World::start().await;
+    world.flow(json!({ "eventHubName": HUB })).await;
+    let expected = json!({
+        "retries": -1, "age": -1, "destination": null, "batch": 1000, "bisect": true,
+        "responses": ["ReportBatchItemFailures"], "pollers": 1,
+    });
+    assert_eq!(settings(&world.mapping()), expected);
+    let stack = Stack::new(&[("SourceHub", HUB)]);
+    let resources = stack.resources();
+    assert_eq!(settings(&resources["PlatformIngestHub"]["Properties"]), expected);
+}
+
+#[tokio::test]
+async fn the_next_change_of_a_flow_removes_the_limits_of_an_older_mapping() {
+    let world = World::start().await;
+    let (_, id) = world.flow(json!({ "eventHubName": HUB })).await;
+    let current = settings(&world.mapping());
+    let destination = json!({ "OnFailure": { "Destination": "arn:aws:sqs:eu-central-1:123456789012:given-up" } });
+    let url = format!("{}/2015-03-31/event-source-mappings/{}", world.lambda.url(), text(&world.mapping()["UUID"]));
+    let http = shared::build_http_client(None).unwrap();
+    for older in [
+        json!({ "MaximumRecordAgeInSeconds": 86_400 }),
+        json!({ "MaximumRetryAttempts": 10 }),
+        json!({ "DestinationConfig": destination }),
+        json!({ "MaximumRecordAgeInSeconds": 86_400, "DestinationConfig": destination }),
+    ] {
+        assert!(http.put(&url).body(older.to_string()).send().await.unwrap().status().is_success());
+        assert_ne!(settings(&world.mapping()), current, "{older}");
+        // The flow is enabled already: nothing else of it changes.
+        world.api.post(&format!("/flows/{id}/action?op=enable"), &Value::Null).await.expect(200);
+        assert_eq!(settings(&world.mapping()), current, "{older}");
+        assert_eq!(world.mapping()["State"], "Enabled");
     }
 }
 

@@ -38,8 +38,6 @@ const SECRETS_PREFIX: &str = "SECRETS_PREFIX";
 const LOG_GROUP: &str = "LOG_GROUP";
 /// Name or ARN of the function that serves flows from a hub.
 const PLATFORM_INGEST_FUNCTION: &str = "PLATFORM_INGEST_FUNCTION";
-/// ARN of the queue that is told which events of a hub were given up.
-const GIVEN_UP_QUEUE_ARN: &str = "GIVEN_UP_QUEUE_ARN";
 
 /// Of the time of an invocation, for the answer.
 const RESERVE: Duration = Duration::from_secs(1);
@@ -68,7 +66,7 @@ impl FlowService {
         let log_group = environment.get(LOG_GROUP).or_else(|| environment.get("AWS_LAMBDA_LOG_GROUP_NAME"));
         let aws = Aws::new(http.clone(), environment.clone(), clock.clone());
         let sources = environment.get(PLATFORM_INGEST_FUNCTION).map(|function| {
-            let lambda = Lambda::new(access.lambda(), function, environment.get(GIVEN_UP_QUEUE_ARN));
+            let lambda = Lambda::new(access.lambda(), function);
             SourceFlows::new(lambda, Groups::new(dynamodb.clone(), table.clone()), clock.clone())
         });
         let public_url = environment.get(PUBLIC_URL).map(|url| url.trim_end_matches('/').to_owned());
