@@ -241,6 +241,10 @@ fn whatever_needs_an_operator_has_its_alarm_and_every_alarm_says_what_to_do() {
     for (name, _) in of_type(&resources, "AWS::SQS::Queue").filter(|(name, _)| name.ends_with("DeadLetters")) {
         assert!(is_watched("ApproximateNumberOfMessagesVisible", &format!("{name}/QueueName")), "{name}");
     }
+    // A consumer that does not run produces no dead letters: only the age shows it.
+    for queue in queue_mappings(&resources).keys() {
+        assert!(is_watched("ApproximateAgeOfOldestMessage", &format!("{queue}/QueueName")), "{queue}");
+    }
     assert!(is_watched("OldestParkedAge", "redelivery"));
     // A record that the inlet does not accept waits in the hub for as long as the hub retains it.
     assert!(is_watched("OffsetLag", "PlatformIngest"));
@@ -514,6 +518,23 @@ fn parameters_of_parking_accept_what_lambda_and_redelivery_accept() {
     assert!(3 * default("QueueConcurrency") + default("RedeliveryConcurrency") <= 200);
     // Each concurrent execution may have a batch in flight, and SQS allows 120,000 messages.
     assert!(default("RedeliveryConcurrency") * 1000 < 60_000);
+}
+
+#[test]
+fn the_queue_of_each_kind_has_an_age_alarm_with_its_parameter() {
+    let stack = Stack::new(&[("AlarmQueueAge", "321")]);
+    let resources = stack.resources();
+    assert_eq!(stack.template["Parameters"]["AlarmQueueAge"]["Default"], 900);
+    let alarms: Vec<&Value> = of_type(&resources, "AWS::CloudWatch::Alarm")
+        .filter(|(name, _)| name.ends_with("QueueAgeAlarm"))
+        .map(|(_, alarm)| alarm)
+        .collect();
+    assert_eq!(alarms.len(), queue_mappings(&resources).len() - 1, "redelivery's queue has ParkedAgeAlarm");
+    for alarm in alarms {
+        assert_eq!(alarm["MetricName"], "ApproximateAgeOfOldestMessage");
+        assert_eq!(alarm["ComparisonOperator"], "GreaterThanThreshold");
+        assert_eq!(alarm["Threshold"], "321");
+    }
 }
 
 #[test]
