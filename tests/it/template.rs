@@ -572,6 +572,25 @@ fn every_queue_accepts_the_largest_message_that_the_code_sends() {
 }
 
 #[test]
+fn every_queue_denies_requests_without_tls() {
+    let stack = Stack::new(&EVERYTHING);
+    let resources = stack.resources();
+    let mut protected = Vec::new();
+    for (name, policy) in of_type(&resources, "AWS::SQS::QueuePolicy") {
+        let statement = json!({
+            "Effect": "Deny", "Principal": "*", "Action": "sqs:*", "Resource": "*",
+            "Condition": { "Bool": { "aws:SecureTransport": "false" } },
+        });
+        assert!(policy["PolicyDocument"]["Statement"].as_array().unwrap().contains(&statement), "{name}");
+        protected.extend(policy["Queues"].as_array().unwrap().iter().map(|queue| queue.as_str().unwrap().to_owned()));
+    }
+    protected.sort_unstable();
+    // A second policy of one queue would replace the first.
+    let queues: Vec<&str> = of_type(&resources, "AWS::SQS::Queue").map(|(name, _)| name).collect();
+    assert_eq!(protected, queues);
+}
+
+#[test]
 fn redelivery_may_receive_hold_and_store_parked_messages_and_the_kinds_may_only_store_them() {
     let stack = Stack::new(&EVERYTHING);
     let resources = stack.resources();
