@@ -20,9 +20,19 @@ async fn each_unusable_setting_is_named() {
             vec![("EVENT_HUBS_CONNECTION_STRING", CONNECTION), ("EVENT_HUBS_SECRET_ID", "s")],
         ),
         (
-            "EVENT_HUBS_SECRET_ID",
-            "can't connect",
-            [vec![("EVENT_HUBS_SECRET_ID", "s")], closed_region.to_vec()].concat(),
+            "EVENT_HUB_NAME",
+            "letters, digits",
+            [vec![("EVENT_HUBS_SECRET_ID", "s"), ("EVENT_HUB_NAME", "-hub/x")], closed_region.to_vec()].concat(),
+        ),
+        (
+            "FLOW_OPTIONS",
+            "not valid JSON",
+            [vec![("EVENT_HUBS_SECRET_ID", "s"), ("FLOW_OPTIONS", "{")], closed_region.to_vec()].concat(),
+        ),
+        (
+            "SENDER_AUTH",
+            "the array is empty",
+            [vec![("EVENT_HUBS_SECRET_ID", "s"), ("SENDER_AUTH", "[]")], closed_region.to_vec()].concat(),
         ),
         ("EVENT_HUB_NAME", "missing", vec![("EVENT_HUBS_CONNECTION_STRING", CONNECTION)]),
         (
