@@ -14,8 +14,8 @@ use crate::event::Rejection;
 use crate::parking::pack;
 use crate::sqs::{Outgoing, Queue, Stored};
 
-/// Maximum number of characters of a name (a kind, a flow), of a time, and of a detail. A sender may control them, and they must
-/// leave room for the body in a message of limited size. A flow's id has 64.
+/// Maximum number of characters of a name (a kind, a flow), of a time, and of a detail. A sender may control them, and a
+/// message of limited size has to hold the body too. A flow's id has 64.
 const MAX_NAME: usize = 256;
 const MAX_TIME: usize = 64;
 const MAX_DETAIL: usize = 2_000;
@@ -149,8 +149,8 @@ impl Rejects {
     }
 }
 
-/// The envelope of a rejected event, with as much of its body as fits `max_bytes`. `None` if that is not all of a body that has to
-/// be complete.
+/// The envelope of a rejected event, with its body or the first part of it that fits `max_bytes`. `None` if a body that has to be
+/// complete does not fit.
 fn envelope(reject: &Reject<'_>, received_at: &str, max_bytes: usize) -> Option<String> {
     let mut part = reject.body;
     loop {

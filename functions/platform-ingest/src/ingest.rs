@@ -96,8 +96,8 @@ struct Ending {
 
 impl PlatformIngest {
     /// # Errors
-    /// For a setting that is missing or can't be used. A client secret that can't be read makes no error: it may be right at the
-    /// next read, and flows of the table don't need it.
+    /// A setting that is missing or can't be used is an error. A client secret that can't be read is not: it may be right at the next
+    /// read, and flows of the table don't need it.
     pub async fn open(environment: Environment, clock: Clock, deadline: Instant) -> Result<Self, SettingsError> {
         let settings = Settings::read(&environment)?;
         let hosts = LocalHosts::read(&environment);
