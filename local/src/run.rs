@@ -497,6 +497,7 @@ fn control_config(
     let mut config = function_config(FLOW_SERVICE, &[], options, folder, info);
     config.environment.push(("PUBLIC_URL".to_owned(), url.to_owned()));
     config.environment.push(("LOG_GROUP".to_owned(), LOG_GROUP.to_owned()));
+    config.environment.push(("ORG_CLAIM_TYPE".to_owned(), "list".to_owned()));
     let hosts = format!("{},{}", emulator.url().replace("http://", ""), inlet.host());
     config.environment.push(("EMULATOR_HOSTS".to_owned(), hosts));
     config.environment.push(("PLATFORM_INGEST_FUNCTION".to_owned(), PLATFORM_INGEST.to_owned()));

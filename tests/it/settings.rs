@@ -1,5 +1,7 @@
 //! A setting that can't be used ends the process before its first invocation, with one ERROR line that names it.
 
+use serde_json::json;
+
 use crate::harness::*;
 
 const CONNECTION: &str = "Endpoint=sb://ns.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey=topsecret";
@@ -82,4 +84,12 @@ async fn each_unusable_setting_is_named() {
 
 fn with_hub(setting: (&'static str, &'static str)) -> Vec<(&'static str, &'static str)> {
     vec![("EVENT_HUBS_CONNECTION_STRING", CONNECTION), ("EVENT_HUB_NAME", "hub"), setting]
+}
+
+#[tokio::test]
+async fn the_type_of_the_organisation_claim_is_text_or_list() {
+    for value in ["both", "Text", "[a]"] {
+        let line = init_failure_of("flow-service", &[("FLOWS_TABLE", "t"), ("ORG_CLAIM_TYPE", value)]).await;
+        assert_eq!((&line["variable"], &line["problem"]), (&json!("ORG_CLAIM_TYPE"), &json!("expected text or list")));
+    }
 }

@@ -29,7 +29,7 @@ use crate::specs::{
     flow_spec,
 };
 use crate::store::{Document, Entity, FlowItem, MAX_BYTES, MAX_WRITES, Name, Store, Unwritten, Write};
-use crate::tenant::{Caller, Tenant};
+use crate::tenant::{Caller, OrgClaim, Tenant};
 
 /// Rounds of read, decide and write before a request gives way to the others.
 const ROUNDS: u32 = 10;
@@ -44,8 +44,7 @@ pub struct Api {
     pub sources: Option<SourceFlows>,
     pub hosts: Hosts,
     pub clock: Clock,
-    /// The claim of the token that names its organisations.
-    pub org_claim: String,
+    pub org_claim: OrgClaim,
     /// Where senders reach the webhooks; without it, where the caller reached this function.
     pub public_url: Option<String>,
     /// What one request to a hub may hold.

@@ -29,8 +29,10 @@ use crate::runs::Runs;
 use crate::secrets::Secrets;
 use crate::source_flows::SourceFlows;
 use crate::store::Store;
+use crate::tenant::{ClaimForm, OrgClaim};
 
 const ORG_CLAIM: &str = "ORG_CLAIM";
+const ORG_CLAIM_TYPE: &str = "ORG_CLAIM_TYPE";
 const PUBLIC_URL: &str = "PUBLIC_URL";
 const NAMESPACE_SUFFIX: &str = "NAMESPACE_SUFFIX";
 const EMULATOR_HOSTS: &str = "EMULATOR_HOSTS";
@@ -59,6 +61,11 @@ impl FlowService {
         let suffix = environment.get(NAMESPACE_SUFFIX);
         let hosts = Hosts::new(suffix.as_deref(), environment.get(EMULATOR_HOSTS).as_deref())
             .map_err(|problem| SettingsError::new(NAMESPACE_SUFFIX, problem))?;
+        let form = match environment.get(ORG_CLAIM_TYPE) {
+            None => ClaimForm::Text,
+            Some(text) => text.parse().map_err(|problem| SettingsError::new(ORG_CLAIM_TYPE, problem))?,
+        };
+        let org_claim = OrgClaim { name: environment.get(ORG_CLAIM).unwrap_or_else(|| "org".to_owned()), form };
         let access = Access::read(&environment)?;
         let (dynamodb, secrets_manager) = (access.dynamodb(), access.secrets_manager());
         let prefix = environment.get(SECRETS_PREFIX).unwrap_or_else(|| "eventhubs-relay/flows/".to_owned());
@@ -79,7 +86,7 @@ impl FlowService {
                 sources,
                 hosts,
                 clock,
-                org_claim: environment.get(ORG_CLAIM).unwrap_or_else(|| "org".to_owned()),
+                org_claim,
                 public_url,
                 max_bytes: settings.max_batch_bytes as u64,
             },
