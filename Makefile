@@ -35,6 +35,11 @@ replay: ## Send rejected events through again, once a mapping or option is mende
 	cargo build --package local
 	target/debug/local replay $(ARGS)
 
+.PHONY: relayctl
+relayctl: ## See, retry or drop what is parked (ARGS="parked list --local": of `make run`; ARGS=--help: all)
+	cargo build --quiet --package relayctl
+	target/debug/relayctl $(ARGS)
+
 .PHONY: test
 test: setup browser ## Run all tests
 	cargo build --workspace --bins

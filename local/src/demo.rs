@@ -84,7 +84,7 @@ struct Stored {
 
 /// Whether everything that was sent has arrived.
 pub async fn demo(options: Options) -> Result<bool, DemoError> {
-    let http = shared::build_http_client(None).map_err(DemoError::Client)?;
+    let http = shared::build_http_client(None).map_err(DemoError::Client)?.client();
     let url = format!("http://{}", std::net::SocketAddr::new(options.host, options.port));
     let mut info = info_of(&http, &url).await?;
     let at = |port| format!("http://{}", std::net::SocketAddr::new(options.host, port));
@@ -193,7 +193,8 @@ async fn send(
         return Ok(sent);
     };
     println!("{} by queue: SendMessage {queue_url}", kind.name);
-    let aws = local_aws(http.clone(), endpoint.clone(), info.aws_region.clone());
+    let relay_http = shared::build_http_client(None).map_err(DemoError::Client)?;
+    let aws = local_aws(relay_http, endpoint.clone(), info.aws_region.clone());
     for (name, event) in &fixtures {
         let (event, subject) = (kind.stamp)(event, &random::uuid());
         let body = json!({ "QueueUrl": queue_url, "MessageBody": event });

@@ -37,13 +37,15 @@ use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
 
 use self::authorization::{Asked, Claim};
 use self::incoming::Incoming;
 pub use self::store::StoredEvent;
 use self::store::{Hub, Target, Throughput};
 use crate::body::{self, Unread};
-use crate::faults;
+pub use crate::faults::Moment;
+use crate::faults::{self, Hooks};
 use crate::own_address::guard_control_routes;
 use crate::random;
 
@@ -204,9 +206,9 @@ const MAX_RECORDS: usize = 100_000;
 
 struct Namespace {
     max_bytes: usize,
-    throughput_units: Option<u32>,
     clock: Clock,
     state: Mutex<NamespaceState>,
+    hooks: Hooks,
     confirmed: watch::Sender<u64>,
 }
 
@@ -217,8 +219,23 @@ struct NamespaceState {
     requests: VecDeque<RequestRecord>,
     /// Requests ever begun, so that a record can be found again after older ones were dropped.
     requests_begun: u64,
+    throughput_units: Option<u32>,
     throughput: Throughput,
+    stored: Vec<StoredRequest>,
 }
+
+/// Which events a request stored, and over which connection it came.
+struct StoredRequest {
+    peer: SocketAddr,
+    at: Instant,
+    hub: String,
+    partition: u32,
+    sequence_numbers: std::ops::Range<u64>,
+}
+
+/// The client's address, in the extensions of a request.
+#[derive(Clone, Copy)]
+struct Peer(SocketAddr);
 
 impl Emulator {
     /// Serves `config` at `listener`.
@@ -226,7 +243,6 @@ impl Emulator {
         let address = listener.local_addr().unwrap_or_else(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         let namespace = Arc::new(Namespace {
             max_bytes: config.max_bytes,
-            throughput_units: config.throughput_units,
             clock: Clock::system(),
             state: Mutex::new(NamespaceState {
                 hubs: config.hubs.into_iter().map(|(name, partitions)| Hub::new(name, partitions)).collect(),
@@ -234,8 +250,11 @@ impl Emulator {
                 faults: VecDeque::new(),
                 requests: VecDeque::new(),
                 requests_begun: 0,
+                throughput_units: config.throughput_units,
                 throughput: Throughput::default(),
+                stored: Vec::new(),
             }),
+            hooks: Hooks::default(),
             confirmed: watch::Sender::new(0),
         });
         let server = tokio::spawn(accept(listener, router(namespace.clone())));
@@ -306,6 +325,47 @@ impl Emulator {
         partition.events[first..].iter().take(limit).cloned().collect()
     }
 
+    /// The events that a request over a connection stored between two moments.
+    pub fn stored_by(&self, peer: SocketAddr, from: Instant, to: Instant) -> Vec<StoredEvent> {
+        let mut state = self.namespace.state();
+        let NamespaceState { stored, hubs, .. } = &mut *state;
+        let first = stored.partition_point(|request| request.at < from);
+        let requests = stored[first..].iter().take_while(|request| request.at <= to);
+        let mut events = Vec::new();
+        for StoredRequest { hub, partition, sequence_numbers, .. } in requests.filter(|request| request.peer == peer) {
+            let Some(hub) = hubs.iter().find(|known| known.name == *hub) else { continue };
+            let stored = &hub.partitions[*partition as usize].events;
+            let fits = |event: &&StoredEvent| sequence_numbers.contains(&event.sequence_number);
+            let first = stored.partition_point(|event| event.sequence_number < sequence_numbers.start);
+            events.extend(stored[first..].iter().take_while(fits).cloned());
+        }
+        events
+    }
+
+    /// Changes what the namespace accepts per second.
+    pub fn set_throughput_units(&self, units: Option<u32>) {
+        self.namespace.state().throughput_units = units;
+    }
+
+    /// Takes out the events and the records of requests so far, for runs whose events would not fit the memory.
+    pub fn take(&self) -> (Vec<StoredEvent>, Vec<RequestRecord>) {
+        let mut state = self.namespace.state();
+        state.stored.clear();
+        let requests = std::mem::take(&mut state.requests).into();
+        let partitions = state.hubs.iter_mut().flat_map(|hub| &mut hub.partitions);
+        let events = partitions.flat_map(|partition| std::mem::take(&mut partition.events)).collect();
+        (events, requests)
+    }
+
+    /// Runs something at the send request number `nth`, counted from 1 and from now, to a hub whose name begins with `hub`.
+    /// The request waits until it is over.
+    pub fn at<F>(&self, hub: &str, nth: usize, moment: Moment, run: impl FnOnce() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.namespace.hooks.add(hub, nth, moment, run);
+    }
+
     /// How many partitions a hub has; 0 for an unknown one.
     pub fn partitions(&self, hub: &str) -> u32 {
         self.namespace.state().hub(hub).map_or(0, |hub| hub.partitions.len() as u32)
@@ -350,6 +410,7 @@ impl Emulator {
         let mut state = self.namespace.state();
         state.hubs.iter_mut().for_each(Hub::clear);
         state.requests.clear();
+        state.stored.clear();
     }
 
     /// Closes the listener and every connection; events can still be looked at.
@@ -421,7 +482,7 @@ impl Namespace {
         if size > self.max_bytes {
             return Err(Refusal::too_large(size, self.max_bytes));
         }
-        if let Some(units) = self.throughput_units
+        if let Some(units) = state.throughput_units
             && !state.throughput.admits(units, now, size, events.len())
         {
             return Err(Refusal::new(
@@ -431,8 +492,12 @@ impl Namespace {
             ));
         }
         let hub = state.hub(request.hub).ok_or_else(Refusal::not_found)?;
-        if !hub.store(&request.target, events, self.clock.now()) {
+        let Some((partition, sequence_numbers)) = hub.store(&request.target, events, self.clock.now()) else {
             return Err(Refusal::new(400, "40000: The specified partition is invalid for this event hub."));
+        };
+        let hub = hub.name.clone();
+        if let Some(Peer(peer)) = parts.extensions.get().copied() {
+            state.stored.push(StoredRequest { peer, at: Instant::now(), hub, partition, sequence_numbers });
         }
         Ok(())
     }
@@ -526,6 +591,7 @@ async fn send(State(namespace): State<Arc<Namespace>>, request: Request<Body>) -
         let record = state.begin(request.hub, &path, events_in_it, namespace.clock.unix_seconds());
         (record, state.take_fault(request.hub))
     };
+    namespace.hooks.run(request.hub, Moment::Arrived).await;
     let reset_after = fault == Some(Action::ResetAfterStore);
     let refusal = match fault {
         Some(Action::Reset) => return no_answer(),
@@ -551,6 +617,7 @@ async fn send(State(namespace): State<Arc<Namespace>>, request: Request<Body>) -
         let confirmed = if reset_after { 0 } else { events_in_it as u64 };
         namespace.confirmed.send_modify(|count| *count += confirmed);
     }
+    namespace.hooks.run(request.hub, Moment::Done).await;
     if reset_after {
         return no_answer();
     }
@@ -748,7 +815,11 @@ struct ResetOnPurpose;
 
 async fn serve(stream: TcpStream, router: Router) {
     let _ = stream.set_nodelay(true);
-    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+    let peer = stream.peer_addr().ok();
+    let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(Peer(peer));
+        }
         let router = TowerToHyperService::new(router.clone());
         Box::pin(async move {
             let response = router.call(request).await.unwrap_or_else(|never: Infallible| match never {});

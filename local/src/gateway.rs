@@ -438,7 +438,7 @@ mod tests {
         let config = crate::runner::FunctionConfig::new("kind", "/nowhere/kind");
         let router = router(BTreeMap::from([("kind".to_owned(), Function::new(config))]));
         tokio::spawn(serve(listener, router));
-        let http = shared::build_http_client(None).unwrap();
+        let http = shared::build_http_client(None).unwrap().client();
         for (path, body, status, text) in [
             ("/other", 1, 404, "Not Found"),
             ("/kind/flow/more", 1, 404, "Not Found"),

@@ -130,7 +130,8 @@ struct Poller {
     function: Function,
     /// Messages that did not fit the last event.
     next: Vec<Record>,
-    /// Number of invocations of all pollers that have a message, by message id.
+    /// Number of receives of all pollers that are not dealt with, by message id: from the receive until the message is
+    /// deleted or left to the queue.
     under_way: Arc<Mutex<HashMap<String, usize>>>,
 }
 
@@ -161,11 +162,15 @@ impl Poller {
             "{{\"Records\":[{}]}}",
             records.iter().map(|record| record.json.as_str()).collect::<Vec<_>>().join(",")
         );
-        self.begin(&records);
-        let response = self.function.invoke(event.into_bytes()).await;
+        let dealt_with = self.deal_with(&records, event).await;
         self.end(&records);
+        dealt_with
+    }
+
+    async fn deal_with(&self, records: &[Record], event: String) -> Result<(), String> {
+        let response = self.function.invoke(event.into_bytes()).await;
         let response = response.map_err(|error| {
-            self.tell(Cause::Invocation(error.clone()), records.iter());
+            self.tell(Cause::Invocation(error.clone()), records.iter().map(|record| &record.message));
             error.to_string()
         })?;
         let ids: BTreeSet<&str> = records.iter().map(|record| record.message.message_id.as_str()).collect();
@@ -173,17 +178,13 @@ impl Poller {
             .ok_or("the response is not a list of failed messages: all of them are redelivered")?;
         let handled = || records.iter().filter(|record| !failed.contains(&record.message.message_id));
         let messages: Vec<&Message> = handled().map(|record| &record.message).collect();
-        match delete(&self.aws, &self.mapping.queue_url, &messages).await {
-            Ok(0) => Ok(()),
-            Ok(failed) => {
-                self.tell(Cause::NotDeleted, handled());
-                Err(format!("{failed} messages were not deleted"))
-            }
-            Err(error) => {
-                self.tell(Cause::NotDeleted, handled());
-                Err(error.to_string())
-            }
+        let (undeleted, error) = delete_each(&self.aws, &self.mapping.queue_url, &messages).await;
+        if undeleted.is_empty() {
+            return Ok(());
         }
+        let number = undeleted.len();
+        self.tell(Cause::NotDeleted, undeleted);
+        Err(format!("{number} messages were not deleted: {}", error.map_or(String::new(), |error| error.to_string())))
     }
 
     /// Messages for one event. Empty if there are none.
@@ -200,6 +201,7 @@ impl Poller {
                 Err(error) => return Err(error),
             };
             let is_full = received.len() == most;
+            self.begin(&received);
             for message in received {
                 let json = record(&message, &self.arn, &self.mapping.region).to_string();
                 let record = Record { message, json };
@@ -220,19 +222,19 @@ impl Poller {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self, records: &[Record]) {
+    fn begin(&self, messages: &[Message]) {
         let mut again = Vec::new();
         {
             let mut under_way = self.under_way();
-            for record in records {
-                let invocations = under_way.entry(record.message.message_id.clone()).or_default();
-                *invocations += 1;
-                if *invocations > 1 {
-                    again.push(record);
+            for message in messages {
+                let receives = under_way.entry(message.message_id.clone()).or_default();
+                *receives += 1;
+                if *receives > 1 {
+                    again.push(message);
                 }
             }
         }
-        self.tell(Cause::DeliveredTwice, again.into_iter());
+        self.tell(Cause::DeliveredTwice, again);
     }
 
     fn end(&self, records: &[Record]) {
@@ -240,15 +242,15 @@ impl Poller {
         for record in records {
             let id = &record.message.message_id;
             match under_way.get_mut(id) {
-                Some(invocations) if *invocations > 1 => *invocations -= 1,
+                Some(receives) if *receives > 1 => *receives -= 1,
                 _ => drop(under_way.remove(id)),
             }
         }
     }
 
-    fn tell<'r>(&self, cause: Cause, records: impl Iterator<Item = &'r Record>) {
+    fn tell<'m>(&self, cause: Cause, messages: impl IntoIterator<Item = &'m Message>) {
         let Some(observer) = &self.mapping.observer else { return };
-        let bodies: Vec<String> = records.map(|record| record.message.body.clone()).collect();
+        let bodies: Vec<String> = messages.into_iter().map(|message| message.body.clone()).collect();
         if !bodies.is_empty() {
             // The observer may be gone.
             let _ = observer.send(Repeat { cause, bodies });
@@ -280,10 +282,21 @@ pub(crate) async fn receive(
 
 /// Deletes messages; gives how many of them the queue did not delete.
 pub(crate) async fn delete(aws: &Aws, queue_url: &str, messages: &[&Message]) -> Result<usize, AwsError> {
+    let (undeleted, error) = delete_each(aws, queue_url, messages).await;
+    error.map_or(Ok(undeleted.len()), Err)
+}
+
+/// Deletes messages; gives those that were not deleted, and why a call failed.
+async fn delete_each<'m>(aws: &Aws, queue_url: &str, messages: &[&'m Message]) -> (Vec<&'m Message>, Option<AwsError>) {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Failed {
+        id: String,
+    }
     #[derive(Default, Deserialize)]
     #[serde(rename_all = "PascalCase", default)]
     struct Deleted {
-        failed: Vec<Value>,
+        failed: Vec<Failed>,
     }
     let batch = |messages: &[&Message]| {
         let handles = messages.iter().map(|message| &message.receipt_handle).enumerate();
@@ -292,17 +305,25 @@ pub(crate) async fn delete(aws: &Aws, queue_url: &str, messages: &[&Message]) ->
         json!({ "QueueUrl": queue_url, "Entries": entries })
     };
     let batches: Vec<Value> = messages.chunks(MAX_PER_CALL).map(batch).collect();
-    let mut deletions = stream::iter(batches)
+    let deletions = stream::iter(batches)
         .map(|body| async move { call::<Deleted>(aws, "DeleteMessageBatch", &body).await })
-        .buffer_unordered(DELETES);
-    let (mut failed, mut first_error) = (0, None);
-    while let Some(deleted) = deletions.next().await {
+        .buffered(DELETES)
+        .collect::<Vec<_>>()
+        .await;
+    let (mut undeleted, mut first_error) = (Vec::new(), None);
+    for (deleted, messages) in deletions.into_iter().zip(messages.chunks(MAX_PER_CALL)) {
         match deleted {
-            Ok(deleted) => failed += deleted.failed.len(),
-            Err(error) => first_error = first_error.or(Some(error)),
+            Ok(Deleted { failed }) => {
+                let places = failed.iter().filter_map(|failed| failed.id.parse::<usize>().ok());
+                undeleted.extend(places.filter_map(|place| messages.get(place).copied()));
+            }
+            Err(error) => {
+                undeleted.extend(messages);
+                first_error = first_error.or(Some(error));
+            }
         }
     }
-    first_error.map_or(Ok(failed), Err)
+    (undeleted, first_error)
 }
 
 pub(crate) async fn call<T: for<'de> Deserialize<'de>>(

@@ -137,7 +137,7 @@ impl Queues {
             let kinds = options.queue.iter().cloned().collect();
             return Ok(Self { aws, rejected, parking: options.parking_queue_url.clone(), kinds });
         }
-        let info = info_of(&http, &format!("http://{}", SocketAddr::new(options.host, options.port))).await?;
+        let info = info_of(&http.client(), &format!("http://{}", SocketAddr::new(options.host, options.port))).await?;
         let (Some(endpoint), Some(keeping)) = (info.aws_endpoint, info.keeping) else {
             return Err(ReplayError::NoQueues);
         };

@@ -187,7 +187,7 @@ pub struct KindInfo {
 pub const INFO_PATH: &str = "/_local/info";
 
 /// Calls AWS at `endpoint` with credentials that moto takes.
-pub fn local_aws(http: reqwest::Client, endpoint: String, region: String) -> Aws {
+pub fn local_aws(http: shared::http::Http, endpoint: String, region: String) -> Aws {
     let environment = Environment::from_fn(move |name| match name {
         "AWS_ENDPOINT_URL" => Some(endpoint.clone()),
         "AWS_REGION" => Some(region.clone()),
@@ -286,7 +286,8 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
     // Only the control API calls it.
     let lambda_listener = listen(0, "--host").await?;
     let aws_listener = if options.no_queue { None } else { Some(listen(options.aws_port, "--aws-port").await?) };
-    let http = shared::build_http_client(None).map_err(RunError::Client)?;
+    let relay_http = shared::build_http_client(None).map_err(RunError::Client)?;
+    let http = relay_http.client();
 
     let mut config = Config {
         hubs: KINDS.iter().map(|kind| (kind.hub.to_owned(), kind.partitions)).collect(),
@@ -334,7 +335,7 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
     };
     let address = gateway_listener.local_addr().unwrap_or(SocketAddr::new(options.host, options.port));
     let url = format!("http://{}", reachable(address));
-    let aws = info.aws_endpoint.as_ref().map(|url| local_aws(http.clone(), url.clone(), REGION.to_owned()));
+    let aws = info.aws_endpoint.as_ref().map(|url| local_aws(relay_http.clone(), url.clone(), REGION.to_owned()));
     let (mut functions, mut tasks) = (Vec::new(), JoinSet::new());
     let poll = |tasks: &mut JoinSet<()>, aws: &Aws, url: &str, function: &Function, pollers: usize| {
         let mapping = Mapping { batch_size: BATCH_SIZE, pollers, ..Mapping::new(url, REGION) };

@@ -7,7 +7,6 @@ mod queue;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
@@ -30,7 +29,8 @@ pub use self::queue::{Depth, Figures, Stored};
 use self::queue::{Millis, Queue, Service};
 use crate::body::{self, Unread};
 use crate::emulator::{accept, no_answer};
-use crate::faults;
+pub use crate::faults::Moment;
+use crate::faults::{self, Hooks};
 use crate::random;
 
 const ACCOUNT: &str = "123456789012";
@@ -92,25 +92,6 @@ impl faults::Fault for Fault {
     }
 }
 
-/// When in a call something is to be run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Moment {
-    /// Before anything is done.
-    Arrived,
-    /// After it is done, before the response.
-    Done,
-}
-
-type Run = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
-
-struct Hook {
-    operation: &'static str,
-    /// Calls that pass before it is run.
-    skip: usize,
-    moment: Moment,
-    run: Run,
-}
-
 /// A running emulator. It stops with its last clone.
 #[derive(Clone)]
 pub struct Sqs {
@@ -130,7 +111,8 @@ impl Drop for Task {
 struct Server {
     url: String,
     state: Mutex<State>,
-    /// Told whenever a message may have become visible.
+    hooks: Hooks,
+    /// Notified whenever a message may have become visible.
     changed: Notify,
     /// Seconds by which the queues' clock is ahead, in milliseconds.
     ahead: Arc<AtomicU64>,
@@ -144,7 +126,6 @@ struct State {
     clock: Clock,
     ahead: Arc<AtomicU64>,
     faults: VecDeque<Fault>,
-    hooks: Vec<Hook>,
     calls: BTreeMap<String, u64>,
     lost_responses: u64,
     repeats: Vec<Arc<str>>,
@@ -177,12 +158,17 @@ impl Sqs {
             clock: Clock::system(),
             ahead: ahead.clone(),
             faults: VecDeque::new(),
-            hooks: Vec::new(),
             calls: BTreeMap::new(),
             lost_responses: 0,
             repeats: Vec::new(),
         };
-        let server = Arc::new(Server { url: url.clone(), state: Mutex::new(state), changed: Notify::new(), ahead });
+        let server = Arc::new(Server {
+            url: url.clone(),
+            state: Mutex::new(state),
+            hooks: Hooks::default(),
+            changed: Notify::new(),
+            ahead,
+        });
         let router = Router::new().fallback(answer).with_state(server.clone());
         let task = tokio::spawn(accept(listener, router));
         Self { server, url, _task: Arc::new(Task(task.abort_handle())) }
@@ -229,6 +215,18 @@ impl Sqs {
         state.queues.get_mut(api::queue_name(queue)).map(|queue| queue.depth(now)).unwrap_or_default()
     }
 
+    /// Number of messages in flight that their consumer has not dealt with yet: neither deleted nor hidden for another time.
+    pub fn untouched(&self, queue: &str) -> usize {
+        self.server.state().queues.get(api::queue_name(queue)).map_or(0, Queue::untouched)
+    }
+
+    /// Time until the next message of a queue becomes visible, if no call changes that.
+    pub fn until_due(&self, queue: &str) -> Option<Duration> {
+        let state = self.server.state();
+        let due = state.queues.get(api::queue_name(queue))?.next_due()?;
+        Some(Duration::from_millis(due.saturating_sub(state.now())))
+    }
+
     pub fn figures(&self, queue: &str) -> Figures {
         self.server.state().queues.get(api::queue_name(queue)).map(|queue| queue.figures).unwrap_or_default()
     }
@@ -243,15 +241,20 @@ impl Sqs {
         self.server.state().lost_responses
     }
 
-    /// Bodies of messages that may be handled once more because of a fault here: sent with a lost response, delivered
-    /// twice, or not deleted. A body is in it as often as that happened.
-    pub fn repeats(&self) -> Vec<Arc<str>> {
-        self.server.state().repeats.clone()
+    /// Bodies of messages that may be handled once more because of a fault here: sent with a lost response, or
+    /// delivered twice. A body is in it as often as that happened since the last look.
+    pub fn take_repeats(&self) -> Vec<Arc<str>> {
+        std::mem::take(&mut self.server.state().repeats)
     }
 
     /// Adds faults. A call takes the first one that fits it.
     pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
         self.server.state().faults.extend(faults);
+    }
+
+    /// How many faults are left.
+    pub fn faults(&self) -> usize {
+        self.server.state().faults.len()
     }
 
     pub fn clear_faults(&self) {
@@ -264,35 +267,11 @@ impl Sqs {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let run: Run = Box::new(move || Box::pin(run()));
-        self.server.state().hooks.push(Hook { operation, skip: nth.saturating_sub(1), moment, run });
+        self.server.hooks.add(operation, nth, moment, run);
     }
 }
 
 impl Server {
-    async fn run_hooks(&self, operation: &str, moment: Moment) {
-        let due: Vec<Run> = {
-            let mut state = self.state();
-            let mut due = Vec::new();
-            let mut place = 0;
-            while place < state.hooks.len() {
-                let hook = &mut state.hooks[place];
-                if hook.moment != moment || !operation.starts_with(hook.operation) {
-                    place += 1;
-                } else if hook.skip > 0 {
-                    hook.skip -= 1;
-                    place += 1;
-                } else {
-                    due.push(state.hooks.remove(place).run);
-                }
-            }
-            due
-        };
-        for run in due {
-            run().await;
-        }
-    }
-
     async fn done(&self, operation: &str, call: &[u8], fault: Option<&Action>) -> Result<Done, Problem> {
         if operation == "ReceiveMessage" {
             return self.receive(call, fault == Some(&Action::DeliverTwice)).await;
@@ -358,30 +337,21 @@ async fn answer(Shared(server): Shared<Arc<Server>>, request: Request<Body>) -> 
         Err(Unread::BrokenOff) => return no_answer(),
         Err(Unread::TooLarge) => return failure(&Problem::parameter("The request is too large.")),
     };
-    server.run_hooks(operation, Moment::Arrived).await;
+    server.hooks.run(operation, Moment::Arrived).await;
     let fault = {
         let mut state = server.state();
         *state.calls.entry(operation.to_owned()).or_default() += 1;
         faults::take(&mut state.faults, |fault| operation.starts_with(fault.operation)).map(|fault| fault.action)
     };
     match &fault {
-        Some(Action::Refuse { status, code }) => {
-            remember_not_deleted(&server, operation, &call);
-            return refusal(*status, code);
-        }
-        Some(Action::Reset) => {
-            remember_not_deleted(&server, operation, &call);
-            return no_answer();
-        }
-        Some(Action::Hang) => {
-            remember_not_deleted(&server, operation, &call);
-            return std::future::pending().await;
-        }
+        Some(Action::Refuse { status, code }) => return refusal(*status, code),
+        Some(Action::Reset) => return no_answer(),
+        Some(Action::Hang) => return std::future::pending().await,
         Some(Action::Delay(delay)) => tokio::time::sleep(*delay).await,
         Some(Action::LoseResponse | Action::FailEntries | Action::DeliverTwice) | None => {}
     }
     let done = server.done(operation, &call, fault.as_ref()).await;
-    server.run_hooks(operation, Moment::Done).await;
+    server.hooks.run(operation, Moment::Done).await;
     if fault == Some(Action::LoseResponse) {
         let mut state = server.state();
         state.lost_responses += 1;
@@ -396,20 +366,6 @@ async fn answer(Shared(server): Shared<Arc<Server>>, request: Request<Body>) -> 
         Ok(Done { response, .. }) => with_type(StatusCode::OK, response.to_string()),
         Err(problem) => failure(&problem),
     }
-}
-
-/// Notes the messages of a deletion that is not done: they are handled once more.
-fn remember_not_deleted(server: &Server, operation: &str, call: &[u8]) {
-    if !operation.starts_with("DeleteMessage") {
-        return;
-    }
-    let call: Value = serde_json::from_slice(call).unwrap_or_default();
-    let entries = call["Entries"].as_array().cloned().unwrap_or_else(|| vec![call.clone()]);
-    let mut state = server.state();
-    let Ok(queue) = state.queue(api::queue_name(call["QueueUrl"].as_str().unwrap_or_default())) else { return };
-    let contents = entries.iter().filter_map(|entry| queue.content(entry["ReceiptHandle"].as_str()?));
-    let bodies: Vec<Arc<str>> = contents.map(|content| content.body.clone()).collect();
-    state.repeats.extend(bodies);
 }
 
 /// A batch without its first and then every second entry, if anything is left of it, and those entries. `None`: not a batch.

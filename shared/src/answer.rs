@@ -2,7 +2,10 @@
 //!
 //! The reference lists 201, 401 and 500; the rest is from the sister Service Bus page and from public reports.
 
+use std::borrow::Cow;
 use std::time::Duration;
+
+use crate::http::{TransportError, TransportKind};
 
 /// What to do after an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,10 +77,10 @@ impl Cause {
         matches!(self, Self::Unreachable | Self::ConnectionLost | Self::Timeout)
     }
 
-    /// What an operator should look at; `None` where time heals.
+    /// What an operator should look at, if nothing more is known than the cause; `None` where time alone helps.
     pub fn hint(self) -> Option<&'static str> {
         match self {
-            Self::Unauthorized => Some("the hub refuses the key: check the connection string's key name and key"),
+            Self::Unauthorized => Some("the hub refuses the request: check the connection string"),
             Self::TokenExpired => {
                 Some("the connection string's SharedAccessSignature has expired: put in a new one, or a key")
             }
@@ -92,6 +95,21 @@ impl Cause {
     }
 }
 
+impl From<&TransportError> for Cause {
+    fn from(error: &TransportError) -> Self {
+        match error.kind {
+            TransportKind::NoSuchHost
+            | TransportKind::Certificate(_)
+            | TransportKind::Tls
+            | TransportKind::ProxyCredentials
+            | TransportKind::Unreachable => Self::Unreachable,
+            TransportKind::ConnectionLost => Self::ConnectionLost,
+            TransportKind::Timeout => Self::Timeout,
+            TransportKind::TooLong => Self::Unexpected,
+        }
+    }
+}
+
 /// The wait for a throttled request when the hub names none: its error text asks for 4 seconds.
 const THROTTLE_WAIT: Duration = Duration::from_secs(4);
 
@@ -99,12 +117,12 @@ const THROTTLE_WAIT: Duration = Duration::from_secs(4);
 ///
 /// Throttling (a 429, or code 50002) concerns the pace of sending; every other 5xx is an outage.
 pub fn classify(status: u16, retry_after: Option<Duration>, body: &str) -> Disposition {
-    let throttled = matches!(status, 429 | 503) && body.contains("50002");
+    let throttled = matches!(status, 429 | 503) && Identifier::of(body) == Some(Identifier::Code("50002"));
     match status {
         201 => Disposition::Delivered,
         401 => Disposition::SignAnew,
         // A web server's page, say, is not about the event.
-        400 if !body.contains("<Error>") => Disposition::Stop(Cause::Unexpected),
+        400 if !is_the_hubs(body) => Disposition::Stop(Cause::Unexpected),
         400 if says(body, "disabled") => Disposition::Stop(Cause::Forbidden),
         400 if says(body, "partition is invalid") => Disposition::Stop(Cause::BadPartition),
         400 => Disposition::Refused(Refusal::Malformed),
@@ -122,10 +140,91 @@ pub fn classify(status: u16, retry_after: Option<Duration>, body: &str) -> Dispo
     }
 }
 
-/// The hub's own code in an error document: five digits, such as 40103 or 50002.
-pub fn own_code(body: &str) -> Option<&str> {
-    body.split(|character: char| !character.is_ascii_digit()).find(|digits| digits.len() == 5)
+/// How an error document identifies its error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identifier<'b> {
+    /// Five digits, such as 40103 or 50002.
+    Code(&'b str),
+    /// A single word, such as `ExpiredToken`.
+    Word(&'b str),
 }
+
+impl<'b> Identifier<'b> {
+    /// The code or word at its documented place. Digits elsewhere are something else, such as a part of the tracking id.
+    pub fn of(body: &'b str) -> Option<Self> {
+        let detail = body.split_once("<Detail>").map(|(_, detail)| detail.trim_start());
+        let after = |mark: &str| body.split_once(mark).map(|(_, rest)| rest);
+        let code = detail
+            .and_then(code_at_start)
+            .or_else(|| code_at_start(after("SubCode=")?))
+            .or_else(|| code_at_start(after("Error code")?.trim_start().strip_prefix(':')?.trim_start()));
+        if let Some(code) = code {
+            return Some(Self::Code(code));
+        }
+        // What comes after that is not about the error.
+        let text = detail?.split("TrackingId:").next()?;
+        let (word, _) = text.split_once(':')?;
+        (!word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphabetic())).then_some(Self::Word(word))
+    }
+}
+
+fn code_at_start(text: &str) -> Option<&str> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    (digits == 5).then(|| &text[..digits])
+}
+
+/// Whether a body is the hub's error document, and not, for example, the page of a web server.
+fn is_the_hubs(body: &str) -> bool {
+    body.contains("<Error>") || body.contains("<Error ")
+}
+
+/// What an operator should look at after a response, as its text shows; `None` where the cause alone decides.
+pub fn hint(status: u16, body: &str, disposition: Disposition) -> Option<(Cause, Cow<'static, str>)> {
+    let cause = match disposition {
+        Disposition::SignAnew => Cause::Unauthorized,
+        Disposition::Stop(cause @ Cause::Forbidden) => cause,
+        _ => return None,
+    };
+    let identifier = Identifier::of(body);
+    let known: Option<&'static str> = match identifier {
+        Some(Identifier::Code("40103") | Identifier::Word("InvalidSignature")) => {
+            Some("the hub refuses the key: check the connection string's key name and key")
+        }
+        Some(Identifier::Word("ExpiredToken")) => Some(
+            "the hub refuses the token as expired: check the clock of this machine, and a SharedAccessSignature in the connection string",
+        ),
+        Some(Identifier::Word("InvalidAudience")) => {
+            Some("the token is for another resource: check the namespace and the name of the event hub")
+        }
+        Some(Identifier::Word("LocalAuthDisabled")) => {
+            Some("the namespace does not accept shared access keys: enable its local authentication")
+        }
+        Some(Identifier::Word("MissingToken")) => {
+            Some("the hub did not receive the Authorization header: check proxies on the way")
+        }
+        _ if says(body, "ip has been prevented") => Some("the namespace refuses this network: check its network rules"),
+        _ if says(body, "claim") => {
+            Some("check that the connection string's rule has the Send right on this event hub")
+        }
+        _ if says(body, "disabled") => Some("the event hub is disabled: enable it"),
+        _ if says(body, "quota") => Some("the quota of the event hub or of the namespace is used up"),
+        _ => None,
+    };
+    if let Some(known) = known {
+        return Some((cause, known.into()));
+    }
+    let identified = match identifier? {
+        Identifier::Code(code) => format!("code {code}"),
+        Identifier::Word(word) => word.chars().take(MAX_WORD).collect(),
+    };
+    Some((
+        cause,
+        format!("the hub refuses the request with {status}, {identified}: look it up in Azure's documentation").into(),
+    ))
+}
+
+/// Maximum number of characters of an unknown word that a hint repeats.
+const MAX_WORD: usize = 64;
 
 fn says(body: &str, words: &str) -> bool {
     body.to_ascii_lowercase().contains(words)
@@ -145,18 +244,81 @@ mod tests {
     use super::*;
     use Disposition::{Delivered, Refused, Retry, SignAnew, Stop};
 
+    const TRACKING: &str = "TrackingId:0a80044d-e087-446f-bd69-4a08e9a34ce4_G31, SystemTracker:contoso.servicebus.windows.net:profiles, Timestamp:2026-05-01T10:00:00";
+
+    fn error(status: u16, detail: &str) -> String {
+        format!("<Error><Code>{status}</Code><Detail>{detail} {TRACKING}</Detail></Error>")
+    }
+
     #[test]
-    fn the_hubs_own_code_is_found() {
-        for (body, code) in [
+    fn errors_are_identified_by_a_code_or_word_at_its_documented_place() {
+        use Identifier::{Code, Word};
+        for (detail, expected) in [
+            ("40103: Invalid authorization token signature.", Some(Code("40103"))),
+            ("Unauthorized. SubCode=40103.", Some(Code("40103"))),
+            ("The entity is being throttled. Error code : 50002. Please wait 4 seconds.", Some(Code("50002"))),
             (
-                "<Error><Code>401</Code><Detail>40103: Invalid. TrackingId:5c1e_G31, Timestamp:2026-05-01T10</Detail></Error>",
-                Some("40103"),
+                "ExpiredToken: The token is expired. Expiration time: '2021-06-07 16:16:46Z'.",
+                Some(Word("ExpiredToken")),
             ),
-            ("The entity is being throttled. Error code : 50002. Please wait 4 seconds and try again.", Some("50002")),
-            ("<Error><Code>401</Code><Detail>InvalidSignature</Detail></Error>", None),
+            ("InvalidSignature: The token has an invalid signature.", Some(Word("InvalidSignature"))),
+            ("InvalidAudience: Invalid authorization token audience.", Some(Word("InvalidAudience"))),
+            ("Ip has been prevented to connect to the endpoint.", None),
+            ("401034: too many digits.", None),
+            ("The request 12345 failed.", None),
+            ("", None),
         ] {
-            assert_eq!(own_code(body), code);
+            assert_eq!(Identifier::of(&error(401, detail)), expected, "{detail}");
         }
+        for (body, expected) in [
+            ("Error code : 50002. Please wait 4 seconds and try again.", Some(Code("50002"))),
+            ("<html>12345 ExpiredToken: no</html>", None),
+            ("<Error><Code>40103</Code></Error>", None),
+            ("", None),
+        ] {
+            assert_eq!(Identifier::of(body), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_hint_follows_from_what_the_hub_says() {
+        for (status, detail, named) in [
+            (401, "40103: Invalid authorization token signature.", Some("key name and key")),
+            (401, "InvalidSignature: The token has an invalid signature.", Some("key name and key")),
+            (401, "ExpiredToken: The token is expired.", Some("clock")),
+            (401, "InvalidAudience: Invalid authorization token audience.", Some("namespace and the name")),
+            (
+                401,
+                "LocalAuthDisabled: SAS authentication has been disabled for the namespace.",
+                Some("local authentication"),
+            ),
+            (401, "MissingToken: The authorization header was not found.", Some("Authorization header")),
+            (401, "Ip has been prevented to connect to the endpoint.", Some("network rules")),
+            (401, "Unauthorized access. 'Send' claim(s) are required.", Some("Send right")),
+            (401, "40199: Something new.", Some("401, code 40199")),
+            (401, "NewWord: Something new.", Some("401, NewWord")),
+            (401, "Something new", None),
+            (403, "Unauthorized access. 'Send' claim(s) are required.", Some("Send right")),
+            (403, "The quota is exceeded.", Some("quota")),
+            (400, "Entity 'hub' is currently disabled.", Some("disabled")),
+            (404, "40400: Endpoint not found.", None),
+            (500, "50000: internal", None),
+        ] {
+            let body = error(status, detail);
+            let hint = hint(status, &body, classify(status, None, &body)).map(|(_, hint)| hint);
+            match named {
+                Some(named) => assert!(hint.as_ref().is_some_and(|hint| hint.contains(named)), "{detail}: {hint:?}"),
+                None => assert_eq!(hint, None, "{detail}"),
+            }
+            let blames_the_key = hint.is_some_and(|hint| hint.contains("key name"));
+            assert_eq!(blames_the_key, named == Some("key name and key"), "{detail}");
+        }
+    }
+
+    #[test]
+    fn a_tracking_id_does_not_make_an_outage_a_throttled_request() {
+        let body = error(503, "The server is busy.").replace("0a80044d", "0a50002d");
+        assert_eq!(classify(503, None, &body), Retry { cause: Cause::Unavailable, wait: None });
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The few AWS calls a data-plane function makes, as AWS's JSON protocols over the one HTTP client. The SDK would add
 //! 1.8 MB to the package and three times the CPU per call.
 
+mod endpoint;
+
 use std::time::Duration;
 
 use aws_credential_types::Credentials;
@@ -8,9 +10,10 @@ use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, si
 use aws_sigv4::sign::v4;
 use secrecy::SecretString;
 use serde::Deserialize;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::Instant;
 
 use crate::clock::Clock;
+use crate::http::{Attempt, Attempts, Http, RetryPolicy, TransportError, TransportKind};
 use crate::settings::Environment;
 
 /// An AWS service and how it is spoken to.
@@ -69,20 +72,24 @@ pub enum AwsError {
     NoRegion,
     #[error("{operation} answered {status} {code}")]
     Answer { operation: &'static str, status: u16, code: String },
-    #[error("{operation} got no usable answer from {endpoint}: {problem}")]
-    NoAnswer { operation: &'static str, endpoint: String, problem: &'static str },
+    #[error("{operation} got no response from {endpoint}: {}", told(source))]
+    NoAnswer { operation: &'static str, endpoint: String, source: TransportError },
+    #[error("{operation} at {endpoint} is not possible: {problem}")]
+    Unusable { operation: &'static str, endpoint: String, problem: &'static str },
+}
+
+/// What a setting's error shows of a failed connection.
+fn told(error: &TransportError) -> String {
+    match error.kind.hint("AWS_REGION and AWS_ENDPOINT_URL") {
+        Some(hint) => hint,
+        None if error.kind == TransportKind::Unreachable => format!("can't connect ({error})"),
+        None => error.to_string(),
+    }
 }
 
 /// What a service calls it when it is asked too much; the status is a 400 then.
 const THROTTLED: [&str; 4] = ["Throttl", "ThroughputExceeded", "LimitExceeded", "TooManyRequests"];
-const CONNECTION_LOST: &str = "connection lost";
-
 impl AwsError {
-    /// Most often a pooled connection that died while the sandbox was frozen: the next one is fresh.
-    fn is_lost_connection(&self) -> bool {
-        matches!(self, Self::NoAnswer { problem: CONNECTION_LOST, .. })
-    }
-
     /// Whether another attempt may succeed.
     pub fn may_heal(&self) -> bool {
         match self {
@@ -90,7 +97,7 @@ impl AwsError {
             Self::Answer { status, code, .. } => {
                 *status >= 500 || *status == 429 || THROTTLED.iter().any(|word| code.contains(word))
             }
-            Self::NoCredentials(_) | Self::NoRegion => false,
+            Self::NoCredentials(_) | Self::NoRegion | Self::Unusable { .. } => false,
         }
     }
 }
@@ -101,28 +108,31 @@ const SECRET_ACCESS_KEY: &str = "AWS_SECRET_ACCESS_KEY";
 /// Calls AWS with the credentials of the environment.
 #[derive(Clone)]
 pub struct Aws {
-    http: reqwest::Client,
+    http: Http,
     environment: Environment,
     clock: Clock,
-    attempt_timeout: Duration,
+    retry: RetryPolicy,
 }
 
-/// Attempts of one call, and the longest first wait between them.
-const ATTEMPTS: u32 = 3;
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-/// Of the time that is left.
-const FIRST_SHARE: f64 = 2.0 / 3.0;
-/// One attempt never takes longer than this, unless [`Aws::with_attempt_timeout`] says so.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Retries of one call. An attempt is short unless [`Aws::with_attempt_timeout`] says otherwise.
+const RETRY: RetryPolicy = RetryPolicy {
+    first_wait: Duration::from_millis(200),
+    attempt_timeout: Duration::from_secs(2),
+    ..RetryPolicy::DEFAULT
+};
+/// Maximum size of a response, in bytes: SQS, DynamoDB and CloudWatch Logs return a few megabytes at most.
+const MAX_RESPONSE: usize = 16 * 1024 * 1024;
+/// Maximum number of characters of an error's code that are reported.
+const MAX_CODE: usize = 100;
 
 impl Aws {
-    pub fn new(http: reqwest::Client, environment: Environment, clock: Clock) -> Self {
-        Self { http, environment, clock, attempt_timeout: ATTEMPT_TIMEOUT }
+    pub fn new(http: Http, environment: Environment, clock: Clock) -> Self {
+        Self { http, environment, clock, retry: RETRY }
     }
 
     /// For calls that search, which take their time.
     pub fn with_attempt_timeout(self, attempt_timeout: Duration) -> Self {
-        Self { attempt_timeout, ..self }
+        Self { retry: RetryPolicy { attempt_timeout, ..self.retry }, ..self }
     }
 
     /// Sends one `operation` (such as `GetSecretValue`) with a JSON `body` and returns the JSON answer.
@@ -137,28 +147,21 @@ impl Aws {
         deadline: Instant,
     ) -> Result<Vec<u8>, AwsError> {
         let body = body.to_string().into_bytes();
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            let now = Instant::now();
-            // A pooled connection may have died unnoticed: the first attempt leaves time for another.
-            let left = deadline.saturating_duration_since(now).min(self.attempt_timeout);
-            let bound = now + if attempt == 1 { left.mul_f64(FIRST_SHARE) } else { left };
-            let error = match timeout_at(bound, self.attempt(service, operation, &body)).await {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) => error,
-                Err(_) => self.no_answer(service, operation, "timeout"),
+        let mut attempts = Attempts::new(self.retry, deadline);
+        let mut last = None;
+        while let Some(attempt) = attempts.begin() {
+            let error = match self.attempt(service, operation, &body, attempt).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
             };
-            let wait = if attempt == 1 && error.is_lost_connection() {
-                Duration::ZERO
-            } else {
-                FIRST_WAIT.mul_f64(f64::from(1 << attempt) * fastrand::f64())
-            };
-            if attempt == ATTEMPTS || !error.may_heal() || Instant::now() + wait >= deadline {
+            let is_lost =
+                matches!(&error, AwsError::NoAnswer { source, .. } if source.kind == TransportKind::ConnectionLost);
+            if !error.may_heal() || !attempts.again(is_lost, None).await {
                 return Err(error);
             }
-            sleep(wait).await;
+            last = Some(error);
         }
+        Err(last.unwrap_or_else(|| self.no_answer(service, operation, TransportError::timeout())))
     }
 
     /// Whether calls can be signed at all; to be asked once, at the start.
@@ -182,25 +185,30 @@ impl Aws {
         let answer = self.call(Service::SecretsManager, OPERATION, &body, deadline).await?;
         serde_json::from_slice::<Answer>(&answer)
             .map(|answer| answer.text)
-            .map_err(|_| self.no_answer(Service::SecretsManager, OPERATION, "the secret holds no text"))
+            .map_err(|_| self.unusable(Service::SecretsManager, OPERATION, "the secret holds no text"))
     }
 
-    async fn attempt(&self, service: Service, operation: &'static str, body: &[u8]) -> Result<Vec<u8>, AwsError> {
+    async fn attempt(
+        &self,
+        service: Service,
+        operation: &'static str,
+        body: &[u8],
+        attempt: Attempt,
+    ) -> Result<Vec<u8>, AwsError> {
         let mut request = http::Request::post(self.endpoint(service)?)
             .header("content-type", service.content_type())
             .header("x-amz-target", format!("{}.{operation}", service.target_prefix()))
             .body(body.to_vec())
-            .map_err(|_| self.no_answer(service, operation, "the endpoint is not a URL"))?;
+            .map_err(|_| self.unusable(service, operation, "the endpoint is not a URL"))?;
         self.sign(&mut request, service, operation)?;
         let request = reqwest::Request::try_from(request)
-            .map_err(|_| self.no_answer(service, operation, "the endpoint is not a URL"))?;
-        let response = self.http.execute(request).await.map_err(|error| {
-            self.no_answer(service, operation, if error.is_connect() { "can't connect" } else { CONNECTION_LOST })
-        })?;
+            .map_err(|_| self.unusable(service, operation, "the endpoint is not a URL"))?;
+        let no_answer = |error| self.no_answer(service, operation, error);
+        let response = self.http.send(request, attempt.via, attempt.bound).await.map_err(no_answer)?;
         let status = response.status();
-        let answer = response.bytes().await.map_err(|_| self.no_answer(service, operation, "the answer broke off"))?;
-        if status.is_success() {
-            return Ok(answer.into());
+        let answer = response.read(MAX_RESPONSE, attempt.bound).await.whole().map_err(no_answer)?;
+        if (200..300).contains(&status) {
+            return Ok(answer);
         }
         #[derive(Deserialize)]
         struct Problem {
@@ -208,8 +216,11 @@ impl Aws {
             code: String,
         }
         let code = serde_json::from_slice::<Problem>(&answer).map(|problem| problem.code).unwrap_or_default();
-        let code = code.rsplit('#').next().unwrap_or_default().to_owned();
-        Err(AwsError::Answer { operation, status: status.as_u16(), code })
+        // AWS's codes are words; what a proxy answers may be anything.
+        let code = code.rsplit('#').next().unwrap_or_default();
+        let is_code = |character: &char| character.is_ascii_alphanumeric() || matches!(character, '.' | '_' | '-');
+        let code = code.chars().take_while(is_code).take(MAX_CODE).collect();
+        Err(AwsError::Answer { operation, status, code })
     }
 
     /// Signed at each send and never cached: credentials of a sandbox change while it lives.
@@ -229,7 +240,7 @@ impl Aws {
         )
         .into();
         let region = self.region()?;
-        let unsigned = || self.no_answer(service, operation, "the request can't be signed");
+        let unsigned = || self.unusable(service, operation, "the request can't be signed");
         let parameters = v4::SigningParams::builder()
             .identity(&identity)
             .region(&region)
@@ -255,7 +266,8 @@ impl Aws {
             .ok_or(AwsError::NoRegion)
     }
 
-    fn endpoint(&self, service: Service) -> Result<String, AwsError> {
+    /// Where a service is called.
+    pub fn endpoint(&self, service: Service) -> Result<String, AwsError> {
         let configured = self
             .environment
             .get(&format!("AWS_ENDPOINT_URL_{}", service.endpoint_suffix()))
@@ -263,12 +275,22 @@ impl Aws {
         if let Some(endpoint) = configured {
             return Ok(format!("{}/", endpoint.trim_end_matches('/')));
         }
-        let region = self.region()?;
-        let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-        Ok(format!("https://{}.{region}.{suffix}/", service.signing_name()))
+        let variants = endpoint::Variants {
+            fips: self.is_on("AWS_USE_FIPS_ENDPOINT"),
+            dual_stack: self.is_on("AWS_USE_DUALSTACK_ENDPOINT"),
+        };
+        Ok(endpoint::of(service.signing_name(), &self.region()?, variants))
     }
 
-    fn no_answer(&self, service: Service, operation: &'static str, problem: &'static str) -> AwsError {
-        AwsError::NoAnswer { operation, endpoint: self.endpoint(service).unwrap_or_default(), problem }
+    fn is_on(&self, variable: &str) -> bool {
+        self.environment.get(variable).is_some_and(|value| value.trim().eq_ignore_ascii_case("true"))
+    }
+
+    fn no_answer(&self, service: Service, operation: &'static str, source: TransportError) -> AwsError {
+        AwsError::NoAnswer { operation, endpoint: self.endpoint(service).unwrap_or_default(), source }
+    }
+
+    fn unusable(&self, service: Service, operation: &'static str, problem: &'static str) -> AwsError {
+        AwsError::Unusable { operation, endpoint: self.endpoint(service).unwrap_or_default(), problem }
     }
 }

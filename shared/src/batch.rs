@@ -116,6 +116,14 @@ impl Group<'_> {
         growing.map(Growing::close)
     }
 
+    /// Begins with another message, where messages have no order.
+    pub fn rotate(&mut self) {
+        if self.route == Route::Anywhere && !self.waiting.is_empty() {
+            let by = fastrand::usize(..self.waiting.len());
+            self.waiting.rotate_left(by);
+        }
+    }
+
     /// Puts requests back to be sent before all others, in their order.
     pub fn put_back<const N: usize>(&mut self, requests: [Request; N]) {
         self.again.extend(requests.into_iter().rev());

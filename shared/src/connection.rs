@@ -3,21 +3,20 @@
 use reqwest::Url;
 use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::aws::Aws;
 use crate::clock::Clock;
 use crate::connection_string::{ConnectionString, Credential};
+use crate::http::token_cache::{Held, Issued, Issuer, NotIssued, TokenCache};
 use crate::sas;
 use crate::settings::{HUB_NAME, SecretSource, SettingsError, connection_string_of};
 
 /// The service's own limit in seconds, and the version of its interface, as in every sample of the reference.
 const QUERY: &str = "timeout=60&api-version=2014-01";
 
-/// How long a token is good for, and how much of that must be left at use, both in seconds.
+/// Lifetime of a token, in seconds.
 const TOKEN_LIFETIME: u64 = 3600;
-const REFRESH_MARGIN: u64 = 300;
 
 /// Where to send, and with which token.
 #[derive(Debug, Clone)]
@@ -26,15 +25,11 @@ pub struct Access {
     pub messages_url: Url,
     /// The token, as a header that prints as nothing.
     pub token: HeaderValue,
-    /// Counts renewals, so that requests refused together renew once.
-    pub generation: u64,
 }
 
-/// A ready-made token has run out, and no key is there to sign another.
+/// A ready-made token has expired, and the connection string has no key to sign another.
 #[derive(Debug, Clone, Copy)]
-pub struct TokenExpired {
-    pub generation: u64,
-}
+pub struct TokenExpired;
 
 /// Where messages go, without a key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -56,19 +51,14 @@ pub struct Wanted {
 }
 
 /// One hub of one namespace with one credential.
-pub struct Connection {
+pub struct Connection(TokenCache<Signer>);
+
+/// Signs the tokens of a connection with the key of its secret.
+struct Signer {
     source: SecretSource,
     wanted: Wanted,
     aws: Aws,
-    clock: Clock,
-    current: Mutex<Current>,
-}
-
-struct Current {
     target: Target,
-    /// The token and its expiry. A failure is never kept.
-    token: Option<(HeaderValue, u64)>,
-    generation: u64,
 }
 
 struct Target {
@@ -92,76 +82,72 @@ impl Connection {
         let secret = source.text(&aws, deadline).await.map_err(|error| SettingsError::unread(source.variable, &error));
         let target = Target::of(&secret?, source.variable, &wanted)?;
         if let Credential::Signature(token) = &target.credential {
-            match sas::expiry(token) {
-                None => {
-                    return Err(SettingsError::new(
-                        source.variable,
-                        "`SharedAccessSignature` is not a token with an expiry (`se`)",
-                    ));
+            let problem = match sas::expiry(token) {
+                Err(problem) => Some(problem),
+                Ok(expiry) if expiry <= clock.unix_seconds() => {
+                    Some("`SharedAccessSignature` has expired; put in a new one, or a key")
                 }
-                Some(expiry) if expiry <= clock.unix_seconds() => {
-                    return Err(SettingsError::new(
-                        source.variable,
-                        "`SharedAccessSignature` has expired; put in a new one, or a key",
-                    ));
-                }
-                Some(_) => {}
+                Ok(_) => None,
+            };
+            if let Some(problem) = problem {
+                return Err(SettingsError::new(source.variable, problem));
             }
         }
-        Ok(Self { source, wanted, aws, clock, current: Mutex::new(Current { target, token: None, generation: 0 }) })
+        Ok(Self(TokenCache::new(Signer { source, wanted, aws, target }, clock)))
     }
 
     /// Where messages go at this time.
     pub async fn destination(&self) -> Destination {
-        let current = self.current.lock().await;
-        let Target { host, hub, .. } = &current.target;
-        Destination { host: host.clone(), hub: hub.clone(), secret_id: self.source.secret_id().map(str::to_owned) }
+        self.0
+            .issuer(|Signer { source, target: Target { host, hub, .. }, .. }| Destination {
+                host: host.clone(),
+                hub: hub.clone(),
+                secret_id: source.secret_id().map(str::to_owned),
+            })
+            .await
     }
 
     /// The namespace's own address.
-    pub async fn base_url(&self) -> String {
-        let current = self.current.lock().await;
-        let Target { hub_url, hub, .. } = &current.target;
-        hub_url[..hub_url.len() - hub.len()].to_owned()
+    pub async fn base_url(&self) -> Url {
+        let mut url = self.0.issuer(|signer| signer.target.messages_url.clone()).await;
+        url.set_path("/");
+        url.set_query(None);
+        url
     }
 
-    /// The hub's address and a token that is good for some minutes more.
-    pub async fn access(&self) -> Result<Access, TokenExpired> {
-        let now = self.clock.unix_seconds();
-        let mut current = self.current.lock().await;
-        let (messages_url, generation) = (current.target.messages_url.clone(), current.generation);
-        if let Some((token, expiry)) = &current.token
-            && now + REFRESH_MARGIN <= *expiry
-        {
-            return Ok(Access { messages_url, token: token.clone(), generation });
-        }
-        match &current.target.credential {
-            Credential::Key { name, key } => {
-                let expiry = now + TOKEN_LIFETIME;
-                let token = header(&sas::sign(&current.target.hub_url, name, key, expiry));
-                let token = token.expect("a signed token is percent-encoded");
-                current.token = Some((token.clone(), expiry));
-                Ok(Access { messages_url, token, generation })
-            }
-            Credential::Signature(token) if sas::expiry(token).is_some_and(|expiry| now < expiry) => {
-                let token = header(token).expect("looked at when the connection string was read");
-                Ok(Access { messages_url, token, generation })
-            }
-            Credential::Signature(_) => Err(TokenExpired { generation }),
-        }
+    /// The hub's address, and a token that is valid for some minutes.
+    pub async fn access(&self, deadline: Instant) -> Result<Held<Access>, NotIssued<TokenExpired>> {
+        self.0.token(deadline).await
     }
 
-    /// Drops the token of a `generation` that the hub refused, or that ran out, and reads the secret again: it may have been
+    /// Drops the token of a `generation` that the hub refused, or that expired, and reads the secret again: it may have been
     /// changed meanwhile.
-    ///
-    /// Requests in flight together are refused together; whoever comes second finds the work done.
     pub async fn renew(&self, generation: u64, deadline: Instant) {
-        let mut current = self.current.lock().await;
-        if current.generation != generation {
-            return;
-        }
-        current.generation += 1;
-        current.token = None;
+        self.0.renew(generation, deadline).await;
+    }
+}
+
+impl Issuer for Signer {
+    type Token = Access;
+    type Error = TokenExpired;
+
+    async fn issue(&mut self, now: u64, _deadline: Instant) -> Result<Issued<Access>, TokenExpired> {
+        let Target { hub_url, messages_url, credential, .. } = &self.target;
+        let (token, expires_at) = match credential {
+            Credential::Key { name, key } => {
+                let expires_at = now + TOKEN_LIFETIME;
+                let token = header(&sas::sign(hub_url, name, key, expires_at));
+                (token.expect("a signed token is percent-encoded"), expires_at)
+            }
+            Credential::Signature(token) => {
+                let expires_at = sas::expiry(token).ok().filter(|expiry| now < *expiry).ok_or(TokenExpired)?;
+                (header(token).expect("looked at when the connection string was read"), expires_at)
+            }
+        };
+        Ok(Issued { token: Access { messages_url: messages_url.clone(), token }, expires_at })
+    }
+
+    async fn refresh(&mut self, deadline: Instant) {
         if !self.source.can_change() {
             return;
         }
@@ -170,9 +156,9 @@ impl Connection {
             .map_err(|error| SettingsError::unread(self.source.variable, &error))
             .and_then(|secret| Target::of(&secret, self.source.variable, &self.wanted));
         match target {
-            Ok(target) => current.target = target,
+            Ok(target) => self.target = target,
             Err(error) => {
-                tracing::warn!(error = %error, "the connection's secret can't be read again; going on with the one in hand");
+                tracing::warn!(%error, "failed to read the secret of a connection again; using the cached connection string");
             }
         }
     }
@@ -185,13 +171,15 @@ impl Target {
         let text = connection_string_of(secret).map_err(|problem| unusable(&problem))?;
         let parsed = ConnectionString::parse(text.expose_secret()).map_err(|error| unusable(&error))?;
         let (variable, hub) = match (&wanted.hub, parsed.entity_path.as_deref()) {
-            (Some((variable, hub)), Some(entity_path)) if hub != entity_path => {
+            (Some((variable, hub)), Some(entity_path)) if !hub.eq_ignore_ascii_case(entity_path) => {
                 return Err(SettingsError::new(
                     variable,
                     "names another hub than the connection string's `EntityPath`",
                 ));
             }
-            (Some((variable, hub)), _) => (*variable, hub.as_str()),
+            // Names compare without case; the connection string's is a copy of Azure's.
+            (Some((variable, _)), Some(entity_path)) => (*variable, entity_path),
+            (Some((variable, hub)), None) => (*variable, hub.as_str()),
             (None, Some(entity_path)) => (source, entity_path),
             (None, None) => {
                 return Err(SettingsError::new(HUB_NAME, "missing, and the connection string has no `EntityPath`"));

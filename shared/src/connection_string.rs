@@ -29,6 +29,10 @@ pub enum Credential {
 pub enum ConnectionStringError {
     #[error("the connection string is empty")]
     Empty,
+    #[error("the connection string begins with a byte order mark; remove it")]
+    ByteOrderMark,
+    #[error("the connection string is in quotes; remove them")]
+    Quoted,
     #[error("part {0} of the connection string has no `=`")]
     NotAPair(usize),
     #[error("`{0}` occurs twice in the connection string")]
@@ -61,6 +65,12 @@ impl ConnectionString {
         let text = text.trim();
         if text.is_empty() {
             return Err(E::Empty);
+        }
+        if text.starts_with('\u{feff}') {
+            return Err(E::ByteOrderMark);
+        }
+        if text.starts_with(['"', '\'', '\u{201c}', '\u{201e}']) {
+            return Err(E::Quoted);
         }
         for (part_number, part) in text.split(';').map(str::trim).enumerate() {
             if part.is_empty() {
@@ -144,6 +154,16 @@ mod tests {
         assert_eq!(emulator("sb://[::1]:5300").as_deref(), Ok("http://[::1]:5300"));
         assert_eq!(emulator("https://localhost:5300").as_deref(), Ok("https://localhost:5300"));
         assert_eq!(base("sb://localhost:5300;UseDevelopmentEmulator=True"), Err(ConnectionStringError::Emulator));
+    }
+
+    #[test]
+    fn what_copying_adds_is_named() {
+        let text = format!("Endpoint=sb://ns.servicebus.windows.net/;{KEYS}");
+        let error = |text: &str| ConnectionString::parse(text).unwrap_err().to_string();
+        for quoted in [format!("\"{text}\""), format!(" '{text}'"), format!("\u{201c}{text}\u{201d}")] {
+            assert!(error(&quoted).contains("quotes"), "{quoted}");
+        }
+        assert!(error(&format!("\u{feff}{text}")).contains("byte order mark"));
     }
 
     #[test]

@@ -4,19 +4,22 @@
 pub mod circuit;
 pub mod pace;
 
-use std::collections::HashSet;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use tokio::time::{Instant, sleep, timeout_at};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
+use reqwest::{Method, Request as HttpRequest};
+use tokio::time::Instant;
 
-use crate::answer::{Cause, Disposition, Refusal, classify, own_code};
+use crate::answer::{Cause, Disposition, Identifier, Refusal, classify, hint};
 use crate::batch::{Group, Request, group};
 use crate::clock::Clock;
-use crate::connection::{Access, Connection, Destination, TokenExpired, Wanted};
+use crate::connection::{Access, Connection, Destination, Wanted};
 use crate::flow_table::FlowItem;
+use crate::http::{Attempt, Attempts, Http, RetryPolicy};
 use crate::message::Message;
 use crate::partitioning::{Partitioning, Route};
 use crate::parts::Parts;
@@ -24,27 +27,31 @@ use crate::settings::{SecretSource, SettingsError};
 use circuit::{Admission, Circuit, Policy};
 use pace::{Limit, Pace};
 
-/// Full jitter below 100 ms, doubling, at most 2 s.
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const MAX_BACKOFF: Duration = Duration::from_secs(2);
-/// Timeout of one attempt where the budget is longer: responses after 10 s have been seen when a hub was idle before.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Retries of new events. A hub has taken 10 s and more to respond after it had been idle. A request that is cut off too
+/// soon may be stored, and says nothing about the hub.
+const LIVE: RetryPolicy = RetryPolicy { min_attempt: Duration::from_millis(100), ..RetryPolicy::DEFAULT };
+/// Parked messages are received again anyway.
+const ONCE: RetryPolicy = RetryPolicy { attempts: 1, ..LIVE };
 /// Timeout of one attempt for parked messages: the instance has other hubs to serve.
 const PACED_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Timeout of a probe for new events, as long as a webhook may send.
-const LIVE_PROBE_TIMEOUT: Duration = Duration::from_millis(1200);
+/// Timeout of a probe for new events. A webhook's own deadline is shorter; a queue's records may wait for a slow hub.
+const LIVE_PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout of a probe, and of the first contact, for parked messages.
 const PACED_PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum time that a hub that does not respond may cost the first webhook, whose sender is waiting.
 const WARM_UP_TIMEOUT: Duration = Duration::from_millis(250);
-/// Fraction of the remaining time that the first attempt may use; the rest is for a retry.
-const FIRST_SHARE: f64 = 2.0 / 3.0;
 /// Number of groups in flight concurrently.
 const IN_FLIGHT: usize = 16;
 /// Maximum number of bytes of an error document that are read.
 const MAX_ERROR_BODY: usize = 4096;
 /// Timeout of a response's body after its head.
 const BODY_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Our loop alone decides on retries.
+const RETRY_POLICY: (HeaderName, HeaderValue) =
+    (HeaderName::from_static("x-ms-retrypolicy"), HeaderValue::from_static("NoRetry"));
+/// Where the address of the hub comes from.
+const ENDPOINT: &str = "`Endpoint` of the connection string";
 
 /// Only the content type distinguishes a batch from a single event.
 const BATCH: HeaderValue = HeaderValue::from_static("application/vnd.microsoft.servicebus.json");
@@ -74,13 +81,15 @@ pub struct Report {
     pub took: Duration,
     /// The last failure, for the log: a status and the hub's own code, or why there was no response.
     pub problem: Option<String>,
+    /// What an operator should look at, by cause, as far as the failures themselves show it.
+    pub hints: BTreeMap<Cause, Cow<'static, str>>,
     /// Why the hub was not sent to any further: it fails, or an operator has to fix something.
     pub stopped: Option<Cause>,
 }
 
 /// Sends to one hub.
 pub struct EventHub {
-    http: reqwest::Client,
+    http: Http,
     connection: Connection,
     partitioning: Partitioning,
     max_batch_bytes: usize,
@@ -95,26 +104,29 @@ pub struct EventHub {
 enum Effort<'p> {
     /// New events, for which a sender may wait: retries, and groups concurrently.
     Live,
-    /// One attempt that finds out whether the hub responds. What it says about throttling is passed on to the pace.
-    Probe(Option<&'p Pace>),
-    /// Parked messages: at the pace that the hub accepts, and none after the first failure.
-    Paced(&'p Pace),
+    /// One attempt that finds out whether the hub responds. For parked messages it goes out at their pace, before that time.
+    Probe(Option<(&'p Pace, Instant)>),
+    /// Parked messages: at the pace that the hub accepts, none after the first failure, and none after that time.
+    Paced(&'p Pace, Instant),
 }
 
-impl Effort<'_> {
-    /// Maximum number of attempts of one request; a lost connection gets one more at once.
-    fn attempts(self) -> u32 {
+impl<'p> Effort<'p> {
+    fn retry_policy(self) -> RetryPolicy {
+        let once = |attempt_timeout| RetryPolicy { attempt_timeout, ..ONCE };
         match self {
-            Self::Live => 3,
-            // What is parked is received again anyway.
-            Self::Probe(_) | Self::Paced(_) => 1,
+            Self::Live => LIVE,
+            Self::Probe(None) => once(LIVE_PROBE_TIMEOUT),
+            Self::Probe(Some(_)) => once(PACED_PROBE_TIMEOUT),
+            Self::Paced(..) => once(PACED_ATTEMPT_TIMEOUT),
         }
     }
 
-    fn attempt_timeout(self) -> Duration {
+    /// The pace of parked messages, and the time before which a request is to be sent.
+    fn pace(self) -> Option<(&'p Pace, Instant)> {
         match self {
-            Self::Live | Self::Probe(_) => ATTEMPT_TIMEOUT,
-            Self::Paced(_) => PACED_ATTEMPT_TIMEOUT,
+            Self::Live | Self::Probe(None) => None,
+            Self::Probe(Some(pace)) => Some(pace),
+            Self::Paced(pace, last) => Some((pace, last)),
         }
     }
 
@@ -123,7 +135,7 @@ impl Effort<'_> {
         match self {
             // A key that was read again and refused again.
             Self::Live | Self::Probe(_) => cause == Cause::Unauthorized,
-            Self::Paced(_) => cause.is_the_hubs() && cause != Cause::Throttled,
+            Self::Paced(..) => cause.is_the_hubs() && cause != Cause::Throttled,
         }
     }
 }
@@ -145,6 +157,7 @@ impl<'m> Sending<'m> {
         self.report.retries += sent.retries;
         self.report.throttled += sent.throttled;
         self.report.problem = sent.problem.or(self.report.problem.take());
+        self.report.hints.extend(sent.hints);
     }
 
     /// Ends it: whatever is not sent has this cause.
@@ -191,8 +204,7 @@ impl EventHub {
     /// Opens a connection before the first event needs it. A failure shows with the first event.
     pub async fn warm_up(&self) {
         let url = self.connection.base_url().await;
-        let opened = async { self.http.get(url).send().await?.bytes().await };
-        let _ = timeout_at(Instant::now() + WARM_UP_TIMEOUT, opened).await;
+        self.http.warm_up(url, Instant::now() + WARM_UP_TIMEOUT).await;
     }
 
     /// Size budget of one request, in bytes.
@@ -215,7 +227,6 @@ impl EventHub {
             Admission::Closed => {}
             Admission::Open(open) => return sending.stop(open.cause),
             Admission::Probe => {
-                let deadline = deadline.min(sending.began + LIVE_PROBE_TIMEOUT);
                 if let Some(cause) = self.probe(&mut sending, 1, Effort::Probe(None), deadline).await {
                     return sending.stop(cause);
                 }
@@ -226,8 +237,9 @@ impl EventHub {
         sending.report
     }
 
-    /// Sends parked messages at `pace`. With `probe`, one request of so many messages at most goes out first; the rest is
-    /// sent only if the hub responds to it.
+    /// Sends parked messages at `pace`: the last request is sent before `deadline`, and its response is awaited until
+    /// `response_deadline`, since a request that is cut off may be stored. With `probe`, one request of so many messages at
+    /// most goes out first; the rest is sent only if the hub responds to it.
     ///
     /// A message whose outcome is `Unsent` may be stored all the same, after a timeout or a lost connection.
     pub async fn send_paced(
@@ -236,20 +248,16 @@ impl EventHub {
         probe: Option<usize>,
         pace: &Pace,
         deadline: Instant,
+        response_deadline: Instant,
     ) -> Report {
         let mut sending = self.sending(messages);
         if let Some(most) = probe {
-            // A namespace that asked for a wait is not tested before that.
-            if pace.turn(0, 0, deadline).await.is_none() {
-                return sending.stop(Cause::Throttled);
-            }
-            let deadline = deadline.min(Instant::now() + PACED_PROBE_TIMEOUT);
-            match self.probe(&mut sending, most, Effort::Probe(Some(pace)), deadline).await {
+            match self.probe(&mut sending, most, Effort::Probe(Some((pace, deadline))), response_deadline).await {
                 None | Some(Cause::Throttled) => {}
                 Some(cause) => return sending.stop(cause),
             }
         }
-        self.send_groups(&mut sending, Effort::Paced(pace), deadline).await;
+        self.send_groups(&mut sending, Effort::Paced(pace, deadline), response_deadline).await;
         sending.report.took = sending.began.elapsed();
         sending.report
     }
@@ -266,7 +274,7 @@ impl EventHub {
     }
 
     /// Sends one request of `most` messages at most. Returns why the hub can't be sent to; messages that failed are left
-    /// to be sent.
+    /// to be sent. It is of any route: an event that the hub fails at must not be in each probe.
     async fn probe(
         &self,
         sending: &mut Sending<'_>,
@@ -275,7 +283,9 @@ impl EventHub {
         deadline: Instant,
     ) -> Option<Cause> {
         let limit = Limit { messages: most, bytes: self.max_batch_bytes };
-        let group = sending.groups.first_mut()?;
+        let any = sending.groups.len().checked_sub(1).map(|last| fastrand::usize(..=last))?;
+        let group = &mut sending.groups[any];
+        group.rotate();
         let request = group.next(sending.messages, limit)?;
         let mut sent = Sent::default();
         let outcome = self.send_request(&request, &group.route, effort, deadline, &mut sent).await;
@@ -327,7 +337,7 @@ impl EventHub {
         let stopped = loop {
             let limit = match effort {
                 Effort::Live | Effort::Probe(_) => Limit { messages: usize::MAX, bytes: self.max_batch_bytes },
-                Effort::Paced(pace) => {
+                Effort::Paced(pace, _) => {
                     let Limit { messages, bytes } = pace.limit();
                     Limit { messages, bytes: bytes.min(self.max_batch_bytes) }
                 }
@@ -358,7 +368,7 @@ impl EventHub {
             }
             sent.outcomes.extend(request.messages().map(|position| (position, outcome)));
         };
-        // In the partition form a 400 may mean a message or the partition. A partition that has accepted a message exists.
+        // A 400 of the partition form may mean a message or the partition. A partition that has accepted a message exists.
         let outcome = match group.route {
             Route::Partition(id) if self.is_proven(id) => Outcome::Refused(Refusal::Malformed),
             _ => Outcome::Unsent(Cause::BadPartition),
@@ -423,72 +433,59 @@ impl EventHub {
         deadline: Instant,
         sent: &mut Sent,
     ) -> Outcome {
-        let (mut attempt, mut signed_again) = (0, false);
+        let mut attempts = Attempts::new(effort.retry_policy(), deadline);
         loop {
             // Requests that were in flight together may have found out meanwhile that the hub does not respond.
-            if let (Effort::Live, Some(open)) = (effort, self.circuit.open()) {
+            if let (Effort::Live, Some(open)) = (effort, self.circuit.open(self.clock.now())) {
                 return Outcome::Unsent(open.cause);
             }
-            let sent_at = match effort {
-                Effort::Live | Effort::Probe(_) => self.clock.now(),
-                Effort::Paced(pace) => match pace.turn(request.len(), request.body.len(), deadline).await {
-                    Some(sent_at) => sent_at,
-                    None => return Outcome::Unsent(Cause::Throttled),
-                },
-            };
-            let access = match self.connection.access().await {
+            let mut sent_at = None;
+            if let Some((pace, last)) = effort.pace() {
+                sent_at = pace.turn(request.len(), request.body.len(), last).await;
+                if sent_at.is_none() {
+                    return Outcome::Unsent(Cause::Throttled);
+                }
+            }
+            let access = match self.connection.access(deadline).await {
                 Ok(access) => access,
-                Err(_) if signed_again => return Outcome::Unsent(Cause::TokenExpired),
-                Err(TokenExpired { generation }) => {
-                    signed_again = true;
-                    self.connection.renew(generation, deadline).await;
+                Err(expired) if attempts.renew_once() => {
+                    self.connection.renew(expired.generation, deadline).await;
                     continue;
                 }
+                Err(_) => return Outcome::Unsent(Cause::TokenExpired),
             };
-            // A pooled connection may have died unnoticed: the first attempt leaves time for another.
-            let left = deadline.saturating_duration_since(Instant::now()).min(effort.attempt_timeout());
-            if left.is_zero() {
-                return Outcome::Unsent(Cause::Timeout);
-            }
-            attempt += 1;
+            let Some(attempt) = attempts.begin() else { return Outcome::Unsent(Cause::Timeout) };
             sent.requests += 1;
-            let share = if attempt == 1 && effort.attempts() > 1 { left.mul_f64(FIRST_SHARE) } else { left };
-            let (cause, wait) = match self.post(&access, request, route, Instant::now() + share, sent).await {
+            let (cause, wait) = match self.post(&access.token, request, route, attempt, sent).await {
                 Disposition::Delivered => {
-                    if let Effort::Paced(pace) = effort {
+                    if let Effort::Paced(pace, _) = effort {
                         pace.accepted();
                     }
                     return Outcome::Delivered;
                 }
                 Disposition::Refused(refusal) => return Outcome::Refused(refusal),
                 Disposition::Stop(cause) => return Outcome::Unsent(cause),
-                Disposition::SignAnew if signed_again => return Outcome::Unsent(Cause::Unauthorized),
-                Disposition::SignAnew => {
-                    signed_again = true;
-                    attempt -= 1;
+                Disposition::SignAnew if attempts.renew_once() => {
                     sent.retries += 1;
+                    attempts.uncount();
                     self.connection.renew(access.generation, deadline).await;
                     continue;
                 }
+                Disposition::SignAnew => return Outcome::Unsent(Cause::Unauthorized),
                 Disposition::Retry { cause, wait } => (cause, wait),
             };
-            match effort {
-                Effort::Paced(pace) if cause == Cause::Throttled => {
-                    pace.refused(sent_at, wait);
+            if let (Some((pace, _)), Some(sent_at), Cause::Throttled) = (effort.pace(), sent_at, cause) {
+                pace.refused(sent_at, wait);
+                if let Effort::Paced(..) = effort {
                     sent.retries += 1;
-                    attempt -= 1;
+                    attempts.uncount();
                     continue;
                 }
-                Effort::Probe(Some(pace)) if cause == Cause::Throttled => pace.refused(sent_at, wait),
-                _ => {}
             }
-            let wait = wait_before_retry(attempt, cause, wait);
-            let last = attempt >= effort.attempts() && !(attempt == 1 && cause == Cause::ConnectionLost);
-            if last || wait >= deadline.saturating_duration_since(Instant::now()) {
+            if !attempts.again(cause == Cause::ConnectionLost, wait).await {
                 return Outcome::Unsent(cause);
             }
             sent.retries += 1;
-            sleep(wait).await;
         }
     }
 
@@ -498,7 +495,7 @@ impl EventHub {
         access: &Access,
         request: &Request,
         route: &Route<'_>,
-        bound: Instant,
+        attempt: Attempt,
         sent: &mut Sent,
     ) -> Disposition {
         let mut url = access.messages_url.clone();
@@ -506,36 +503,38 @@ impl EventHub {
             let hub = url.path().strip_suffix("/messages").unwrap_or_default();
             url.set_path(&format!("{hub}/partitions/{id}/messages"));
         }
-        let sending = self
-            .http
-            .post(url)
-            .header(AUTHORIZATION, access.token.clone())
-            .header(CONTENT_TYPE, BATCH)
-            // Our loop alone decides on repeats.
-            .header("x-ms-retrypolicy", "NoRetry")
-            .body(request.body.clone())
-            .send();
-        let response = match timeout_at(bound, sending).await {
-            Ok(Ok(response)) => response,
-            failed => {
-                let (cause, problem) = match failed {
-                    Ok(Err(error)) if error.is_connect() => (Cause::Unreachable, chain(&error.without_url())),
-                    Ok(Err(error)) if !error.is_timeout() => (Cause::ConnectionLost, chain(&error.without_url())),
-                    _ => (Cause::Timeout, "no response in time".to_owned()),
-                };
-                sent.problem = Some(problem);
+        let mut post = HttpRequest::new(Method::POST, url);
+        let (retry_policy, no_retry) = RETRY_POLICY;
+        let headers = [(AUTHORIZATION, access.token.clone()), (CONTENT_TYPE, BATCH), (retry_policy, no_retry)];
+        post.headers_mut().extend(headers);
+        *post.body_mut() = Some(request.body.clone().into());
+        let response = match self.http.send(post, attempt.via, attempt.bound).await {
+            Ok(response) => response,
+            Err(error) => {
+                let cause = Cause::from(&error);
+                if let Some(hint) = error.kind.hint(ENDPOINT) {
+                    sent.hints.insert(cause, hint.into());
+                }
+                sent.problem = Some(error.to_string());
                 return Disposition::Retry { cause, wait: None };
             }
         };
-        let status = response.status().as_u16();
-        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value, &self.clock));
-        // A delivered request's answer has no body; without waiting for one its connection is free again.
-        let body = if response.content_length() == Some(0) { String::new() } else { read_start(response, bound).await };
+        let (status, retry_after) = (response.status(), response.retry_after(self.clock.now()));
+        // A delivered request's response has no body; without waiting for one its connection is free again. The status
+        // alone decides: a body that does not end is not waited for.
+        let body = match response.is_empty() {
+            true => String::new(),
+            false => response.read(MAX_ERROR_BODY, attempt.bound.min(Instant::now() + BODY_TIMEOUT)).await.text(),
+        };
         let disposition = classify(status, retry_after, &body);
         if disposition != Disposition::Delivered {
             sent.throttled += u32::from(matches!(disposition, Disposition::Retry { cause: Cause::Throttled, .. }));
-            sent.problem = Some(match own_code(&body) {
-                Some(code) => format!("answered {status}, code {code}"),
+            if let Some((cause, hint)) = hint(status, &body, disposition) {
+                sent.hints.insert(cause, hint);
+            }
+            sent.problem = Some(match Identifier::of(&body) {
+                Some(Identifier::Code(code)) => format!("answered {status}, code {code}"),
+                Some(Identifier::Word(word)) => format!("answered {status}, {word}"),
                 None => format!("answered {status}"),
             });
         }
@@ -551,45 +550,5 @@ struct Sent {
     retries: u32,
     throttled: u32,
     problem: Option<String>,
-}
-
-/// The wait before attempt `attempt + 1`. A lost connection is most often a pooled one that died while the sandbox was
-/// frozen: the first repeat goes out at once, on a fresh one.
-fn wait_before_retry(attempt: u32, cause: Cause, wait: Option<Duration>) -> Duration {
-    if cause == Cause::ConnectionLost && attempt == 1 {
-        return Duration::ZERO;
-    }
-    let longest = FIRST_BACKOFF.saturating_mul(1 << (attempt - 1)).min(MAX_BACKOFF);
-    let jitter = longest.mul_f64(fastrand::f64());
-    wait.map_or(jitter, |wait| wait.saturating_add(jitter))
-}
-
-/// `Retry-After` in either form: seconds, or an HTTP date.
-fn retry_after(value: &HeaderValue, clock: &Clock) -> Option<Duration> {
-    let text = value.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let at = httpdate::parse_http_date(text).ok()?;
-    Some(at.duration_since(clock.now()).unwrap_or_default())
-}
-
-/// An error with its sources, such as a refused connection or an unknown certificate.
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(error.source(), |error| error.source())
-        .fold(error.to_string(), |text, source| format!("{text}: {source}"))
-}
-
-/// The start of the body. Reading to the end lets the connection be used again, but the status alone decides: an answer
-/// that does not end is not waited for.
-async fn read_start(mut response: reqwest::Response, bound: Instant) -> String {
-    let bound = bound.min(Instant::now() + BODY_TIMEOUT);
-    let mut body = Vec::new();
-    while let Ok(Ok(Some(chunk))) = timeout_at(bound, response.chunk()).await {
-        body.extend_from_slice(&chunk);
-        if body.len() >= MAX_ERROR_BODY {
-            break;
-        }
-    }
-    String::from_utf8_lossy(&body).into_owned()
+    hints: BTreeMap<Cause, Cow<'static, str>>,
 }

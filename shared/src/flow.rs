@@ -9,6 +9,8 @@ use crate::event_hubs::EventHub;
 use crate::json::{self, Events};
 use crate::message::Message;
 use crate::senders::Senders;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 /// The flow that the environment configures.
 pub const DEFAULT_FLOW: &str = "default";
@@ -99,7 +101,10 @@ impl<O> Flow<O> {
         match std::str::from_utf8(body) {
             Ok(text) => self.map(kind, text, headers),
             Err(error) => {
-                let problem = format!("the body is not UTF-8 (at byte {})", error.valid_up_to());
+                let problem = match is_compressed(body) {
+                    true => "compressed bodies are not accepted; send the body without Content-Encoding".to_owned(),
+                    false => format!("the body is not UTF-8 (at byte {})", error.valid_up_to()),
+                };
                 Mapping::rejected(Rejection::unreadable(problem), body)
             }
         }
@@ -155,6 +160,10 @@ impl<O> Flow<O> {
                 Err(rejection) => {
                     let rejection = match json::check_syntax(json) {
                         Err(problem) if rejection.reason == Reason::Unmappable => Rejection::unreadable(problem),
+                        _ if rejection.reason == Reason::Unmappable => match envelope_of(json) {
+                            Some(envelope) => Rejection::unmappable(envelope),
+                            None => rejection,
+                        },
                         _ => rejection,
                     };
                     let position = is_array.then_some(position);
@@ -164,6 +173,35 @@ impl<O> Flow<O> {
         }
         mapping
     }
+}
+
+/// Whether the bytes are not text but begin as gzip, zlib or Zstandard streams do. Brotli has no mark.
+pub fn is_compressed(body: &[u8]) -> bool {
+    let begins = |mark: &[u8]| body.starts_with(mark);
+    let has_mark = begins(b"\x1f\x8b")
+        || begins(b"\x28\xb5\x2f\xfd")
+        || [0x01, 0x5e, 0x9c, 0xda].iter().any(|level| begins(&[0x78, *level]));
+    has_mark && std::str::from_utf8(body).is_err()
+}
+
+/// What an unmappable event came in, if another service wrapped it.
+fn envelope_of(json: &str) -> Option<&'static str> {
+    #[derive(Deserialize)]
+    struct Envelope {
+        #[serde(rename = "TopicArn")]
+        topic_arn: Option<IgnoredAny>,
+        #[serde(rename = "Message")]
+        message: Option<IgnoredAny>,
+        #[serde(rename = "detail-type")]
+        detail_type: Option<IgnoredAny>,
+        detail: Option<IgnoredAny>,
+    }
+    let envelope: Envelope = serde_json::from_str(json).ok()?;
+    if envelope.topic_arn.is_some() && envelope.message.is_some() {
+        return Some("the event is in an SNS envelope: enable raw message delivery on the subscription");
+    }
+    (envelope.detail_type.is_some() && envelope.detail.is_some())
+        .then_some("the event is in an EventBridge envelope: set the target's input path to `$.detail`")
 }
 
 /// The property by which Azure's SDKs link a consumer's trace to the sender's.

@@ -13,6 +13,7 @@ use serde::de::IgnoredAny;
 use tokio::time::{Instant, sleep};
 
 use crate::clock::Clock;
+use crate::json::explain;
 use crate::logging;
 use crate::settings::{Environment, SettingsError};
 
@@ -123,12 +124,25 @@ pub fn run_function<F: Function>(
         match Runtime::new(handler).layer(arriving).run().await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                // As when a local container is stopped; Lambda itself never takes it away.
-                tracing::warn!(%error, "the Lambda runtime API is gone");
+                match unreadable_header(error.as_ref()) {
+                    Some(problem) => tracing::error!(
+                        problem,
+                        hint = "check the client context and the Cognito identity of whoever invokes the function directly",
+                        "failed to read the headers of an invocation; it fails and the process ends"
+                    ),
+                    // A local container was stopped, for example; Lambda itself never takes the API away.
+                    None => tracing::warn!(%error, "the Lambda runtime API is gone"),
+                }
                 ExitCode::FAILURE
             }
         }
     })
+}
+
+/// Why the runtime can't read the headers of an invocation, if that is what ended it.
+fn unreadable_header(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let of_json = error.downcast_ref::<serde_json::Error>().map(explain);
+    of_json.or_else(|| error.is::<http::header::ToStrError>().then(|| "not ASCII text".to_owned()))
 }
 
 fn remaining(clock: &Clock, context: &Context) -> Duration {

@@ -1,11 +1,15 @@
 //! JSON that is borrowed instead of built: events pass through as text, and only the members in use are looked at.
 
+mod canonical;
+
 use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::value::RawValue;
+
+pub use canonical::push_canonical;
 
 /// Deeper nesting than this is refused: nothing real comes near it, and a consumer's parser may not survive it.
 pub const MAX_DEPTH: usize = 128;

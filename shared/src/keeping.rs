@@ -7,6 +7,7 @@ use crate::message::Message;
 use crate::parking::Head;
 use crate::rejects::{Reject, Source};
 use crate::relay::Relay;
+use crate::telemetry::Counts;
 use tokio::time::Instant;
 
 impl<O> Relay<O> {
@@ -23,10 +24,10 @@ impl<O> Relay<O> {
         Reject { kind: self.kind.name, flow, rejection, source, body, received_at: None }
     }
 
-    /// One ERROR line for what only an operator can mend.
-    pub fn tell_operator(&self, cause: Cause) {
-        if let Some(hint) = cause.hint() {
-            tracing::error!(kind = self.kind.name, reason = cause.word(), hint, "the event hub can't be sent to");
+    /// One ERROR line for each cause that only an operator can fix.
+    pub fn tell_operator(&self, counts: &Counts) {
+        for (cause, hint) in counts.hints() {
+            tracing::error!(kind = self.kind.name, reason = cause.word(), hint, "failed to send to the event hub");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use crate::json::{escaped_len, needs_escapes, push_escaped, push_string};
+use crate::json::{escaped_len, needs_escapes, push_canonical, push_escaped, push_string};
 
 /// One message for a hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,6 +207,14 @@ pub fn deterministic_id<'f>(fields: impl IntoIterator<Item = &'f str>) -> String
     }
     joined.pop();
     digest(&joined)
+}
+
+/// Lower-case hex SHA-256 over the canonical form of `json`, one value of valid syntax: the same for the same value, however
+/// it is written.
+pub fn canonical_digest(json: &str) -> String {
+    let mut canonical = Vec::with_capacity(json.len());
+    push_canonical(&mut canonical, json);
+    digest(&canonical)
 }
 
 /// Lower-case hex SHA-256.

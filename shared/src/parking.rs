@@ -21,7 +21,7 @@ use crate::sqs::{Outgoing, Queue, Stored};
 /// message may exceed it.
 const TARGET_BYTES: usize = 1_000_000;
 /// Maximum number of messages of an envelope.
-const MAX_MESSAGES: usize = 1_000;
+pub const MAX_MESSAGES: usize = 1_000;
 /// Number of bytes that an envelope leaves free of the queue's maximum, for what is put around it if it is rejected.
 const MARGIN: usize = 2048;
 /// Maximum size of an unpacked envelope in bytes: no function writes a larger one.
@@ -157,13 +157,9 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// The message group of everything that waits for the same destination. Groups share the queue fairly, so that one
-    /// hub's backlog does not delay the messages for others. By destination, since each flow of a dead hub alone may be
-    /// too small to count as noisy.
+    /// The message group of the envelope.
     pub fn group(&self) -> String {
-        let mut group = digest(format!("{}/{}", self.host, self.hub).as_bytes());
-        group.truncate(32);
-        group
+        message_group(&self.host, &self.hub)
     }
 }
 
@@ -193,6 +189,15 @@ impl<'a> Envelope<'a> {
         let messages = positions.into_iter().filter_map(|position| self.messages.get(position).cloned()).collect();
         to_json(&Envelope { head: self.head.clone(), messages })
     }
+}
+
+/// The message group of everything that waits for one destination. Groups share the queue fairly, so that one hub's
+/// backlog does not delay the messages for others. By destination, since each flow of a dead hub alone may be too small to
+/// count as noisy.
+pub fn message_group(host: &str, hub: &str) -> String {
+    let mut group = digest(format!("{host}/{hub}").as_bytes());
+    group.truncate(32);
+    group
 }
 
 fn is_string(json: &RawValue) -> bool {
@@ -242,7 +247,7 @@ impl Parking {
 
     /// Parks messages of one flow. Returns for each whether it is stored, in their order.
     pub async fn park(&self, head: &Head<'_>, messages: &[&Message<'_>], deadline: Instant) -> Vec<bool> {
-        self.store(head, messages, None, deadline).await
+        self.store(head, messages, Duration::ZERO, |_, _| true, deadline).await
     }
 
     /// Parks messages that are parked already, for `delay`. What was packed is unpacked and compared before it is stored,
@@ -254,14 +259,16 @@ impl Parking {
         delay: Duration,
         deadline: Instant,
     ) -> Vec<bool> {
-        self.store(head, messages, Some(delay), deadline).await
+        self.store(head, messages, delay, is_intact, deadline).await
     }
 
+    /// `check` is a parameter, so that functions that never park again do not contain the code that reads envelopes.
     async fn store(
         &self,
         head: &Head<'_>,
         messages: &[&Message<'_>],
-        again: Option<Duration>,
+        delay: Duration,
+        check: fn(&str, &[&Message<'_>]) -> bool,
         deadline: Instant,
     ) -> Vec<bool> {
         let group = head.group();
@@ -278,13 +285,12 @@ impl Parking {
                 if text.len() > max_bytes && part.len() > 1 {
                     let [first, second] = halves(range);
                     waiting.extend([second, first]);
-                } else if again.is_none() || is_intact(&text, part) {
+                } else if check(&text, part) {
                     packed.push((range, text));
                 } else {
                     tracing::error!("a packed envelope did not unpack to its messages; it is not stored");
                 }
             }
-            let delay = again.unwrap_or_default();
             let outgoing: Vec<Outgoing<'_>> =
                 packed.iter().map(|(_, text)| Outgoing { body: text, group: Some(&group), delay }).collect();
             let outcomes = self.queue.send(&outgoing, deadline).await;

@@ -5,7 +5,7 @@ use crate::clock::Clock;
 use crate::event_hubs::LIVE_CIRCUIT;
 use crate::event_hubs::circuit::Circuits;
 use crate::flow_table::FlowTable;
-use crate::http_client;
+use crate::http::{self, Http};
 use crate::parking::Parking;
 use crate::rejects::{Reject, Rejects};
 use crate::settings::{EXTRA_CA_CERTS, Environment, Settings, SettingsError};
@@ -14,12 +14,12 @@ use tokio::time::Instant;
 
 /// Clients, queues and the table of flows, each once per process.
 pub struct Parts {
-    pub http: reqwest::Client,
+    pub http: Http,
     pub aws: Aws,
     pub clock: Clock,
     /// Size budget of one request to a hub, in bytes.
     pub max_batch_bytes: usize,
-    /// Of new events, by host and hub.
+    /// Circuits for new events, by host and hub.
     pub circuits: Circuits<(String, String)>,
     pub flow_table: Option<FlowTable>,
     pub parking: Option<Parking>,
@@ -31,7 +31,7 @@ pub struct Parts {
 impl Parts {
     /// Calls nothing yet.
     pub fn open(settings: &Settings, environment: Environment, clock: Clock) -> Result<Self, SettingsError> {
-        let http = http_client::build(settings.extra_ca_certs.as_deref())
+        let http = http::build(settings.extra_ca_certs.as_deref())
             .map_err(|problem| SettingsError::new(EXTRA_CA_CERTS, problem))?;
         let aws = Aws::new(http.clone(), environment, clock.clone());
         if let Some(variable) = settings.needs_aws() {

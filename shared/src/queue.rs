@@ -164,8 +164,8 @@ pub async fn handle<O: DeserializeOwned + Default>(
     for (record, reason) in rejected.into_iter().filter(|(record, _)| !failed[*record]) {
         counts[places[record]].reject(reason);
     }
-    for cause in counts.iter().flat_map(|counts| counts.causes.keys()) {
-        relay.tell_operator(*cause);
+    for counts in &counts {
+        relay.tell_operator(counts);
     }
     hold_groups(&mut failed);
 

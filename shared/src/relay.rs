@@ -249,6 +249,9 @@ fn options<O: DeserializeOwned + Default>(
 struct OddRequest {
     #[serde(rename = "requestContext")]
     _request_context: IgnoredAny,
+    /// Present in payload 1.0 and in events of load balancers.
+    #[serde(rename = "httpMethod")]
+    http_method: Option<IgnoredAny>,
 }
 
 /// Either trigger's answer.
@@ -269,8 +272,9 @@ impl<O: DeserializeOwned + Default + Send + Sync + 'static> Function for Relay<O
                 let handled = AssertUnwindSafe(webhook::handle(self, &request, invocation)).catch_unwind().await;
                 return Ok(Answer::Webhook(Box::new(handled.unwrap_or_else(|_| webhook::failed(self, request_id)))));
             }
-            if serde_json::from_str::<Object<OddRequest>>(event).is_ok() {
-                return Ok(Answer::Webhook(Box::new(webhook::unreadable(self, request_id))));
+            if let Ok(Object(request)) = serde_json::from_str::<Object<OddRequest>>(event) {
+                let is_payload_1 = request.http_method.is_some();
+                return Ok(Answer::Webhook(Box::new(webhook::unreadable(self, request_id, is_payload_1))));
             }
         }
         let records = match sqs_event::records(event) {

@@ -29,8 +29,38 @@ pub fn sign(resource: &str, key_name: &str, key: &SecretString, expiry: u64) -> 
     .into()
 }
 
+const SCHEME: &str = "SharedAccessSignature ";
+
 /// The expiry (Unix seconds) that a token carries in `se`.
-pub fn expiry(token: &SecretString) -> Option<u64> {
-    let fields = token.expose_secret().strip_prefix("SharedAccessSignature ")?;
-    fields.split('&').find_map(|field| field.strip_prefix("se="))?.parse().ok()
+///
+/// # Errors
+/// Says what the token lacks.
+pub fn expiry(token: &SecretString) -> Result<u64, &'static str> {
+    let token = token.expose_secret();
+    let Some(fields) = token.strip_prefix(SCHEME) else {
+        return Err(match token.starts_with("sr=") {
+            true => {
+                "the token in `SharedAccessSignature` is incomplete: put `SharedAccessSignature ` in front of its `sr=`"
+            }
+            false => "`SharedAccessSignature` is not a token, which begins with `SharedAccessSignature sr=`",
+        });
+    };
+    let expiry = fields.split('&').find_map(|field| field.strip_prefix("se=")?.parse().ok());
+    expiry.ok_or("`SharedAccessSignature` is not a token with an expiry (`se`)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_ready_made_token_lacks_is_named() {
+        let problem = |token: &str| expiry(&token.into()).unwrap_err();
+        assert_eq!(expiry(&"SharedAccessSignature sr=a&sig=b&se=7&skn=n".into()), Ok(7));
+        assert!(problem("sr=a&sig=b&se=7&skn=n").contains("put `SharedAccessSignature ` in front"));
+        assert!(problem("abc").contains("is not a token"));
+        for token in ["SharedAccessSignature sr=a&sig=b&skn=n", "SharedAccessSignature sr=a&se=soon"] {
+            assert!(problem(token).contains("expiry"), "{token}");
+        }
+    }
 }

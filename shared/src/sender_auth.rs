@@ -28,11 +28,11 @@ pub enum SenderAuth {
 #[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Credential {
     /// `Authorization: Bearer {secret}`
-    Bearer { secret: Secret },
+    Bearer { secret: HeaderSecret },
     /// `Authorization: Basic base64({username}:{secret})`
     Basic { username: String, secret: Secret },
     /// A header of any name.
-    Header { name: HeaderName, secret: Secret },
+    Header { name: HeaderName, secret: HeaderSecret },
     /// A query parameter of any name, such as `code`.
     Query { name: Name, secret: Secret },
     /// Standard Webhooks signatures (<https://www.standardwebhooks.com>).
@@ -52,6 +52,23 @@ impl TryFrom<SecretString> for Secret {
         } else {
             Ok(Self(secret))
         }
+    }
+}
+
+/// A shared value that is compared with a header, where white space around a value is removed on the way: with some of it,
+/// the secret would never match.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "SecretString")]
+pub struct HeaderSecret(Secret);
+
+impl TryFrom<SecretString> for HeaderSecret {
+    type Error = &'static str;
+    fn try_from(secret: SecretString) -> Result<Self, Self::Error> {
+        let text = secret.expose_secret();
+        if text.trim() != text || text.chars().any(char::is_control) {
+            return Err("invalid value, expected a secret without white space around it and without line breaks");
+        }
+        secret.try_into().map(Self)
     }
 }
 
@@ -136,6 +153,21 @@ impl SenderAuth {
         Ok(Self::AnyOf(credentials.into_iter().map(|Object(credential)| credential).collect()))
     }
 
+    /// The challenges of `WWW-Authenticate` for the accepted credentials. Header, query and signature forms are not schemes
+    /// of HTTP authentication; they have none.
+    pub fn challenges(&self) -> Vec<&'static str> {
+        let Self::AnyOf(credentials) = self else { return Vec::new() };
+        let challenge = |credential: &Credential| match credential {
+            Credential::Bearer { .. } => Some("Bearer"),
+            Credential::Basic { .. } => Some("Basic realm=\"events\", charset=\"UTF-8\""),
+            Credential::Header { .. } | Credential::Query { .. } | Credential::StandardWebhooks { .. } => None,
+        };
+        let mut challenges: Vec<&'static str> = credentials.iter().filter_map(challenge).collect();
+        challenges.sort_unstable();
+        challenges.dedup();
+        challenges
+    }
+
     /// Whether the request may send. Takes as long for a nearly right secret as for a wrong one.
     pub fn accepts(&self, request: &Presented<'_>) -> bool {
         match self {
@@ -152,7 +184,7 @@ impl SenderAuth {
 impl Credential {
     fn matches(&self, request: &Presented<'_>) -> Choice {
         match self {
-            Self::Bearer { secret } => any(request.authorization("Bearer").map(|token| secret.is(token.as_bytes()))),
+            Self::Bearer { secret } => any(request.authorization("Bearer").map(|token| secret.0.is(token.as_bytes()))),
             Self::Basic { username, secret } => any(request.authorization("Basic").map(|encoded| {
                 let decoded = STANDARD.decode(encoded).unwrap_or_default();
                 let colon = decoded.iter().position(|byte| *byte == b':').unwrap_or(decoded.len());
@@ -161,7 +193,7 @@ impl Credential {
             })),
             Self::Header { name, secret } => any(request.header(&name.0).map(|value| {
                 // Gateways join repeated headers by commas.
-                secret.is(value.as_bytes()) | any(value.split(',').map(|one| secret.is(one.trim().as_bytes())))
+                secret.0.is(value.as_bytes()) | any(value.split(',').map(|one| secret.0.is(one.trim().as_bytes())))
             })),
             Self::Query { name, secret } => any(request.query(&name.0).map(|value| {
                 let spaced = value.replace('+', " ");
@@ -204,8 +236,12 @@ impl<'r> Presented<'r> {
         self.headers.iter().filter(move |(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_ref())
     }
 
+    /// The credentials of a scheme. Gateways join repeated headers by commas, which a token may have too: both readings are
+    /// given.
     fn authorization(&self, scheme: &str) -> impl Iterator<Item = &'r str> {
-        self.header("authorization").filter_map(move |value| {
+        let headers = self.header("authorization");
+        let joined = |value: &'r str| value.split(',').filter(move |one| one.len() < value.len());
+        headers.flat_map(move |value| std::iter::once(value).chain(joined(value))).filter_map(move |value| {
             let (given, rest) = value.trim().split_once(' ')?;
             given.eq_ignore_ascii_case(scheme).then(|| rest.trim())
         })
@@ -259,10 +295,16 @@ mod tests {
             (BEARER, "authorization", "Bearer old", true),
             (BEARER, "Authorization", "bearer  new ", true),
             (BEARER, "authorization", "Bearer", false),
+            (BEARER, "authorization", "Bearer old,Bearer old", true),
+            (BEARER, "authorization", "Basic dXNlcjo=, Bearer new", true),
+            (BEARER, "authorization", "Bearer ol,Bearer ne", false),
+            (r#"[{"type":"bearer","secret":"a,b"}]"#, "authorization", "Bearer a,b", true),
+            (r#"[{"type":"bearer","secret":"a,b"}]"#, "authorization", "Bearer a", false),
             (BEARER, "authorization", "Bearer ne", false),
             (BEARER, "authorization", "Basic new", false),
             (BASIC, "authorization", "Basic dXNlcjpwYXNzOndvcmQ=", true),
             (BASIC, "authorization", "Basic dXNlcjo=", false),
+            (BASIC, "authorization", "Basic dXNlcjpwYXNzOndvcmQ=,Basic dXNlcjpwYXNzOndvcmQ=", true),
             (BASIC, "authorization", "Basic !", false),
             (HEADER, "x-key", "a,b", true),
             (HEADER, "X-KEY", "a", false),
@@ -329,6 +371,15 @@ mod tests {
                 "`[0].type`: expected one of `bearer`, `basic`, `header`, `query`, `standard-webhooks`",
             ),
             (r#"[{"type":"bearer","secret":""}]"#, "`[0]`: expected a secret that is not empty"),
+            (
+                "[{\"type\":\"bearer\",\"secret\":\"topsecret\\n\"}]",
+                "`[0]`: expected a secret without white space around it and without line breaks",
+            ),
+            (
+                r#"[{"type":"basic","username":"u","secret":" s "},{"type":"header","name":"x","secret":" topsecret"}]"#,
+                "`[1]`: expected a secret without white space around it and without line breaks",
+            ),
+            (r#"[{"type":"header","name":"x","secret":""}]"#, "`[0]`: expected a secret that is not empty"),
             (r#"[{"type":"standard-webhooks","secret":"topsecret!"}]"#, "`[0]`: expected `whsec_` and base64"),
             (r#"[{"type":"header","secret":"topsecret"}]"#, "`[0]`: missing field `name`"),
             (

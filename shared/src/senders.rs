@@ -110,6 +110,11 @@ impl Senders {
         }
     }
 
+    /// What a caller without an accepted credential is asked for (`WWW-Authenticate`).
+    pub fn challenges(&self) -> Vec<&'static str> {
+        self.current().accepted.as_ref().map(|accepted| accepted.challenges()).unwrap_or_default()
+    }
+
     /// Reads the credentials. A failure is logged.
     pub async fn read(&self, deadline: Instant) -> Result<Arc<SenderAuth>, SettingsError> {
         let read = match &self.source {

@@ -175,6 +175,7 @@ impl Settings {
 
     /// Reads and checks all that can be checked without a call.
     pub fn read(environment: &Environment) -> Result<Self, SettingsError> {
+        check_proxies(environment)?;
         let partitioning = match environment.get(PARTITIONING) {
             None => Partitioning::default(),
             Some(text) => text.parse().map_err(|problem| SettingsError::new(PARTITIONING, problem))?,
@@ -199,7 +200,7 @@ impl Settings {
         };
         Ok(Self {
             connection: SecretSource::read(environment, CONNECTION_STRING, CONNECTION_SECRET_ID)?,
-            hub_name: environment.get(HUB_NAME),
+            hub_name: environment.get(HUB_NAME).map(|name| name.trim().to_owned()),
             sender_auth: SecretSource::read(environment, SENDER_AUTH, SENDER_AUTH_SECRET_ID)?,
             flow_options: environment.get(FLOW_OPTIONS),
             partitioning,
@@ -239,6 +240,41 @@ pub fn connection_string_of(secret: &SecretString) -> Result<SecretString, &'sta
     )
 }
 
+/// The variables of proxies, as the HTTP client reads them.
+const PROXIES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+const NO_PROXIES: [&str; 2] = ["NO_PROXY", "no_proxy"];
+
+/// Refuses values that the HTTP client would ignore.
+fn check_proxies(environment: &Environment) -> Result<(), SettingsError> {
+    let value = |variable: &'static str| Some((variable, environment.get(variable)?));
+    for (variable, text) in PROXIES.into_iter().filter_map(value) {
+        let is_usable = text
+            .parse::<http::Uri>()
+            .is_ok_and(|uri| uri.authority().is_some() && matches!(uri.scheme_str(), None | Some("http" | "https")));
+        if !is_usable {
+            return Err(SettingsError::new(variable, "expected the URL of a proxy, such as http://proxy.example:3128"));
+        }
+    }
+    for (variable, text) in NO_PROXIES.into_iter().filter_map(value) {
+        if text.split(',').map(str::trim).any(|entry| !entry.is_empty() && !is_no_proxy_entry(entry)) {
+            return Err(SettingsError::new(
+                variable,
+                "expected host names, domains, addresses and networks, separated by commas, without ports and without `*` (except `*` alone); a domain includes its subdomains",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn is_no_proxy_entry(entry: &str) -> bool {
+    let is_address = |text: &str| text.parse::<std::net::IpAddr>().is_ok();
+    let is_network = |text: &str| {
+        text.split_once('/').is_some_and(|(address, bits)| is_address(address) && bits.parse::<u8>().is_ok())
+    };
+    let is_name = |text: &str| text.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '-' | '_'));
+    entry == "*" || is_address(entry) || is_network(entry) || is_name(entry)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -268,6 +304,27 @@ mod tests {
         assert_eq!(variable(&[(CONNECTION_STRING, "a"), (MAX_BATCH_BYTES, "1e6")]), MAX_BATCH_BYTES);
         let settings = read(&[(CONNECTION_STRING, "topsecret"), (SENDER_AUTH, "topsecret")]).unwrap();
         assert!(!format!("{settings:?}").contains("topsecret"));
+    }
+
+    #[test]
+    fn proxy_settings_that_would_be_ignored_are_refused() {
+        let variable = |name: &'static str, value: &'static str| {
+            let lookup = move |asked: &str| (asked == name).then(|| value.to_owned());
+            Settings::read(&Environment::from_fn(lookup)).err().map(|error| error.variable)
+        };
+        for value in ["http://user:p@proxy.example:3128", "proxy.example:3128", "https://proxy.example"] {
+            assert_eq!(variable("HTTPS_PROXY", value), None, "{value}");
+        }
+        for value in [" http://proxy.example:3128", "http://", "socks5://proxy.example:1080", "http://proxy example"] {
+            assert_eq!(variable("HTTPS_PROXY", value), Some("HTTPS_PROXY"), "{value}");
+            assert_eq!(variable("all_proxy", value), Some("all_proxy"), "{value}");
+        }
+        for value in ["*", "windows.net, .example.com,10.0.0.0/8,::1,169.254.169.254,"] {
+            assert_eq!(variable("NO_PROXY", value), None, "{value}");
+        }
+        for value in ["*.windows.net", "a.example,b.example:443", "http://a.example", "a.example b.example"] {
+            assert_eq!(variable("no_proxy", value), Some("no_proxy"), "{value}");
+        }
     }
 
     #[test]

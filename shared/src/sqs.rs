@@ -7,9 +7,10 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::aws::{Aws, AwsError, Service};
+use crate::http::{Attempts, RetryPolicy};
 
 /// Maximum size of a message with its attributes, and of a batch, in bytes. A queue may be set to accept less.
 pub const MAX_BYTES: usize = 1_048_576;
@@ -17,9 +18,8 @@ pub const MAX_BYTES: usize = 1_048_576;
 const MAX_ENTRIES: usize = 10;
 /// Number of batches in flight concurrently.
 const IN_FLIGHT: usize = 8;
-/// Maximum number of calls for one entry.
-const ATTEMPTS: u32 = 3;
-const FIRST_WAIT: Duration = Duration::from_millis(50);
+/// Retries of entries that failed while their call succeeded. The calls themselves have retries of their own.
+const RETRY: RetryPolicy = RetryPolicy::DEFAULT;
 
 /// A queue by its URL.
 #[derive(Clone)]
@@ -208,7 +208,7 @@ impl Queue {
     /// Reads how full the queue is.
     ///
     /// # Errors
-    /// For a call that failed, or a response without these attributes.
+    /// Fails if the call fails, or its response lacks these attributes.
     pub async fn depth(&self, deadline: Instant) -> Result<Depth, AwsError> {
         const OPERATION: &str = "GetQueueAttributes";
         #[derive(Deserialize)]
@@ -247,9 +247,12 @@ impl Queue {
         entry: &(dyn Fn(usize) -> Value + Sync),
         deadline: Instant,
     ) -> Result<Vec<(usize, Stored)>, BatchTooLong> {
-        let (mut waiting, mut failed, mut attempt) = (positions.to_vec(), Vec::new(), 0);
+        let (mut waiting, mut failed) = (positions.to_vec(), Vec::new());
+        let mut attempts = Attempts::new(RETRY, deadline);
         let problem = loop {
-            attempt += 1;
+            if attempts.begin().is_none() {
+                break "no time is left".to_owned();
+            }
             let entries = waiting.iter().map(|position| {
                 let mut entry = entry(*position);
                 entry["Id"] = position.to_string().into();
@@ -274,11 +277,9 @@ impl Queue {
                 }
                 !response.successful.iter().any(|entry| entry.id == id)
             });
-            let wait = FIRST_WAIT.mul_f64(f64::from(1 << attempt) * fastrand::f64());
-            if waiting.is_empty() || attempt == ATTEMPTS || Instant::now() + wait >= deadline {
+            if waiting.is_empty() || !attempts.again(false, None).await {
                 break "SQS reported failed entries".to_owned();
             }
-            sleep(wait).await;
         };
         failed.extend(waiting.into_iter().map(|position| (position, Stored::No)));
         // A refusal because of the size has a line of its own.

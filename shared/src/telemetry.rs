@@ -4,6 +4,7 @@
 //! It is written here rather than by a metrics crate, since it is on the way of every event: one buffer, one system call,
 //! and no line for metrics beside the one for readers.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
@@ -147,6 +148,8 @@ pub struct Counts {
     pub sending: Option<Duration>,
     /// What the hub said last that was no success.
     pub problem: Option<String>,
+    /// What the failures themselves show an operator, by cause.
+    pub hints: BTreeMap<Cause, Cow<'static, str>>,
 }
 
 impl Counts {
@@ -169,6 +172,15 @@ impl Counts {
         if report.problem.is_some() {
             self.problem.clone_from(&report.problem);
         }
+        self.hints.extend(report.hints.clone());
+    }
+
+    /// What an operator should look at, for each cause that time alone does not remove.
+    pub fn hints(&self) -> impl Iterator<Item = (Cause, &str)> {
+        self.causes.keys().filter_map(|cause| {
+            let observed = self.hints.get(cause).map(|hint| hint.as_ref());
+            Some((*cause, observed.or(cause.hint())?))
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 //! wrong is told by problem documents (RFC 9457).
 
 use std::borrow::Cow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aws_lambda_events::apigw::ApiGatewayV2httpResponse;
@@ -9,7 +10,7 @@ use aws_lambda_events::encodings::Body;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
-use http::header::{ALLOW, CONTENT_TYPE};
+use http::header::{ALLOW, CONTENT_TYPE, WWW_AUTHENTICATE};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -19,7 +20,7 @@ use tokio::time::Instant;
 use crate::answer::Refusal;
 use crate::event::{Header, Reason, Rejection};
 use crate::event_hubs::Outcome;
-use crate::flow::{DEFAULT_FLOW, Flow, Mapping};
+use crate::flow::{DEFAULT_FLOW, Flow, Mapping, is_compressed};
 use crate::function::Invocation;
 use crate::json::{Members, Text};
 use crate::rejects::{Reject, Source};
@@ -34,6 +35,9 @@ const SENDING: Duration = Duration::from_millis(1200);
 const PARKING: Duration = Duration::from_millis(1700);
 /// What is left of the function's time for answering.
 const RESERVE: Duration = Duration::from_millis(200);
+
+/// Whether the wrong format of HTTP events was reported: it is a setting, and concerns every event.
+static PAYLOAD_1_REPORTED: AtomicBool = AtomicBool::new(false);
 
 /// What of an event is used. Everything beyond the path may be absent.
 #[derive(Deserialize)]
@@ -69,8 +73,19 @@ struct HttpMethod<'a> {
 
 /// What the caller is told.
 enum Answer {
-    Handled { status: &'static str, messages: usize, rejected: usize },
-    Problem { status: u16, detail: String },
+    Handled {
+        status: &'static str,
+        messages: usize,
+        rejected: usize,
+    },
+    Problem {
+        status: u16,
+        detail: String,
+    },
+    /// No accepted credential, and what is accepted.
+    NotAuthenticated {
+        challenges: Vec<&'static str>,
+    },
 }
 
 impl Answer {
@@ -83,6 +98,15 @@ impl Answer {
             Self::Handled { status: "parked", .. } => 202,
             Self::Handled { .. } => 200,
             Self::Problem { status, .. } => *status,
+            Self::NotAuthenticated { .. } => 401,
+        }
+    }
+
+    /// The problem of a body that is rejected as a whole.
+    fn rejected_body(rejection: &Rejection, body: Option<&[u8]>) -> Self {
+        match body.is_some_and(is_compressed) {
+            true => Self::problem(415, rejection.detail.clone()),
+            false => Self::rejected(rejection),
         }
     }
 
@@ -168,7 +192,7 @@ async fn answer<O: DeserializeOwned + Default>(
     told.flow = Some(flow.id.clone());
     match flow.senders.identify(&presented, times.sending_ends).await {
         Sender::Known => {}
-        Sender::Unknown => return Answer::problem(401, "the request carries no accepted credential"),
+        Sender::Unknown => return Answer::NotAuthenticated { challenges: flow.senders.challenges() },
         Sender::CannotTell => {
             return Answer::problem(503, "the senders' credentials can't be read now; send it again");
         }
@@ -203,7 +227,7 @@ async fn answer<O: DeserializeOwned + Default>(
             }
         }
         if is_final {
-            return Answer::rejected(&rejection);
+            return Answer::rejected_body(&rejection, body.as_deref());
         }
         if kept.contains(&false) {
             return Answer::problem(
@@ -243,7 +267,7 @@ async fn send<O>(relay: &Relay<O>, flow: &Flow<O>, mapping: &Mapping<'_>, times:
     }
     if let Some(cause) = first_cause {
         told.reason = cause.word();
-        relay.tell_operator(cause);
+        relay.tell_operator(&told.counts);
         told.counts.parked =
             relay.park(flow, cause, &unsent, times.parking_ends).await.into_iter().filter(|parked| *parked).count();
         // What is unsent must come again, whatever else became of the rest.
@@ -312,12 +336,21 @@ fn respond(answer: &Answer, request_id: &str) -> ApiGatewayV2httpResponse {
             ("application/json", format!(r#"{{"status":"{status}","messages":{messages},"rejected":{rejected}}}"#))
         }
         Answer::Problem { status, detail } => ("application/problem+json", problem(*status, detail, request_id)),
+        Answer::NotAuthenticated { .. } => {
+            ("application/problem+json", problem(status, "the request carries no accepted credential", request_id))
+        }
     };
     let mut response = ApiGatewayV2httpResponse::default();
     response.status_code = status.into();
     response.headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     if status == 405 {
         response.headers.insert(ALLOW, HeaderValue::from_static("POST, PUT"));
+    }
+    if let Answer::NotAuthenticated { challenges } = answer
+        && let Ok(challenges) = HeaderValue::from_str(&challenges.join(", "))
+        && !challenges.is_empty()
+    {
+        response.headers.insert(WWW_AUTHENTICATE, challenges);
     }
     response.body = Some(Body::Text(body));
     response
@@ -341,8 +374,15 @@ pub fn failed<O>(relay: &Relay<O>, request_id: &str) -> ApiGatewayV2httpResponse
     refuse(relay, request_id, Reason::Bug, &Answer::problem(503, "the relay failed on this request; send it again"))
 }
 
-/// The answer to an HTTP event that can't be read as one.
-pub fn unreadable<O>(relay: &Relay<O>, request_id: &str) -> ApiGatewayV2httpResponse {
+/// The answer to an HTTP event that can't be read as one, such as one of payload 1.0.
+pub fn unreadable<O>(relay: &Relay<O>, request_id: &str, is_payload_1: bool) -> ApiGatewayV2httpResponse {
+    if is_payload_1 && !PAYLOAD_1_REPORTED.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            request_id,
+            hint = "set PayloadFormatVersion to 2.0; use an HTTP API or a function URL instead of a REST API or a load balancer",
+            "the function receives HTTP events in a format that it does not accept; their senders get 400"
+        );
+    }
     let detail = "the request can't be read; expected an HTTP API event, payload 2.0";
     refuse(relay, request_id, Reason::Unreadable, &Answer::problem(400, detail))
 }

@@ -1,9 +1,5 @@
-//! Calls to moto as a witness beside the functions: unsigned in truth, past every fault.
+//! Calls to moto as a witness beside the functions (the local SQS is looked into directly): unsigned in truth, past every fault.
 
-use std::io::Read;
-
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::system::REGION;
@@ -27,7 +23,6 @@ impl Witness {
     /// One call, which must succeed.
     pub async fn call(&self, service: &str, operation: &str, body: Value) -> Value {
         let (signing_name, version) = match service {
-            SQS => ("sqs", "1.0"),
             DYNAMODB => ("dynamodb", "1.0"),
             _ => ("secretsmanager", "1.1"),
         };
@@ -60,41 +55,4 @@ impl Witness {
     pub async fn put_secret(&self, id: &str, text: &str) {
         self.call(SECRETS, "PutSecretValue", json!({ "SecretId": id, "SecretString": text })).await;
     }
-
-    /// Messages in a queue: those that can be received, and those that can't yet.
-    pub async fn depth(&self, queue_url: &str) -> (u64, u64) {
-        let answer =
-            self.call(SQS, "GetQueueAttributes", json!({ "QueueUrl": queue_url, "AttributeNames": ["All"] })).await;
-        let number = |name: &str| answer["Attributes"][name].as_str().map_or(0, |text| text.parse().unwrap());
-        (
-            number("ApproximateNumberOfMessages"),
-            number("ApproximateNumberOfMessagesNotVisible") + number("ApproximateNumberOfMessagesDelayed"),
-        )
-    }
-
-    /// The bodies that can be received now. They can be received again at once if they are put back, else in ten minutes.
-    pub async fn bodies(&self, queue_url: &str, put_back: bool) -> Vec<String> {
-        let mut received = Vec::new();
-        loop {
-            // Long enough for all of them to be seen once.
-            let body = json!({ "QueueUrl": queue_url, "MaxNumberOfMessages": 10, "VisibilityTimeout": 600 });
-            let answer = self.call(SQS, "ReceiveMessage", body).await;
-            let Some(messages) = answer["Messages"].as_array().filter(|messages| !messages.is_empty()) else { break };
-            received.extend(messages.iter().cloned());
-        }
-        for messages in received.chunks(10).filter(|_| put_back) {
-            let entry = |(id, message): (usize, &Value)| json!({ "Id": id.to_string(), "ReceiptHandle": message["ReceiptHandle"], "VisibilityTimeout": 0 });
-            let entries: Vec<Value> = messages.iter().enumerate().map(entry).collect();
-            let body = json!({ "QueueUrl": queue_url, "Entries": entries });
-            self.call(SQS, "ChangeMessageVisibilityBatch", body).await;
-        }
-        received.iter().map(|message| message["Body"].as_str().unwrap().to_owned()).collect()
-    }
-}
-
-/// What an envelope, or a rejected body, is packed as.
-pub fn unpack(base64: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    flate2::read::GzDecoder::new(STANDARD.decode(base64).unwrap().as_slice()).read_to_end(&mut bytes).unwrap();
-    bytes
 }

@@ -92,7 +92,7 @@ impl Lane {
             // Sometimes longer than the parking queue's visibility timeout.
             let length = if self.rng.u32(..12) == 0 { 7_000..9_000 } else { 300..3_000 };
             let status = |status, retry_after| Action::Status { status, retry_after, detail: None };
-            let action = match self.rng.u32(..11) {
+            let action = match self.rng.u32(..12) {
                 0 => {
                     self.count("hub: down", 1);
                     gate.close().await;
@@ -112,19 +112,31 @@ impl Lane {
                     gate.break_connections();
                     continue;
                 }
-                3 => Action::Hang,
-                4 => Action::Delay { ms: self.rng.u64(200..2_500) },
-                5 => status(503, None),
-                6 => status(429, Some(1)),
-                7 => status(500, None),
-                8 => Action::Reset,
-                9 => Action::ResetAfterStore,
+                3 => {
+                    self.count("hub: one throughput unit", 1);
+                    hub.set_throughput_units(Some(1));
+                    self.pause(length).await;
+                    hub.set_throughput_units(system.throughput_units[namespace]);
+                    continue;
+                }
+                4 => Action::Hang,
+                5 => Action::Delay { ms: self.rng.u64(200..2_500) },
+                6 => status(503, None),
+                7 => status(429, Some(1)),
+                8 => status(500, None),
+                9 => Action::Reset,
+                10 => Action::ResetAfterStore,
                 // A refusal that is none of the key's.
                 _ => status(401, None),
             };
             self.count(format!("hub: {}", name(&action)), 1);
-            // All requests for a time, or some.
-            let times = if self.rng.bool() { 0 } else { self.rng.u32(1..30) };
+            // All requests for a time, or some. A lost response costs a copy of each event, however well it is handled: only
+            // few are lost, so that the average of copies says something about the functions.
+            let times = match action {
+                Action::ResetAfterStore => self.rng.u32(1..8),
+                _ if self.rng.bool() => 0,
+                _ => self.rng.u32(1..30),
+            };
             hub.script([Fault { hub: None, times, action }]);
             self.pause(length).await;
             hub.clear_faults();

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Mutex, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 
 /// A door at an address that stays its own.
 pub struct Gate {
@@ -18,6 +19,22 @@ pub struct Gate {
     door: Mutex<Door>,
     cut: Arc<AtomicBool>,
     broken: watch::Sender<End>,
+    lost: Arc<Lost>,
+}
+
+/// Connections that ended while a request was without a response.
+type Lost = std::sync::Mutex<Vec<LostResponse>>;
+
+/// A request whose response did not get through, whatever the reason: the door, the server, or a client that gave up or was
+/// killed.
+#[derive(Debug, Clone, Copy)]
+pub struct LostResponse {
+    /// The connection to the server, by its address on this side.
+    pub peer: SocketAddr,
+    /// When the request began to pass.
+    pub asked: Instant,
+    /// When its connection ended.
+    pub ended: Instant,
 }
 
 /// How connections end that are open.
@@ -52,6 +69,7 @@ impl Gate {
             door: Mutex::new(Door::Closed(socket)),
             cut: Arc::default(),
             broken: watch::Sender::new(End::Closed),
+            lost: Arc::default(),
         };
         gate.open().await;
         gate
@@ -85,8 +103,13 @@ impl Gate {
         // Something has to stand there while the socket is turned into a listener.
         let Door::Closed(socket) = std::mem::replace(&mut *door, Door::Open(tokio::spawn(async {}))) else { return };
         let listener = socket.listen(1024).unwrap();
-        let accepting = accept(listener, self.upstream, self.cut.clone(), self.broken.subscribe());
-        *door = Door::Open(tokio::spawn(accepting));
+        let passage = Passage { upstream: self.upstream, cut: self.cut.clone(), lost: self.lost.clone() };
+        *door = Door::Open(tokio::spawn(accept(listener, passage, self.broken.subscribe())));
+    }
+
+    /// The requests whose response was lost since the last look.
+    pub fn take_lost(&self) -> Vec<LostResponse> {
+        std::mem::take(&mut self.lost.lock().unwrap())
     }
 
     /// Ends the connections that are open; new ones pass.
@@ -112,13 +135,36 @@ fn bound(address: SocketAddr) -> std::io::Result<TcpSocket> {
     Ok(socket)
 }
 
+/// What a connection passes through.
+#[derive(Clone)]
+struct Passage {
+    upstream: SocketAddr,
+    cut: Arc<AtomicBool>,
+    lost: Arc<Lost>,
+}
+
+/// A request that is under way on a connection. If it is dropped with one, the response is lost.
+struct UnderWay {
+    peer: SocketAddr,
+    asked: std::sync::Mutex<Option<Instant>>,
+    lost: Arc<Lost>,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if let Some(asked) = self.asked.get_mut().unwrap().take() {
+            self.lost.lock().unwrap().push(LostResponse { peer: self.peer, asked, ended: Instant::now() });
+        }
+    }
+}
+
 /// All connections end with it.
-async fn accept(listener: TcpListener, upstream: SocketAddr, cut: Arc<AtomicBool>, broken: watch::Receiver<End>) {
+async fn accept(listener: TcpListener, passage: Passage, broken: watch::Receiver<End>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => drop(connections.spawn(connection(stream, upstream, cut.clone(), broken.clone()))),
+                Ok((stream, _)) => drop(connections.spawn(connection(stream, passage.clone(), broken.clone()))),
                 // Out of file descriptors, for one: they come back as connections end.
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             },
@@ -127,27 +173,39 @@ async fn accept(listener: TcpListener, upstream: SocketAddr, cut: Arc<AtomicBool
     }
 }
 
-async fn connection(
-    mut client: TcpStream,
-    upstream: SocketAddr,
-    cut: Arc<AtomicBool>,
-    mut broken: watch::Receiver<End>,
-) {
+async fn connection(mut client: TcpStream, passage: Passage, mut broken: watch::Receiver<End>) {
     broken.mark_unchanged();
-    let Ok(mut server) = TcpStream::connect(upstream).await else { return };
+    let Ok(mut server) = TcpStream::connect(passage.upstream).await else { return };
+    let Ok(peer) = server.local_addr() else { return };
+    let under_way = UnderWay { peer, asked: std::sync::Mutex::default(), lost: passage.lost };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((mut from_client, mut to_client), (mut from_server, mut to_server)) = (client.split(), server.split());
-    let answers = async {
-        let mut buffer = vec![0; 16 * 1024];
+    let requests = async {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(length @ 1..) = from_client.read(&mut buffer).await {
+            under_way.asked.lock().unwrap().get_or_insert_with(Instant::now);
+            if to_server.write_all(&buffer[..length]).await.is_err() {
+                break;
+            }
+        }
+    };
+    let responses = async {
+        let mut buffer = vec![0; 64 * 1024];
         while let Ok(length @ 1..) = from_server.read(&mut buffer).await {
-            if to_client.write_all(&buffer[..length]).await.is_err() || cut.load(Ordering::Relaxed) {
+            // Responses are small here: the first part of one is mostly all of it.
+            let written = to_client.write_all(&buffer[..length]).await;
+            if written.is_err() {
+                break;
+            }
+            *under_way.asked.lock().unwrap() = None;
+            if passage.cut.load(Ordering::Relaxed) {
                 break;
             }
         }
     };
     tokio::select! {
-        _ = copy(&mut from_client, &mut to_server) => return,
-        () = answers => return,
+        () = requests => return,
+        () = responses => return,
         _ = broken.changed() => {}
     }
     let end = *broken.borrow();

@@ -5,9 +5,13 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use local::queue_source::{Cause, Repeat};
+use local::runner::InvokeError;
 use serde_json::Value;
 
-use super::aws::unpack;
+use super::aws::SQS;
+use super::gate::LostResponse;
+use super::parked::{contents, unpack};
 use super::system::{FLOWS, System};
 
 /// What is promised about an event.
@@ -26,6 +30,8 @@ pub enum Sort {
 pub enum Way {
     Webhook,
     Queue,
+    /// Parked from the beginning.
+    Parked,
 }
 
 /// What the sender was told last.
@@ -57,6 +63,10 @@ pub struct Ledger {
     entries: Mutex<HashMap<String, Entry>>,
     latencies: Mutex<Vec<Duration>>,
     senders_never_repeat: bool,
+    /// Number of incidents after which one more copy is allowed, by event.
+    allowed: Mutex<HashMap<String, usize>>,
+    /// The same by what happened.
+    causes: Mutex<BTreeMap<&'static str, usize>>,
 }
 
 impl Ledger {
@@ -94,6 +104,67 @@ impl Ledger {
         self.entries().get_mut(id).unwrap().told = Told::Handled;
     }
 
+    /// Parked from the beginning, and so accepted.
+    pub fn parked(&self, id: &str, flow: usize) {
+        self.sent(id, flow, Sort::Good, Way::Parked);
+        self.handled(id);
+    }
+
+    /// Something happened after which each of these events may be stored once more: a response was lost, its process was
+    /// killed, or a queue delivered it twice.
+    pub fn may_repeat<'i>(&self, cause: &'static str, ids: impl IntoIterator<Item = &'i str>) {
+        let (mut allowed, mut count) = (self.allowed.lock().unwrap(), 0);
+        for id in ids {
+            *allowed.entry(id.to_owned()).or_default() += 1;
+            count += 1;
+        }
+        if count > 0 {
+            *self.causes.lock().unwrap().entry(cause).or_default() += count;
+        }
+    }
+
+    /// Collects what the emulators, the gates and the mapping have counted.
+    ///
+    /// Exact by event, with three exceptions, which allow a copy too many and never one too few. A response counts as lost
+    /// also when the process that waited for it was killed, together with its invocation. A message counts as sent when the
+    /// proxy passed it on, also if the queue then refused it. An invocation without a response allows a copy of each of its
+    /// events, also of those that it had not begun to send.
+    fn collect(&self, system: &System) {
+        // A server may finish a request shortly after its client is gone.
+        const LATE: Duration = Duration::from_secs(3);
+        for (hub, gate) in system.hubs.iter().zip(&system.gates) {
+            for LostResponse { peer, asked, ended } in gate.take_lost() {
+                let events = hub.stored_by(peer, asked, ended + LATE);
+                let ids = events.iter().filter_map(|event| event.properties["cloudEvents:id"].as_str());
+                self.may_repeat("hub: response lost", ids);
+            }
+        }
+        let lost = system.aws_gates[SQS].take_lost().into_iter();
+        let lost = lost.flat_map(|lost| system.proxy.sent_by(lost.peer, lost.asked, lost.ended + LATE));
+        self.bodies_may_repeat("queue: response lost", lost.chain(system.proxy.take_broken_off()));
+        let repeats = system.sqs.take_repeats().into_iter().map(|body| body.to_string());
+        self.bodies_may_repeat("queue: response lost or delivered twice", repeats);
+        for Repeat { cause, bodies } in system.repeats() {
+            let cause = match cause {
+                Cause::Invocation(InvokeError::Exited | InvokeError::Init(_)) => "redelivery: killed",
+                Cause::Invocation(InvokeError::Timeout) => "redelivery: out of time",
+                // A failed invocation is never necessary, and so no excuse.
+                Cause::Invocation(InvokeError::Function { .. }) => continue,
+                Cause::DeliveredTwice => "queue: delivered while it was being handled",
+                Cause::NotDeleted => "queue: not deleted",
+            };
+            self.bodies_may_repeat(cause, bodies);
+        }
+    }
+
+    fn bodies_may_repeat(&self, cause: &'static str, bodies: impl IntoIterator<Item = String>) {
+        for body in bodies {
+            // Bodies of the rejected queue are no envelopes.
+            let Some((_, ids)) = contents(&body) else { continue };
+            self.may_repeat(cause, ids.iter().map(String::as_str));
+        }
+    }
+
     /// Sent, and accepted, so far.
     pub fn progress(&self) -> (usize, usize) {
         let entries = self.entries();
@@ -107,10 +178,10 @@ impl Ledger {
     }
 
     /// Compares. `parked`: the ids of messages that are still parked, with the flow that their envelope names.
-    pub async fn compare(&self, system: &System, parked: &HashMap<String, String>) -> Report {
-        let rejected = rejected_bodies(system).await;
-        let (visible, invisible) = system.witness.depth(&system.dead_letters).await;
-        let dead_letters = visible + invisible;
+    pub fn compare(&self, system: &System, parked: &HashMap<String, String>) -> Report {
+        let rejected = rejected_bodies(system);
+        self.collect(system);
+        let allowed = self.allowed.lock().unwrap();
         let entries = self.entries();
         let mut report = Report::default();
         let mut arrived: HashMap<&str, usize> = HashMap::new();
@@ -160,6 +231,12 @@ impl Ledger {
             let accepted = entry.told.accepted();
             report.accepted += usize::from(accepted);
             report.duplicates += times.saturating_sub(1);
+            report.max_copies = report.max_copies.max(times);
+            let most = 1 + allowed.get(id).copied().unwrap_or_default();
+            if times > most {
+                let problem = format!("{id} of {flow:?} has {times} copies, {most} at most are explained");
+                report.violation(&mut |report| &mut report.unexplained, problem);
+            }
             report.delivered += usize::from(times > 0);
             report.redelivered += usize::from(times > 0 && entry.told == Told::Status(202));
             let still_parked = parked.get(id);
@@ -182,7 +259,8 @@ impl Ledger {
                 report.violation(&mut |report| &mut report.lost, problem);
             }
         }
-        report.dead_letters = dead_letters;
+        report.dead_letters = system.sqs.depth(&system.dead_letters).total();
+        report.causes = self.causes.lock().unwrap().clone();
         report.latencies = self.latencies.lock().unwrap().clone();
         report.latencies.sort_unstable();
         report
@@ -200,28 +278,23 @@ impl Told {
     }
 }
 
-/// Ids of the messages in the parking queue that can be received now, with their flows.
-pub async fn parked_messages(system: &System) -> HashMap<String, String> {
+/// Ids of the messages in the parking queue, with their flows.
+pub fn parked_messages(system: &System) -> HashMap<String, String> {
     let mut parked = HashMap::new();
-    for body in system.witness.bodies(&system.parking, true).await {
-        let envelope: Value = serde_json::from_slice(&unpack(&body)).unwrap();
-        assert_eq!(envelope["v"], 1);
-        for message in envelope["messages"].as_array().unwrap() {
-            parked.insert(
-                message["id"].as_str().unwrap().to_owned(),
-                envelope["flow"].as_str().unwrap_or_default().to_owned(),
-            );
-        }
+    for message in system.sqs.messages(&system.parking) {
+        let Some((flow, ids)) = contents(&message.body) else { continue };
+        parked.extend(ids.into_iter().map(|id| (id, flow.clone())));
     }
     parked
 }
 
 /// The marks of bad events in the rejected queue.
-async fn rejected_bodies(system: &System) -> HashSet<String> {
+fn rejected_bodies(system: &System) -> HashSet<String> {
     let mut marks = HashSet::new();
-    for envelope in system.witness.bodies(&system.rejected, false).await {
+    for message in system.sqs.messages(&system.rejected) {
+        let envelope = &*message.body;
         let envelope: Value =
-            serde_json::from_str(&envelope).or_else(|_| serde_json::from_slice(&unpack(&envelope))).unwrap();
+            serde_json::from_str(envelope).or_else(|_| serde_json::from_slice(&unpack(envelope))).unwrap();
         let body = String::from_utf8(unpack(envelope["body"].as_str().unwrap())).unwrap();
         // Several in the body of an array.
         let places = body.match_indices("bad-").map(|(place, _)| place);
@@ -229,6 +302,9 @@ async fn rejected_bodies(system: &System) -> HashSet<String> {
     }
     marks
 }
+
+/// Maximum number of copies of an event on average, whatever explains them.
+pub const MAX_AVERAGE_COPIES: f64 = 1.1;
 
 /// What came out.
 #[derive(Debug, Default)]
@@ -243,7 +319,11 @@ pub struct Report {
     pub rejected: usize,
     /// Copies beyond the first.
     pub duplicates: usize,
-    pub dead_letters: u64,
+    /// Maximum number of copies of one event.
+    pub max_copies: usize,
+    /// Events with more copies than lost responses, kills and duplicate deliveries explain.
+    pub unexplained: usize,
+    pub dead_letters: usize,
     pub lost: usize,
     pub misrouted: usize,
     pub unauthenticated: usize,
@@ -252,6 +332,8 @@ pub struct Report {
     /// In a hub, and sent by nobody.
     pub unknown: usize,
     answers: BTreeMap<(Way, Sort, String), usize>,
+    /// How many copies are explained by what.
+    causes: BTreeMap<&'static str, usize>,
     /// Of webhooks with good events, in their order.
     latencies: Vec<Duration>,
     examples: Vec<String>,
@@ -267,8 +349,23 @@ impl Report {
     }
 
     pub fn violations(&self) -> usize {
-        let dead_letters = usize::try_from(self.dead_letters).unwrap_or(usize::MAX);
-        self.lost + self.misrouted + self.unauthenticated + self.wrongly_refused + self.unknown + dead_letters
+        self.lost
+            + self.misrouted
+            + self.unauthenticated
+            + self.wrongly_refused
+            + self.unknown
+            + self.unexplained
+            + self.dead_letters
+    }
+
+    /// Copies of an event that arrived, on average.
+    pub fn average_copies(&self) -> f64 {
+        (self.delivered + self.duplicates) as f64 / self.delivered.max(1) as f64
+    }
+
+    /// Whether every promise was kept: also that nothing is parked any more, and few events have several copies.
+    pub fn kept(&self) -> bool {
+        self.violations() == 0 && self.parked == 0 && self.average_copies() <= MAX_AVERAGE_COPIES
     }
 
     /// Answers of webhooks with good events.
@@ -294,7 +391,9 @@ impl fmt::Display for Report {
             ("still parked", self.parked),
             ("rejected", self.rejected),
             ("duplicates", self.duplicates),
-            ("dead letters", usize::try_from(self.dead_letters).unwrap_or(usize::MAX)),
+            ("most copies of one", self.max_copies),
+            ("with unexplained copies", self.unexplained),
+            ("dead letters", self.dead_letters),
             ("lost", self.lost),
             ("misrouted", self.misrouted),
             ("unauthenticated", self.unauthenticated),
@@ -302,6 +401,10 @@ impl fmt::Display for Report {
             ("unknown", self.unknown),
         ] {
             writeln!(f, "{name:24}{count:>8}")?;
+        }
+        writeln!(f, "{:24}{:>8.3}", "copies on average", self.average_copies())?;
+        for (cause, count) in &self.causes {
+            writeln!(f, "{:46}{count:>8} copies allowed", format!("  {cause}"))?;
         }
         for ((way, sort, told), count) in &self.answers {
             writeln!(f, "{:24}{count:>8}", format!("  {way:?} {sort:?}: {told}"))?;

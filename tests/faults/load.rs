@@ -327,7 +327,10 @@ impl Queue {
             batch.push(self.record(n));
         }
         if self.rng.u32(..10) == 0 {
-            batch.extend(self.handled.drain(..));
+            for record in self.handled.drain(..) {
+                self.ledger.may_repeat("inbound queue: record delivered twice", [record.id.as_str()]);
+                batch.push(record);
+            }
         }
         self.rng.shuffle(&mut batch);
         batch
@@ -354,6 +357,10 @@ impl Queue {
         let records: Vec<Value> = batch.iter().map(|record| record.json(self.kind)).collect();
         let payload = json!({ "Records": records }).to_string().into_bytes();
         let answer = self.system.functions[self.kind].invoke(payload).await;
+        if answer.is_err() {
+            let ids = batch.iter().map(|record| record.id.as_str());
+            self.ledger.may_repeat("inbound queue: invocation without a response", ids);
+        }
         let failures: Option<Vec<String>> = answer.ok().map(|answer| {
             let answer: Value = serde_json::from_slice(&answer).unwrap();
             let failures = answer["batchItemFailures"].as_array().unwrap();

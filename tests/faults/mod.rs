@@ -4,11 +4,13 @@
 #![expect(clippy::unwrap_used, reason = "a step of the harness itself that fails ends the run")]
 
 pub mod aws;
+pub mod backlog;
 pub mod chaos;
 pub mod events;
 pub mod gate;
 pub mod ledger;
 pub mod load;
+pub mod parked;
 pub mod proxy;
 pub mod scenarios;
 pub mod system;

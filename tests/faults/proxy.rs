@@ -1,4 +1,4 @@
-//! Passes AWS calls on to moto, or fails them as AWS and the network before it may: chosen by operation, switched at run
+//! Passes AWS calls on to moto and the local SQS, or fails them as AWS and the network before it may: chosen by operation, switched at run
 //! time.
 
 use std::net::SocketAddr;
@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 
 /// How calls fail while it is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,9 +71,19 @@ struct Hold {
     release: oneshot::Receiver<()>,
 }
 
+/// A `SendMessage` or `SendMessageBatch` that was passed on.
+struct Sent {
+    peer: SocketAddr,
+    at: Instant,
+    bodies: Vec<String>,
+    /// Whether the response ended in its middle.
+    broken_off: bool,
+}
+
 /// A running proxy.
 pub struct Proxy {
     address: SocketAddr,
+    sent: Arc<Mutex<Vec<Sent>>>,
     faults: Arc<Mutex<Vec<(String, AwsFault)>>>,
     holds: Arc<Mutex<Vec<Hold>>>,
     server: JoinHandle<()>,
@@ -85,18 +96,49 @@ impl Drop for Proxy {
 }
 
 impl Proxy {
-    /// Before the server at `upstream`, without a trailing slash.
+    /// Starts a proxy for the server at `upstream`, without a trailing slash, which accepts SQS's calls too.
     pub async fn start(upstream: &str, http: reqwest::Client) -> Self {
+        Self::with_sqs(upstream, upstream, http).await
+    }
+
+    /// Starts a proxy for two servers: SQS's calls go to `sqs`.
+    pub async fn with_sqs(upstream: &str, sqs: &str, http: reqwest::Client) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let faults: Arc<Mutex<Vec<(String, AwsFault)>>> = Arc::default();
         let holds: Arc<Mutex<Vec<Hold>>> = Arc::default();
-        let upstream = Upstream { url: format!("{upstream}/"), http, faults: faults.clone(), holds: holds.clone() };
-        Self { address, faults, holds, server: tokio::spawn(accept(listener, upstream)) }
+        let sent: Arc<Mutex<Vec<Sent>>> = Arc::default();
+        let upstream = Upstream {
+            url: format!("{upstream}/"),
+            sqs: format!("{sqs}/"),
+            http,
+            faults: faults.clone(),
+            holds: holds.clone(),
+            sent: sent.clone(),
+        };
+        Self { address, sent, faults, holds, server: tokio::spawn(accept(listener, upstream)) }
     }
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Bodies of the messages that were sent over a connection between two moments.
+    pub fn sent_by(&self, peer: SocketAddr, from: Instant, to: Instant) -> Vec<String> {
+        let sent = self.sent.lock().unwrap();
+        let fits = |sent: &&Sent| sent.peer == peer && (from..=to).contains(&sent.at);
+        sent.iter().filter(fits).flat_map(|sent| sent.bodies.iter().cloned()).collect()
+    }
+
+    /// Bodies of the messages whose response ended in its middle since the last look.
+    pub fn take_broken_off(&self) -> Vec<String> {
+        let mut sent = self.sent.lock().unwrap();
+        let mut bodies = Vec::new();
+        for sent in sent.iter_mut().filter(|sent| sent.broken_off) {
+            sent.broken_off = false;
+            bodies.extend(sent.bodies.iter().cloned());
+        }
+        bodies
     }
 
     /// Lets the next call wait whose `x-amz-target` begins with `target`; the ones after it pass.
@@ -122,6 +164,8 @@ impl Proxy {
 #[derive(Clone)]
 struct Upstream {
     url: String,
+    sqs: String,
+    sent: Arc<Mutex<Vec<Sent>>>,
     http: reqwest::Client,
     faults: Arc<Mutex<Vec<(String, AwsFault)>>>,
     holds: Arc<Mutex<Vec<Hold>>>,
@@ -131,10 +175,10 @@ async fn accept(listener: TcpListener, upstream: Upstream) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            Ok((stream, _)) = listener.accept() => {
+            Ok((stream, peer)) = listener.accept() => {
                 let _ = stream.set_nodelay(true);
                 let upstream = upstream.clone();
-                let service = service_fn(move |request| answer(upstream.clone(), request));
+                let service = service_fn(move |request| answer(upstream.clone(), peer, request));
                 // Ends with an error when the connection is to.
                 connections.spawn(async move {
                     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
@@ -149,7 +193,7 @@ async fn accept(listener: TcpListener, upstream: Upstream) {
 type Ended = std::io::Error;
 type Answer = Response<UnsyncBoxBody<Bytes, Ended>>;
 
-async fn answer(upstream: Upstream, request: Request<Incoming>) -> Result<Answer, Ended> {
+async fn answer(upstream: Upstream, peer: SocketAddr, request: Request<Incoming>) -> Result<Answer, Ended> {
     let ended = || Ended::other("ended on purpose");
     let (parts, body) = request.into_parts();
     let mut body = body.collect().await.map_err(|_| ended())?.to_bytes();
@@ -186,7 +230,14 @@ async fn answer(upstream: Upstream, request: Request<Incoming>) -> Result<Answer
     for name in [HOST, CONTENT_LENGTH, TRANSFER_ENCODING] {
         headers.remove(name);
     }
-    let sending = upstream.http.request(parts.method, &upstream.url).headers(headers).body(body);
+    if target.contains(".SendMessage") {
+        // Whether the response reaches the client is seen at the gate in front.
+        let broken_off = fault == Some(AwsFault::BreakOff);
+        let sent = Sent { peer, at: Instant::now(), bodies: bodies(&body), broken_off };
+        upstream.sent.lock().unwrap().push(sent);
+    }
+    let url = if target.starts_with("AmazonSQS") { &upstream.sqs } else { &upstream.url };
+    let sending = upstream.http.request(parts.method, url).headers(headers).body(body);
     let answer = sending.send().await.map_err(|_| ended())?;
     let (status, content_type) = (answer.status(), answer.headers().get(http::header::CONTENT_TYPE).cloned());
     let mut body = answer.bytes().await.map_err(|_| ended())?;
@@ -218,6 +269,13 @@ fn problem(status: StatusCode, code: &str) -> Answer {
     let mut answer = Response::new(whole(json!({ "__type": code, "message": "on purpose" }).to_string().into()));
     *answer.status_mut() = status;
     answer
+}
+
+/// The messages of a `SendMessage` or `SendMessageBatch`.
+fn bodies(body: &[u8]) -> Vec<String> {
+    let call: Value = serde_json::from_slice(body).unwrap();
+    let entries = call["Entries"].as_array().cloned().unwrap_or_else(|| vec![call.clone()]);
+    entries.iter().filter_map(|entry| entry["MessageBody"].as_str()).map(str::to_owned).collect()
 }
 
 /// The call with every second entry, and the ids of the others.

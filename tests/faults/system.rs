@@ -1,18 +1,21 @@
-//! Everything that runs: two namespaces, moto, the functions as processes, the gateway, and the doors at which faults
+//! Everything that runs: two namespaces, moto, the local SQS, the functions as processes, the gateway, and the doors at which faults
 //! come in.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use local::emulator::{Config, Emulator, Key, MAX_BYTES, Rights};
 use local::moto::Moto;
-use local::queue_source::{self, Mapping};
+use local::queue_source::{self, Mapping, Repeat};
 use local::runner::{Function, FunctionConfig};
+use local::sqs::{self, Sqs};
 use local::{gateway, run};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::aws::{DYNAMODB, SECRETS, SQS, Witness};
@@ -25,13 +28,58 @@ const DEFAULT_FLOW: &str = "default";
 const TABLE: &str = "flows";
 const PARTITIONS: u32 = 4;
 const FUNCTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Short, so that faults outlast the visibility timeout.
-const REDELIVERY_TIMEOUT: Duration = Duration::from_secs(5);
-pub const VISIBILITY_TIMEOUT: Duration = Duration::from_secs(6);
 const MAX_RECEIVE_COUNT: u32 = 100;
-/// As the template sets them.
-const REDELIVERIES: usize = 2;
-const BATCH_SIZE: usize = 50;
+
+/// How the parking queue is consumed.
+#[derive(Debug, Clone, Copy)]
+pub struct Redelivering {
+    /// Concurrency of the mapping.
+    pub pollers: usize,
+    /// Instances of the function. Fewer than pollers: batches wait for one, hidden.
+    pub instances: usize,
+    pub batch_size: usize,
+    pub window: Duration,
+    /// First wait of what could not be sent, and the longest one, in seconds.
+    pub delay: u64,
+    pub max_delay: u64,
+    /// Time that an invocation has.
+    pub timeout: Duration,
+    /// Visibility timeout of the parking queue.
+    pub visibility: Duration,
+}
+
+impl Default for Redelivering {
+    /// Shorter waits than in the template, so that a run meets many of them, and as many instances as a small machine can
+    /// run beside everything else.
+    fn default() -> Self {
+        Self {
+            pollers: 4,
+            instances: 4,
+            batch_size: 1000,
+            window: Duration::from_secs(1),
+            delay: 1,
+            max_delay: 5,
+            timeout: Duration::from_secs(10),
+            visibility: Duration::from_secs(15),
+        }
+    }
+}
+
+impl Redelivering {
+    /// The defaults of the template.
+    pub fn template() -> Self {
+        Self {
+            pollers: 20,
+            instances: 20,
+            batch_size: 1000,
+            window: Duration::from_secs(1),
+            delay: 5,
+            max_delay: 30,
+            timeout: Duration::from_secs(28),
+            visibility: Duration::from_secs(180),
+        }
+    }
+}
 
 /// A flow, and where its events have to arrive.
 #[derive(Debug)]
@@ -66,7 +114,7 @@ pub const FLOWS: [Flow; 7] = [
 
 impl Flow {
     /// Of the hub's policy, and of both secrets.
-    fn name(&self) -> String {
+    pub fn name(&self) -> String {
         format!("{}-{}", self.kind, self.id)
     }
 
@@ -84,17 +132,22 @@ impl Flow {
     }
 }
 
-/// What a system is started without.
+/// How a system is started.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
     pub without_parking: bool,
     pub print_logs: bool,
+    pub redelivering: Redelivering,
+    /// Throughput units of each namespace. Without them nothing is throttled.
+    pub throughput_units: [Option<u32>; 2],
+    pub sqs: sqs::Config,
 }
 
 pub struct System {
     pub hubs: Vec<Emulator>,
     pub gates: Vec<Gate>,
     pub moto: Moto,
+    pub sqs: Sqs,
     pub proxy: Proxy,
     /// Before the proxy, by the service behind it.
     pub aws_gates: BTreeMap<&'static str, Gate>,
@@ -106,6 +159,10 @@ pub struct System {
     pub dead_letters: String,
     pub rejected: String,
     pub http: reqwest::Client,
+    pub throughput_units: [Option<u32>; 2],
+    redelivering: Redelivering,
+    observer: mpsc::UnboundedSender<Repeat>,
+    repeats: Mutex<mpsc::UnboundedReceiver<Repeat>>,
     aws: shared::aws::Aws,
     tasks: JoinSet<()>,
 }
@@ -140,7 +197,8 @@ fn function(
 impl System {
     /// Starts all but redelivery, whose pollers are [`System::redeliver`]'s.
     pub async fn start(options: Options) -> Self {
-        let http = shared::build_http_client(None).unwrap();
+        let relay_http = shared::build_http_client(None).unwrap();
+        let http = relay_http.client();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let moto_server = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.venv/bin/moto_server"));
         let moto = Moto::start(moto_server, SocketAddr::from(([127, 0, 0, 1], port)), &http).await.unwrap();
@@ -148,22 +206,23 @@ impl System {
 
         let (mut hubs, mut gates) = (Vec::new(), Vec::new());
         for namespace in 0..2 {
-            let hub =
-                Emulator::start(namespace_config(namespace), TcpListener::bind("127.0.0.1:0").await.unwrap()).await;
+            let config = namespace_config(namespace, options.throughput_units[namespace]);
+            let hub = Emulator::start(config, TcpListener::bind("127.0.0.1:0").await.unwrap()).await;
             gates.push(Gate::start(hub.address()).await);
             hubs.push(hub);
         }
-        let proxy = Proxy::start(moto.url(), http.clone()).await;
+        let sqs = Sqs::start(options.sqs, TcpListener::bind("127.0.0.1:0").await.unwrap()).await;
+        let proxy = Proxy::with_sqs(moto.url(), sqs.url(), http.clone()).await;
         let mut aws_gates = BTreeMap::new();
         for service in [SQS, DYNAMODB, SECRETS] {
             aws_gates.insert(service, Gate::start(proxy.address()).await);
         }
 
-        let aws = run::local_aws(http.clone(), moto.url().to_owned(), REGION.to_owned());
+        let aws = run::local_aws(relay_http, sqs.url().to_owned(), REGION.to_owned());
+        let redelivering = options.redelivering;
         let (parking, dead_letters) =
-            queue_source::create_queue(&aws, "parking", VISIBILITY_TIMEOUT, MAX_RECEIVE_COUNT).await.unwrap();
-        let (rejected, _) =
-            queue_source::create_queue(&aws, "rejected", VISIBILITY_TIMEOUT, MAX_RECEIVE_COUNT).await.unwrap();
+            queue_source::create_queue(&aws, "parking", redelivering.visibility, MAX_RECEIVE_COUNT).await.unwrap();
+        let rejected = queue_source::create_keeping_queue(&aws, "rejected").await.unwrap();
         store_flows(&witness, &gates).await;
 
         let mut common: Vec<(String, String)> = aws_gates
@@ -196,18 +255,28 @@ impl System {
             let function = function(flow.kind, environment, FUNCTION_TIMEOUT, 10, options.print_logs);
             functions.insert(flow.kind.to_owned(), function);
         }
-        common.push(owned(("REDELIVERY_DELAY", "1")));
-        let redelivery = function("redelivery", common, REDELIVERY_TIMEOUT, REDELIVERIES, options.print_logs);
+        common.extend(
+            [
+                ("REDELIVERY_DELAY", redelivering.delay),
+                ("REDELIVERY_MAX_DELAY", redelivering.max_delay),
+                ("REDELIVERY_CONCURRENCY", redelivering.pollers as u64),
+            ]
+            .map(|(name, number)| (name.to_owned(), number.to_string())),
+        );
+        let (timeout, instances) = (redelivering.timeout, redelivering.instances);
+        let redelivery = function("redelivery", common, timeout, instances, options.print_logs);
 
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let gateway_url = format!("http://{}", listener.local_addr().unwrap());
         let router = gateway::router(functions.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { gateway::serve(listener, router).await.unwrap() });
+        let (observer, repeats) = mpsc::unbounded_channel();
         Self {
             hubs,
             gates,
             moto,
+            sqs,
             proxy,
             aws_gates,
             witness,
@@ -218,6 +287,10 @@ impl System {
             dead_letters,
             rejected,
             http,
+            throughput_units: options.throughput_units,
+            redelivering,
+            observer,
+            repeats: Mutex::new(repeats),
             aws,
             tasks,
         }
@@ -225,10 +298,23 @@ impl System {
 
     /// The parking queue's pollers. They end with what is returned.
     pub fn redeliver(&self) -> JoinSet<()> {
-        let mapping = Mapping { batch_size: BATCH_SIZE, pollers: REDELIVERIES, ..Mapping::new(&self.parking, REGION) };
+        let Redelivering { pollers, batch_size, window, .. } = self.redelivering;
+        let observer = Some(self.observer.clone());
+        let mapping = Mapping { batch_size, window, pollers, observer, ..Mapping::new(&self.parking, REGION) };
         let mut pollers = JoinSet::new();
         pollers.spawn(queue_source::run(self.aws.clone(), self.redelivery.clone(), mapping));
         pollers
+    }
+
+    /// What the mapping of the parking queue has reported since the last look.
+    pub fn repeats(&self) -> Vec<Repeat> {
+        let mut repeats = self.repeats.lock().unwrap();
+        std::iter::from_fn(|| repeats.try_recv().ok()).collect()
+    }
+
+    /// Messages in the parking queue.
+    pub fn parked(&self) -> usize {
+        self.sqs.depth(&self.parking).total()
     }
 
     /// The functions, redelivery too.
@@ -242,6 +328,11 @@ impl System {
         tokio::time::sleep(later).await;
         let gate = &self.gates[flow.namespace];
         self.witness.put_secret(&flow.connection_secret(), &connection_secret(flow, gate, key)).await;
+    }
+
+    /// Enables or disables a flow of the table.
+    pub async fn set_state(&self, flow: &Flow, state: &str) {
+        put_item(&self.witness, &self.gates[flow.namespace], flow, state).await;
     }
 
     /// Ends every process.
@@ -262,7 +353,7 @@ fn owned((name, value): (&str, &str)) -> (String, String) {
 }
 
 /// A namespace with the hubs and policies of its flows.
-fn namespace_config(namespace: usize) -> Config {
+fn namespace_config(namespace: usize, throughput_units: Option<u32>) -> Config {
     let flows = || FLOWS.iter().filter(move |flow| flow.namespace == namespace);
     let key = |flow: &Flow| Key {
         name: flow.name(),
@@ -274,11 +365,11 @@ fn namespace_config(namespace: usize) -> Config {
         hubs: flows().map(|flow| (flow.hub.to_owned(), PARTITIONS)).collect(),
         keys: flows().map(key).collect(),
         max_bytes: MAX_BYTES,
-        throughput_units: None,
+        throughput_units,
     }
 }
 
-fn first_key(flow: &Flow) -> String {
+pub fn first_key(flow: &Flow) -> String {
     format!("first-key-of-{}", flow.name())
 }
 
@@ -289,6 +380,26 @@ fn connection_secret(flow: &Flow, gate: &Gate, key: &str) -> String {
         flow.name(),
     );
     json!({ "username": "$ConnectionString", "password": connection_string }).to_string()
+}
+
+/// The item of a flow in the table.
+async fn put_item(witness: &Witness, gate: &Gate, flow: &Flow, state: &str) {
+    let mut item = json!({
+        "pk": { "S": format!("FLOW#{}", flow.id) },
+        "kind": { "S": flow.kind },
+        "state": { "S": state },
+        "options": { "S": "{}" },
+        "authSecretId": { "S": flow.sender_secret() },
+        "connectionSecretId": { "S": flow.connection_secret() },
+        "host": { "S": gate.address().to_string() },
+        "hub": { "S": flow.hub },
+        "version": { "N": "1" },
+        "tenant": { "S": "org/sandbox" },
+    });
+    if let Some(partitioning) = flow.partitioning {
+        item["partitioning"] = json!({ "S": partitioning });
+    }
+    witness.call(DYNAMODB, "PutItem", json!({ "TableName": TABLE, "Item": item })).await;
 }
 
 /// Secrets of all flows, and the items of those that the table holds.
@@ -312,21 +423,6 @@ async fn store_flows(witness: &Witness, gates: &[Gate]) {
         if flow.id == DEFAULT_FLOW {
             continue;
         }
-        let mut item = json!({
-            "pk": { "S": format!("FLOW#{}", flow.id) },
-            "kind": { "S": flow.kind },
-            "state": { "S": "enabled" },
-            "options": { "S": "{}" },
-            "authSecretId": { "S": flow.sender_secret() },
-            "connectionSecretId": { "S": flow.connection_secret() },
-            "host": { "S": gate.address().to_string() },
-            "hub": { "S": flow.hub },
-            "version": { "N": "1" },
-            "tenant": { "S": "org/sandbox" },
-        });
-        if let Some(partitioning) = flow.partitioning {
-            item["partitioning"] = json!({ "S": partitioning });
-        }
-        witness.call(DYNAMODB, "PutItem", json!({ "TableName": TABLE, "Item": item })).await;
+        put_item(witness, gate, flow, "enabled").await;
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use shared::aws::Aws;
+use shared::aws::{Aws, Service};
 use shared::clock::Clock;
 use shared::settings::Environment;
 use shared::sqs::{Outgoing, Queue, Stored};
@@ -49,7 +49,7 @@ print(json.dumps(keys))
     cloud.flow("flow-a", "audience-change", &hub, HUB, json!({})).await;
     let endpoint = cloud.endpoint().to_owned();
     let keys = boto3(&endpoint, USERS);
-    let http = shared::build_http_client(None).unwrap();
+    let http = shared::build_http_client(None).unwrap().client();
     let switched = http.post(format!("{endpoint}/moto-api/reset-auth")).body("0").send().await.unwrap();
     assert!(switched.status().is_success());
 
@@ -160,7 +160,7 @@ async fn half_an_answer_is_none() {
     assert_eq!(send(vec![broken.clone(), broken.clone(), broken]).await, (vec![Stored::No], 3));
     assert_eq!(send(vec![answer_with("503 Service Unavailable", ""), whole.clone()]).await, (vec![Stored::Yes], 2));
     let refused = answer_with("400 Bad Request", r#"{"__type":"com.amazonaws.sqs#QueueDoesNotExist"}"#);
-    assert_eq!(send(vec![refused, whole]).await, (vec![Stored::No], 1), "what a repeat can't heal is not repeated");
+    assert_eq!(send(vec![refused, whole]).await, (vec![Stored::No], 1), "what a retry can't resolve is not retried");
     for odd in ["{}", "", "[]"] {
         let odd = answer_with("200 OK", odd);
         assert_eq!(send(vec![odd.clone(), odd.clone(), odd]).await.0, [Stored::No], "stored is what the answer names");
@@ -197,4 +197,76 @@ async fn a_flow_in_hand_survives_its_table() {
     later(3_600);
     assert_eq!(item("crm").await.unwrap().unwrap().hub, "b", "stale, while the table does not answer");
     assert!(item("new").await.unwrap_err().to_string().contains("GetItem"));
+}
+
+/// Prints, for each region of the partitions that AWS's SDKs share, where boto3 sends a call of each service, by FIPS and dual-stack.
+/// Some partitions have no dual-stack endpoints.
+const ENDPOINTS: &str = r#"
+import boto3, botocore, json, os
+from botocore.config import Config
+from botocore.exceptions import EndpointVariantError
+os.environ.pop("AWS_ENDPOINT_URL")
+calls = {"dynamodb": "list_tables", "logs": "describe_log_groups", "secretsmanager": "list_secrets", "sqs": "list_queues"}
+
+class Sent(Exception):
+    pass
+
+def url(service, region, fips, dual_stack):
+    config = Config(use_fips_endpoint=fips, use_dualstack_endpoint=dual_stack)
+    try:
+        client = boto3.client(service, region_name=region, config=config)
+    except EndpointVariantError:
+        return None
+    found = []
+    def stop(request, **_):
+        found.append(request.url)
+        raise Sent()
+    client.meta.events.register("before-send", stop)
+    try:
+        getattr(client, calls[service])()
+    except Sent:
+        pass
+    if not fips and not dual_stack:
+        assert found == [client.meta.endpoint_url + "/"]
+    return found[0]
+
+with open(os.path.join(os.path.dirname(botocore.__file__), "data", "partitions.json")) as file:
+    partitions = json.load(file)["partitions"]
+regions = [region for partition in partitions for region in partition["regions"] if not region.endswith("-global")]
+variants = [(False, False), (True, False), (False, True), (True, True)]
+print(json.dumps([[r, s, *(url(s, r, *v) for v in variants)] for r in regions for s in calls]))
+"#;
+
+#[test]
+fn endpoints_are_those_of_boto3_in_every_partition() {
+    let found = boto3("http://127.0.0.1:9", ENDPOINTS);
+    let endpoint = |service: Service, region: &str, variables: &[(&'static str, &'static str)]| {
+        let (region, variables) = (region.to_owned(), variables.to_vec());
+        let environment = Environment::from_fn(move |name| match name {
+            "AWS_REGION" => Some(region.clone()),
+            _ => variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()),
+        });
+        Aws::new(shared::build_http_client(None).unwrap(), environment, Clock::system()).endpoint(service).unwrap()
+    };
+    let (fips, dual_stack) = (("AWS_USE_FIPS_ENDPOINT", "true"), ("AWS_USE_DUALSTACK_ENDPOINT", "true"));
+    let found = found.as_array().unwrap();
+    assert!(found.len() > 100);
+    for row in found {
+        let (region, name) = (row[0].as_str().unwrap(), row[1].as_str().unwrap());
+        let service = match name {
+            "dynamodb" => Service::DynamoDb,
+            "logs" => Service::Logs,
+            "secretsmanager" => Service::SecretsManager,
+            _ => Service::Sqs,
+        };
+        for (place, variables) in [&[][..], &[fips], &[dual_stack], &[fips, dual_stack]].into_iter().enumerate() {
+            if let Some(url) = row[2 + place].as_str() {
+                assert_eq!(endpoint(service, region, variables), url);
+            }
+        }
+    }
+    assert_eq!(endpoint(Service::Sqs, "xx-new-1", &[]), "https://sqs.xx-new-1.amazonaws.com/");
+    let own = ("AWS_ENDPOINT_URL_SQS", "http://127.0.0.1:9/");
+    assert_eq!(endpoint(Service::Sqs, "eusc-de-east-1", &[own]), "http://127.0.0.1:9/");
+    assert_eq!(endpoint(Service::Logs, "eusc-de-east-1", &[own]), "https://logs.eusc-de-east-1.amazonaws.eu/");
 }

@@ -71,7 +71,7 @@ impl Browser {
             "goog:loggingPrefs": { "browser": "ALL" },
         } } });
         let mut browser =
-            Self { driver, http: shared::build_http_client(None).unwrap(), session: String::new(), profile };
+            Self { driver, http: shared::build_http_client(None).unwrap().client(), session: String::new(), profile };
         browser.session = format!("http://127.0.0.1:{port}/session");
         let started = browser.post("", wanted).await;
         browser.session = format!("{}/{}", browser.session, started["sessionId"].as_str().unwrap());

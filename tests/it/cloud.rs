@@ -38,7 +38,7 @@ impl Cloud {
         let mut tries = 0;
         let moto = loop {
             let address = SocketAddr::from(([127, 0, 0, 1], crate::harness::free_port()));
-            match Moto::start(&virtual_environment().join("bin/moto_server"), address, &http).await {
+            match Moto::start(&virtual_environment().join("bin/moto_server"), address, &http.client()).await {
                 Ok(moto) => break moto,
                 Err(_) if tries < 3 => tries += 1,
                 Err(error) => panic!("{error}"),

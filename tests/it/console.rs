@@ -35,7 +35,7 @@ impl Run {
             }
         };
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Self { process, url, http: shared::build_http_client(None).unwrap() }
+        Self { process, url, http: shared::build_http_client(None).unwrap().client() }
     }
 
     async fn post(&self, path: &str, body: String) -> reqwest::Response {

@@ -186,7 +186,7 @@ impl Caller {
 
 /// The API's function with a proxy before its secrets.
 async fn control_with_proxy(cloud: &Cloud, hub: &Emulator) -> (Caller, Proxy) {
-    let proxy = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap()).await;
+    let proxy = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap().client()).await;
     let secrets = format!("http://{}", proxy.address());
     let api = control_with(
         cloud,
@@ -677,7 +677,7 @@ async fn changes_that_many_flows_depend_on_may_come_together() {
 #[tokio::test]
 async fn what_takes_longer_than_the_function_has_is_answered_all_the_same() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
-    let proxy = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap()).await;
+    let proxy = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap().client()).await;
     let table = format!("http://{}", proxy.address());
     let variables = [("EMULATOR_HOSTS", host(&hub)), ("AWS_ENDPOINT_URL_DYNAMODB", table)];
     let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
@@ -1389,7 +1389,7 @@ async fn answers_are_those_of_the_document() {
     let url = format!("http://{}", listener.local_addr().unwrap());
     let router = local::gateway::control_router(api.function.clone(), tokens.clone());
     tokio::spawn(local::gateway::serve(listener, router));
-    let http = shared::build_http_client(None).unwrap();
+    let http = shared::build_http_client(None).unwrap().client();
     let status = http.get(format!("{url}/flows")).send().await.unwrap().status();
     assert_eq!(status, 401, "the authorizer's");
     let own = |target: &str| {

@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use local::emulator::Emulator;
 use serde_json::Value;
+use tests::faults::backlog::{self, DeadHub, Drain, InFlight, Renewal, Throttled};
 use tests::faults::gate::Gate;
+use tests::faults::ledger::{Ledger, parked_messages};
 use tests::faults::load::Plan;
-use tests::faults::scenarios::{self, Faults};
-use tests::faults::system::Options;
+use tests::faults::parked::park;
+use tests::faults::scenarios::{self, Faults, Outcome};
+use tests::faults::system::{self, Options};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -36,7 +39,8 @@ async fn nothing_is_lost_misrouted_or_let_in_under_faults() {
     let plan = Plan { rate: Some(130.0), ..plan(2_400, 1_600) };
     let outcome = scenarios::ledger(plan, Faults::Random, Options::default()).await;
     outcome.print();
-    assert!(outcome.kept());
+    // A single kill may double every tenth event of so short a run: the average is judged by the long form.
+    assert_eq!((outcome.report.violations(), outcome.report.parked), (0, 0));
     assert!(outcome.report.delivered > 2_000, "most events are accepted");
     assert!(outcome.report.redelivered > 0, "the faults make some be parked");
     assert!(outcome.report.rejected > 0);
@@ -83,6 +87,109 @@ async fn what_an_outage_parked_arrives_after_it() {
     assert!(during.answers(202) > 0);
     assert!(after.kept());
     assert_eq!(after.report.delivered, during.delivered + during.parked);
+}
+
+fn check(outcome: &Outcome) {
+    outcome.print();
+    assert!(outcome.kept(), "{:?}", outcome.failures);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_bound_of_the_ledger_can_fail() {
+    let _turn = one_at_a_time().await;
+    let system = system::System::start(Options::default()).await;
+    let ledger = Ledger::default();
+    let compare = || ledger.compare(&system, &parked_messages(&system));
+    park(&system, &ledger, 0, "first", 0..10, 10);
+    let report = compare();
+    assert_eq!((report.parked, report.violations(), report.kept()), (10, 0, false), "the queue is not empty");
+
+    let envelope = system.sqs.messages(&system.parking).remove(0).body;
+    let pollers = system.redeliver();
+    let drained = async || {
+        while system.parked() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    drained().await;
+    assert!(compare().kept());
+    system.sqs.put(&system.parking, &envelope, None);
+    drained().await;
+    let report = compare();
+    assert_eq!((report.max_copies, report.unexplained, report.violations()), (2, 10, 10));
+    let ids: Vec<String> = (0..10).map(|number| format!("first-{number}")).collect();
+    ledger.may_repeat("the test", ids.iter().map(String::as_str));
+    let report = compare();
+    assert_eq!((report.violations(), report.average_copies(), report.kept()), (0, 2.0, false), "too many on average");
+
+    park(&system, &ledger, 0, "others", 0..200, 100);
+    drained().await;
+    assert!(compare().kept(), "some copies among many events");
+    system.sqs.put(&system.dead_letters, &envelope, None);
+    let report = compare();
+    assert_eq!((report.dead_letters, report.violations(), report.kept()), (1, 1, false));
+    drop(pollers);
+    system.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_is_delivered_once() {
+    let _turn = one_at_a_time().await;
+    let plan = Drain { gathered: 10_000, singles: 1_000, instances: 2, print_logs: false };
+    backlog::drain(seed(), plan).await.iter().for_each(check);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_hub_delays_no_other_hub_and_is_rarely_asked() {
+    let _turn = one_at_a_time().await;
+    // One that refuses is in the test of messages in flight.
+    let plan = DeadHub {
+        singles: 2_000,
+        concurrency: 2,
+        instances: 2,
+        hanging: true,
+        max_delay: 5,
+        outage: Duration::from_secs(2),
+        counted: Duration::from_secs(14),
+        window: 4,
+        print_logs: false,
+    };
+    check(&backlog::dead_hub(seed(), plan).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_a_dead_hub_do_not_use_up_what_may_be_in_flight() {
+    let _turn = one_at_a_time().await;
+    let plan = InFlight {
+        singles: 4_000,
+        max_in_flight: 2_500,
+        concurrency: 2,
+        max_delay: 5,
+        lasts: Duration::from_secs(3),
+        print_logs: false,
+    };
+    check(&backlog::in_flight(seed(), plan).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_throttled_hub_gets_each_event_once_beside_live_traffic() {
+    let _turn = one_at_a_time().await;
+    let (warm_up, counted) = (Duration::from_secs(3), Duration::from_secs(5));
+    let plan = Throttled { units: 2, concurrency: 2, warm_up, counted, print_logs: false };
+    check(&backlog::throttled(seed(), plan).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_days_is_renewed_and_delivered() {
+    let _turn = one_at_a_time().await;
+    let plan = Renewal { disabled: Duration::from_secs(10 * 3600), print_logs: false };
+    check(&backlog::renewal(seed(), plan).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_when_redelivery_is_killed_at_any_step() {
+    let _turn = one_at_a_time().await;
+    check(&backlog::kills(seed(), 100, 1, false).await);
 }
 
 #[tokio::test]

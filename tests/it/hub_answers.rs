@@ -169,3 +169,13 @@ async fn an_event_over_the_budget_is_413_without_a_request() {
     assert!(system.post(&large).await.problem(413).contains("larger"));
     assert_eq!(system.requests(), 0);
 }
+
+#[tokio::test]
+async fn a_partition_that_does_not_exist_is_found_with_one_request() {
+    let system = start(&[("PARTITIONING", "partitions:8")]).await;
+    let records: Vec<_> = (0..100).map(|n| record(&format!("r{n}"), &event_of(&format!("p{n}")))).collect();
+    let failed = system.failures(&records).await;
+    assert!(!failed.is_empty());
+    assert_eq!(system.requests(), 8, "one for each partition of which four do not exist");
+    assert_eq!(system.stored(), 100 - failed.len());
+}

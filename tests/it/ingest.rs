@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use crate::cloud::{Cloud, emulator};
 use crate::harness::{HUB, System, event_of, function_of, init_failure_of, record as queue_record};
+use crate::peer::{Peer, respond};
 
 const CLIENT: (&str, &str) = ("client-1", "p-secret & 1");
 
@@ -453,6 +454,139 @@ async fn records_wait_in_the_hub_until_the_client_secret_can_be_read() {
     cloud.secret("ims", &json!({ "client_id": CLIENT.0, "client_secret": CLIENT.1 }).to_string()).await;
     crate::cloud::until("the secret is read again", async || failures(&function, &batch).await.is_empty()).await;
     assert_eq!((inlet.taken().len(), function.instances()), (2, 1));
+}
+
+/// The lines of a function's log, and the hints of its ERROR lines.
+fn told(function: &Function) -> (Vec<Value>, Vec<String>) {
+    let lines: Vec<Value> = function.logs().iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let errors = lines.iter().filter(|line| line["level"] == "ERROR");
+    let hints = errors.map(|line| line["hint"].as_str().unwrap_or_default().to_owned()).collect();
+    (lines, hints)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_200_that_is_not_the_inlets_own_leaves_the_records_in_the_hub() {
+    const SINGLE: &str = r#"{"inletId":"abc","xactionId":"1555445493896:8600:8","receivedTimeMs":1555445493932}"#;
+    const BATCH: &str = r#"{"inletId":"abc","batchId":"b","responses":[{"xactionId":"b:0"},{"xactionId":"b:1"}]}"#;
+    let xdm = [("INLET_SCHEMA_ID", "s"), ("INLET_DATASET_ID", "d"), ("INLET_ORG_ID", "o@AdobeOrg")];
+    let forms = [
+        ("raw", vec![], 200, SINGLE),
+        ("xdm", [xdm.as_slice(), &[("INLET_BATCH_MAX", "1")]].concat(), 200, SINGLE),
+        ("xdm", xdm.to_vec(), 207, BATCH),
+    ];
+    for (format, more, status, documented) in &forms {
+        let odd = [
+            "<html><body>Access to this site is blocked.</body></html>",
+            "",
+            "{}",
+            "[]",
+            "null",
+            "\"inletId\"",
+            r#"{"xactionId":"1:2:3","receivedTimeMs":1}"#,
+            r#"{"inletId":"abc","receivedTimeMs":1}"#,
+            r#"{"inletId":"","xactionId":"1:2:3"}"#,
+            r#"{"inletId":"abc","xactionId":""}"#,
+            r#"{"inletId":7,"xactionId":"1:2:3"}"#,
+            r#"{"inletId":"abc","xactionId":["1:2:3"]}"#,
+            r#"{"inletId":"abc","xactionId":null}"#,
+        ];
+        for (body, is_taken) in odd.iter().map(|body| (*body, false)).chain([(*documented, true)]) {
+            let (status, text) = (if is_taken { *status } else { 200 }, body.to_owned());
+            let peer = Peer::start(move |_| respond(status, &text)).await;
+            let (host, url) = (peer.address.to_string(), format!("http://{}/collection/abc", peer.address));
+            let base = [
+                ("INLET_URL", url.as_str()),
+                ("EMULATOR_HOSTS", &host),
+                ("INLET_FLOW_ID", "f"),
+                ("INLET_FORMAT", format),
+            ];
+            let function = function_of("platform-ingest", &[base.as_slice(), more].concat());
+            let failed = failures(&function, &event(&entities(0, 7, 9))).await;
+            let (lines, hints) = told(&function);
+            let line = lines.iter().find(|line| line["message"] == "batch ingested").unwrap();
+            if is_taken {
+                assert_eq!((failed.len(), line["Delivered"].as_u64(), hints.len()), (0, Some(2), 0), "{format} {body}");
+                continue;
+            }
+            assert_eq!(failed, [of(0, 7)], "{format} {body}");
+            assert_eq!(line["Delivered"].as_u64().unwrap_or(0), 0, "{format} {body}");
+            assert!(line["inlet.problem"].as_str().unwrap().contains("not the inlet's own"), "{line}");
+            assert!(hints.len() == 1 && hints[0].contains("check INLET_URL"), "{format} {body}: {hints:?}");
+            assert_eq!(peer.requests().len(), 1, "{format} {body}: nothing behind it is sent");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_inlet_that_refuses_everything_leaves_the_records_in_the_hub() {
+    let cloud = Cloud::start().await;
+    let inlet = inlet(None).await;
+    let function = in_cloud(&cloud, variables(&inlet, "raw", &[]));
+    inlet.script([lasting(answers(400))]);
+    assert_eq!(failures(&function, &event(&entities(0, 0, 150))).await, [of(0, 100)]);
+    let (_, hints) = told(&function);
+    assert_eq!(hints.len(), 1);
+    for variable in ["INLET_FLOW_ID", "INLET_ORG_ID", "INLET_SCHEMA_ID"] {
+        assert!(hints[0].contains(variable), "{hints:?}");
+    }
+    let asked = inlet.statuses().len();
+    assert_eq!(failures(&function, &event(&entities(0, 100, 150))).await, [of(0, 100)]);
+    assert_eq!(inlet.statuses().len(), asked + 1, "one record finds out whether that has changed");
+    inlet.clear_faults();
+    assert!(failures(&function, &event(&entities(0, 100, 150))).await.is_empty());
+    // Refusals are about records again.
+    inlet.script([answers(400).into()]);
+    assert!(failures(&function, &event(&entities(0, 150, 152))).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_used_whatever_their_response_says_of_their_lifetime() {
+    const TAKEN: &str = r#"{"inletId":"abc","xactionId":"1:2:3","receivedTimeMs":1}"#;
+    const SECRET: &str = r#"{"SecretString":"{\"client_id\":\"c\",\"client_secret\":\"s\"}"}"#;
+    for (token, is_usable) in [
+        (r#"{"access_token":"t","expires_in":86399}"#, true),
+        (r#"{"access_token":"t","expires_in":"86399"}"#, true),
+        (r#"{"access_token":"t","expires_in":86399.0}"#, true),
+        (r#"{"access_token":"t"}"#, true),
+        ("<html>sign in</html>", false),
+        (r#"{"token":"t"}"#, false),
+    ] {
+        let peer = Peer::start(move |request| match request.line.split(' ').nth(1).unwrap() {
+            "/ims/token/v3" => respond(200, token),
+            "/" => respond(200, SECRET),
+            _ => respond(200, TAKEN),
+        })
+        .await;
+        let (host, base) = (peer.address.to_string(), format!("http://{}", peer.address));
+        let (inlet_url, token_url) = (format!("{base}/collection/abc"), format!("{base}/ims/token/v3"));
+        let function = function_of(
+            "platform-ingest",
+            &[
+                ("INLET_URL", &inlet_url),
+                ("EMULATOR_HOSTS", &host),
+                ("INLET_FLOW_ID", "f"),
+                ("IMS_SECRET_ID", "ims"),
+                ("IMS_TOKEN_URL", &token_url),
+                ("AWS_ENDPOINT_URL", &base),
+                ("AWS_REGION", "eu-central-1"),
+                ("AWS_ACCESS_KEY_ID", "local"),
+                ("AWS_SECRET_ACCESS_KEY", "local"),
+            ],
+        );
+        for n in 0..2 {
+            let failed = failures(&function, &event(&entities(0, n, n + 1))).await;
+            assert_eq!(failed.is_empty(), is_usable, "{token}");
+        }
+        let tokens = peer.requests().iter().filter(|request| request.line.contains("token")).count();
+        let (_, hints) = told(&function);
+        match is_usable {
+            true => assert_eq!(tokens, 1, "{token}"),
+            false => {
+                assert!(hints.iter().all(|hint| hint.contains("check IMS_TOKEN_URL")), "{hints:?}");
+                assert_eq!(hints.len(), 2);
+            }
+        }
+    }
 }
 
 /// Webhook to hub to inlet, while everything fails in turns.

@@ -1,9 +1,12 @@
 //! Input that nobody should send: a clear 4xx, never a panic, never a 5xx, and nothing of it in a log.
 
+use std::time::Duration;
+
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::harness::*;
+use crate::peer::{Peer, Reply};
 
 /// Stands in bodies and credentials that must not be repeated anywhere.
 const MARKER: &str = "do-not-repeat-me";
@@ -50,7 +53,7 @@ async fn large_and_many_are_bounded() {
     let many = |count: usize, item: &dyn Fn(usize) -> String| (0..count).map(item).collect::<Vec<_>>().join(",");
     let members = event_of("p").replace("\"value1\"", &format!("1,{}", many(50_000, &|n| format!("\"m{n}\":{n}"))));
     assert_eq!(system.post(&members).await, delivered(1));
-    let ids = event_of("p").replace("[\"4\"]", &format!("[{}]", many(20_000, &|n| n.to_string())));
+    let ids = event_of("p").replace("[\"4\"]", &format!("[{}]", many(30_000, &|n| n.to_string())));
     assert!(system.post(&ids).await.problem(413).contains("partnerIds"));
     let few_ids = event_of("p").replace("[\"4\"]", &format!("[{}]", many(100, &|n| n.to_string())));
     assert_eq!(system.post(&few_ids).await, delivered(100));
@@ -112,5 +115,37 @@ fn nothing_is_repeated(system: &System) {
     for line in system.function.logs() {
         assert!(!line.contains(MARKER), "{line}");
         assert!(!line.contains("panicked"), "{line}");
+    }
+}
+
+/// A client that invokes the function directly may send such headers.
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_of_an_invocation_that_can_not_be_read_are_named() {
+    for header in ["lambda-runtime-client-context: null", "lambda-runtime-cognito-identity: {\"do-not-repeat-me\":1}"] {
+        let headers = format!(
+            "lambda-runtime-aws-request-id: r\r\nlambda-runtime-deadline-ms: 9999999999999\r\nlambda-runtime-invoked-function-arn: a\r\n{header}\r\n"
+        );
+        let api = Peer::start(move |_| Reply::Respond {
+            status: 200,
+            headers: headers.clone(),
+            body: "{}".to_owned(),
+            delay: Duration::ZERO,
+        })
+        .await;
+        let hub = "Endpoint=sb://127.0.0.1:9/;SharedAccessKeyName=n;SharedAccessKey=k;EntityPath=h;UseDevelopmentEmulator=true";
+        let output = tokio::process::Command::new(binary("audience-change"))
+            .env_clear()
+            .env("AWS_LAMBDA_RUNTIME_API", api.address.to_string())
+            .env("AWS_LAMBDA_FUNCTION_NAME", "audience-change")
+            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128")
+            .env("AWS_LAMBDA_FUNCTION_VERSION", "1")
+            .env("EVENT_HUBS_CONNECTION_STRING", hub)
+            .output()
+            .await
+            .unwrap();
+        let log = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        let error = log.lines().find(|line| line.contains("\"ERROR\"")).unwrap_or_else(|| panic!("{log}"));
+        assert!(error.contains("failed to read the headers of an invocation") && error.contains("problem"), "{log}");
+        assert!(!log.contains("runtime API is gone"), "{log}");
     }
 }

@@ -4,7 +4,9 @@
 use audience_change::{KIND, Options};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use shared::{Event, Mapped, Rejection};
+use shared::{Event, Mapped, Reason, Rejection};
+
+use crate::harness::*;
 
 fn options(json: &Value) -> Options {
     serde_json::from_value(json.clone()).unwrap()
@@ -189,6 +191,67 @@ fn odd_timestamps_are_kept_and_counted() {
     assert_eq!(time_and_notes(json!(1_234_567_890)), (Some(json!("1970-01-15T06:56:07.890Z")), counted.clone()));
     assert_eq!(time_and_notes(json!(-1)), (Some(json!("1969-12-31T23:59:59.999Z")), counted));
     assert_eq!(time_and_notes(json!(i64::MAX)), (None, vec![]));
+}
+
+/// The number of messages and the size of their bodies, or the rejection's detail.
+fn sizes(event: &str, flow_options: Value) -> Result<(usize, usize), String> {
+    let options = options(&flow_options);
+    let mapped = map(event, &options).map_err(|rejection| {
+        assert_eq!(rejection.reason, Reason::TooLarge);
+        rejection.detail.into_owned()
+    })?;
+    Ok((mapped.messages.len(), mapped.messages.iter().map(|message| message.body.to_text().len()).sum()))
+}
+
+#[test]
+fn many_partner_ids_are_bounded_by_the_bodies_that_they_make() {
+    const TOO_LARGE: &str = "partnerIds: the messages of all ids would be larger than 8 MB";
+    let with_ids = |ids: Vec<Value>| sample(json!({ "partnerIds": ids }));
+    let numbered = |count: usize| (0..count).map(|n| json!(format!("00000000-0000-0000-0000-{n:012x}"))).collect();
+    let event = with_ids(numbered(460));
+    let found = bodies(&event, json!({ "partnerNumber": 33 })).unwrap();
+    assert_eq!(found.len(), 460);
+    for (n, body) in found.iter().enumerate() {
+        assert_eq!(body["partnerIds"], json!([format!("00000000-0000-0000-0000-{n:012x}")]));
+    }
+    assert_eq!(sizes(&with_ids(numbered(10_000)), json!({})).unwrap().0, 10_000);
+    let large = |bytes: usize| json!({ "partnerNumber": 33, "data": { "x": "x".repeat(bytes) } });
+    for count in [220, 300] {
+        assert_eq!(sizes(&with_ids(numbered(count)), large(39_000)), Err(TOO_LARGE.to_owned()), "{count}");
+    }
+    let by_source =
+        json!({ "sources": { "dc0beb89-2d63-4ec7-899a-6e986ed8932f": { "data": { "y": "y".repeat(39_000) } } } });
+    assert_eq!(sizes(&with_ids(numbered(220)), by_source), Err(TOO_LARGE.to_owned()));
+
+    // Ids of other lengths, some with characters that JSON escapes. The option fills what is left to the byte.
+    let odd = |n: usize| json!(["a", "\"\\\n", "é\u{1}", "0123456789"][n % 4].repeat(n % 7 + 1));
+    let ids: Vec<Value> = (0..203).map(odd).collect();
+    let (_, without) = sizes(&with_ids(ids.clone()), large(0)).unwrap();
+    let fill = (8_000_000 - without) / ids.len();
+    let (count, filled) = sizes(&with_ids(ids.clone()), large(fill)).unwrap();
+    assert_eq!((count, filled), (203, without + 203 * fill));
+    let mut padded = ids.clone();
+    padded[0] = json!(format!("{}{}", ids[0].as_str().unwrap(), "z".repeat(8_000_000 - filled)));
+    assert_eq!(sizes(&with_ids(padded.clone()), large(fill)), Ok((203, 8_000_000)));
+    padded[1] = json!(format!("{}z", padded[1].as_str().unwrap()));
+    assert_eq!(sizes(&with_ids(padded), large(fill)), Err(TOO_LARGE.to_owned()));
+    let mut one_more = ids;
+    one_more.push(json!("b"));
+    assert_eq!(sizes(&with_ids(one_more), large(fill)), Err(TOO_LARGE.to_owned()));
+}
+
+#[test]
+fn time_grows_with_the_sum_of_profile_variables_and_names() {
+    let variables: serde_json::Map<_, _> = (0..20_000).map(|n| (format!("variable {n}"), json!(n))).collect();
+    let event = sample(json!({ "profileVars": variables }));
+    let fastest = |names: usize| {
+        let names: Vec<String> = (0..names).map(|n| format!("other variable {n}")).collect();
+        fastest_of(&options(&json!({ "profileVars": names })), |options| {
+            assert_eq!(map(&event, options).unwrap().messages.len(), 1);
+        })
+    };
+    let (one, many) = (fastest(1), fastest(1000));
+    assert!(many < one * 2, "{many:?} with 1,000 names, {one:?} with one");
 }
 
 /// Any JSON, shaped like an event often enough to reach every field.

@@ -5,7 +5,7 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use shared::json::Events;
-use shared::{Event, Mapped, Rejection};
+use shared::{Event, Mapped, Reason, Rejection};
 
 use crate::harness::*;
 
@@ -151,6 +151,64 @@ fn a_profile_of_many_audiences_is_split_and_a_repeated_one_counts_once() {
 }
 
 #[test]
+fn messages_of_a_split_profile_are_bounded_by_the_bodies_that_they_make() {
+    let split = || options(json!({ "split": "membership" }));
+    let sizes = |profile: &str, options: &Options| {
+        let mapped = map(profile, options).map_err(|rejection| rejection.reason)?;
+        Ok((mapped.messages.len(), mapped.messages.iter().map(|message| message.body.to_text().len()).sum::<usize>()))
+    };
+    let profile = |name: usize, memberships: usize, rest: usize| {
+        let audiences: Vec<String> = (0..memberships).map(|n| format!(r#""a{n}":{{}}"#)).collect();
+        let (name, audiences) = ("n".repeat(name), audiences.join(","));
+        format!(r#"{{"segmentMembership":{{"{name}":{{{audiences}}}}},"x":"{}"}}"#, "x".repeat(rest))
+    };
+    // The namespace is in each message: 100 of 79,000 bytes, then as many bytes as are left.
+    let (_, bytes) = sizes(&profile(79_000, 100, 0), &split()).unwrap();
+    let rest = (8_000_000 - bytes) / 100;
+    assert_eq!(sizes(&profile(79_000, 100, rest), &split()), Ok((100, bytes + 100 * rest)));
+    assert_eq!(sizes(&profile(79_000, 100, rest + 1), &split()), Err(Reason::TooLarge));
+    assert_eq!(sizes(&profile(200_000, 1000, 0), &split()), Err(Reason::TooLarge));
+
+    // A repeated member has the same memberships in each place.
+    let repeated = |times: usize| {
+        let last = format!(r#""segmentMembership":{{"ups":{{"{}":{{}}}}}}"#, "a".repeat(100_000));
+        format!("{{{}{last}}}", r#""segmentMembership":{},"#.repeat(times))
+    };
+    let named = options(json!({ "audiences": ["a".repeat(100_000)] }));
+    assert_eq!(sizes(&repeated(50), &named).unwrap().0, 1);
+    assert_eq!(sizes(&repeated(100), &named), Err(Reason::TooLarge));
+    assert_eq!(sizes(&repeated(100), &split()), Err(Reason::TooLarge));
+}
+
+#[test]
+fn time_grows_with_the_sum_of_memberships_identities_and_options() {
+    let memberships: Vec<String> = (0..20_000).map(|n| format!(r#""audience-{n}":{{"status":"realized"}}"#)).collect();
+    let namespaces: Vec<String> = (0..5000).map(|n| format!(r#""namespace-{n}":[{{"id":"{n}"}}]"#)).collect();
+    let profile = format!(
+        r#"{{"segmentMembership":{{"ups":{{{}}}}},"identityMap":{{{}}}}}"#,
+        memberships.join(","),
+        namespaces.join(",")
+    );
+    let fastest = |named: usize| {
+        let numbered = |prefix: &str| (0..named).map(|n| format!("{prefix} {n}")).collect::<Vec<_>>();
+        let mut audiences = numbered("other");
+        audiences[0] = "audience-7".to_owned();
+        fastest_of(&options(json!({ "audiences": audiences, "partitionBy": numbered("other") })), |options| {
+            assert_eq!(map(&profile, options).unwrap().messages.len(), 1);
+        })
+    };
+    let (one, many) = (fastest(1), fastest(5000));
+    assert!(many < one * 2, "{many:?} with 5,000 audiences and namespaces, {one:?} with one");
+
+    // A long namespace with many identities costs its own length once.
+    let ids: Vec<String> = (0..10_000).map(|n| format!(r#"{{"id":"{n}"}}"#)).collect();
+    let profile = |name: usize| format!(r#"{{"identityMap":{{"\u0061{}":[{}]}}}}"#, "a".repeat(name), ids.join(","));
+    let fastest = |profile: String| fastest_of(&profile, |profile| drop(map(profile, &Options::default()).unwrap()));
+    let (short, long) = (fastest(profile(1)), fastest(profile(100_000)));
+    assert!(long < short * 2, "{long:?} with a long name, {short:?} with a short one");
+}
+
+#[test]
 fn the_subject_does_not_depend_on_the_order_of_the_body() {
     let one = r#"{"identityMap":{"Email":[{"id":"e"}],"ECID":[{"id":"2"},{"id":"1"}],"crm":[]}}"#;
     let other = r#"{"identityMap":{"crm":[],"ECID":[{"id":"2"},{"id":"1"}],"Email":[{"id":"e"}]}}"#;
@@ -162,6 +220,10 @@ fn the_subject_does_not_depend_on_the_order_of_the_body() {
     }
     let spelled_twice = r#"{"identityMap":{"ecid":[{"id":"1"}],"ECID":[{"id":"2"}]}}"#;
     assert_eq!(subject(spelled_twice, json!({ "partitionBy": ["Ecid"] })), "ECID:2");
+    let empty_first = r#"{"identityMap":{"ECID":[],"ecid":[{"id":"9"},{"id":"3"}],"Email":[{"id":"e"}]}}"#;
+    assert_eq!(subject(empty_first, json!({ "partitionBy": ["email", "Ecid", "EMAIL"] })), "Email:e");
+    assert_eq!(subject(empty_first, json!({ "partitionBy": ["Ecid", "email"] })), "ecid:9");
+    assert_eq!(subject(empty_first, json!({})), "Email:e");
     assert_eq!(subject(r#"{"segmentMembership":{}}"#, json!({})), "");
 }
 

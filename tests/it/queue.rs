@@ -243,3 +243,21 @@ async fn a_record_without_an_id_brings_the_whole_batch_back() {
     }
     assert_eq!(system.stored(), 0);
 }
+
+#[tokio::test]
+async fn a_record_in_the_envelope_of_another_service_is_rejected_with_the_remedy() {
+    let system = start(&[]).await;
+    let sns = json!({
+        "Type": "Notification", "MessageId": "m", "TopicArn": "arn:aws:sns:eu-central-1:1:t", "Message": DOCUMENTED,
+    });
+    let event_bridge = json!({
+        "version": "0", "id": "i", "detail-type": "change", "source": "crm",
+        "detail": serde_json::from_str::<serde_json::Value>(DOCUMENTED).unwrap(),
+    });
+    let records = [record("sns", &sns.to_string()), record("bridge", &event_bridge.to_string())];
+    assert_eq!(system.failures(&records).await, ["sns", "bridge"]);
+    let logs = system.function.logs();
+    for remedy in ["SNS envelope: enable raw message delivery", "EventBridge envelope: set the target's input path"] {
+        assert!(logs.iter().any(|line| line.contains("unmappable") && line.contains(remedy)), "{remedy}");
+    }
+}

@@ -1,7 +1,7 @@
 //! Parked messages stay parked until their hub accepts them, and reach it once.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use local::emulator::{Action, Emulator};
 use local::queue_source::{self, Mapping};
@@ -9,6 +9,7 @@ use local::runner::{Function, FunctionConfig};
 use local::sqs::{Config, Sqs, Stored};
 use serde_json::{Value, json};
 use shared::aws::{Aws, Service};
+use shared::clock::Clock;
 use shared::parking::{pack, unpack};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -50,13 +51,14 @@ impl Stack {
         let mut stack = Self { hub: emulator(hubs).await, sqs, aws, parking: String::new(), rejected: String::new() };
         for (name, url) in [("parking", &mut stack.parking), ("rejected", &mut stack.rejected)] {
             let attributes = json!({ "VisibilityTimeout": "600", "MaximumMessageSize": bytes.to_string() });
-            let body = json!({ "QueueName": name, "Attributes": attributes });
-            let deadline = Instant::now() + Duration::from_secs(10);
-            let created = stack.aws.call(Service::Sqs, "CreateQueue", &body, deadline).await.unwrap();
-            let created: Value = serde_json::from_slice(&created).unwrap();
+            let created = call(&stack.aws, "CreateQueue", json!({ "QueueName": name, "Attributes": attributes })).await;
             *url = created["QueueUrl"].as_str().unwrap().to_owned();
         }
         stack
+    }
+
+    async fn call(&self, operation: &'static str, body: Value) -> Value {
+        call(&self.aws, operation, body).await
     }
 
     fn connection_string(&self) -> String {
@@ -91,7 +93,7 @@ impl Stack {
     /// Parks one envelope of messages for `HUB` that were first seen some seconds ago. The hub refuses the one with the
     /// subject `poison`, whose properties are not an object.
     fn park(&self, seconds_ago: u64, subjects: &[&str], change: Value) {
-        let first_seen = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() - Duration::from_secs(seconds_ago);
+        let first_seen = Clock::system().now().duration_since(UNIX_EPOCH).unwrap() - Duration::from_secs(seconds_ago);
         let message = |subject: &&str| {
             let properties = json!({ "cloudEvents:id": format!("id-{subject}"), "cloudEvents:subject": subject });
             let properties = if *subject == "poison" { json!([]) } else { properties };
@@ -130,6 +132,11 @@ impl Stack {
     async fn until_nothing_is_parked(&self) {
         until("an empty parking queue", async || self.parked().is_empty()).await;
     }
+}
+
+async fn call(aws: &Aws, operation: &'static str, body: Value) -> Value {
+    let response = aws.call(Service::Sqs, operation, &body, Instant::now() + Duration::from_secs(10)).await.unwrap();
+    serde_json::from_slice(&response).unwrap_or_default()
 }
 
 fn envelope(message: &Stored) -> Value {
@@ -298,6 +305,211 @@ async fn small_envelopes_are_gathered_and_delivered_once() {
 }
 
 #[tokio::test]
+async fn an_event_at_which_the_hub_fails_does_not_stop_the_others() {
+    let stack = Stack::start(&[HUB]).await;
+    let subjects: Vec<String> = (0..40).map(|n| format!("p{n}")).collect();
+    for subject in std::iter::once("fails").chain(subjects.iter().map(String::as_str)) {
+        stack.park(60, &[subject], json!({}));
+    }
+    // The hub accepts what has no such event in it.
+    let stored: std::sync::Arc<std::sync::Mutex<Vec<String>>> = Default::default();
+    let kept = stored.clone();
+    let host = serve(move |_, body| {
+        let elements: Vec<Value> = serde_json::from_slice(&body).unwrap_or_default();
+        let subject = |one: &Value| one["UserProperties"]["cloudEvents:subject"].as_str().unwrap().to_owned();
+        let subjects: Vec<String> = elements.iter().map(subject).collect();
+        if subjects.contains(&"fails".to_owned()) {
+            return (500, "<Error><Code>500</Code></Error>".to_owned());
+        }
+        kept.lock().unwrap().extend(subjects);
+        (201, String::new())
+    })
+    .await;
+    let connection_string = stack.connection_string().replace(&stack.hub.url().replace("http://", ""), &host);
+    for message in stack.parked() {
+        let mut envelope = envelope(&message);
+        envelope["host"] = host.as_str().into();
+        stack.sqs.put("parking", &pack(envelope.to_string().as_bytes()), None);
+    }
+    let function = stack.function("redelivery", &[("EVENT_HUBS_CONNECTION_STRING", connection_string.as_str())]);
+    let messages = stack.parked().into_iter().filter(|message| envelope(message)["host"] == host);
+    let records: Vec<Value> = messages.map(|message| record(&message.id, &message.body)).collect();
+    let delivered = async || {
+        // Each instance begins with a probe.
+        function.invoke(json!({ "Records": records }).to_string().into_bytes()).await.unwrap();
+        function.kill().await;
+        let stored = stored.lock().unwrap();
+        stored.iter().collect::<std::collections::BTreeSet<_>>().len() >= 30
+    };
+    until("all but those behind it on its route", delivered).await;
+    assert!(!stored.lock().unwrap().contains(&"fails".to_owned()));
+}
+
+/// Serves at a free port: each response is the status and body that `respond` returns for the `x-amz-target` and body of a
+/// request. Returns host and port.
+async fn serve(respond: impl Fn(String, Vec<u8>) -> (u16, String) + Clone + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let respond = respond.clone();
+            let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                let respond = respond.clone();
+                async move {
+                    let target = request.headers().get("x-amz-target").and_then(|target| target.to_str().ok());
+                    let target = target.unwrap_or_default().to_owned();
+                    let body = http_body_util::BodyExt::collect(request.into_body()).await.unwrap().to_bytes();
+                    let (status, body) = respond(target, body.to_vec());
+                    let body = http_body_util::Full::new(bytes::Bytes::from(body));
+                    Ok::<_, std::convert::Infallible>(http::Response::builder().status(status).body(body).unwrap())
+                }
+            });
+            let io = hyper_util::rt::TokioIo::new(stream);
+            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(io, service));
+        }
+    });
+    host
+}
+
+#[tokio::test]
+async fn envelopes_are_stored_again_while_very_many_messages_are_in_flight() {
+    for (in_flight, is_stored) in [("59999", false), ("60000", true)] {
+        let stack = Stack::start(&[HUB]).await;
+        stack.hub.script([lasting(status(503, None, "50004"))]);
+        stack.park(60, &["a"], json!({}));
+        let calls: std::sync::Arc<std::sync::Mutex<Vec<(String, Value)>>> = Default::default();
+        let seen = calls.clone();
+        let sqs = serve(move |target, body| {
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            seen.lock().unwrap().push((target.clone(), body));
+            let counts = json!({
+                "ApproximateNumberOfMessagesNotVisible": in_flight, "MessageRetentionPeriod": "1209600",
+            });
+            let response = match target.as_str() {
+                "AmazonSQS.GetQueueAttributes" => json!({ "Attributes": counts }),
+                _ => json!({ "Successful": [{ "Id": "0" }] }),
+            };
+            (200, response.to_string())
+        })
+        .await;
+        let more = [("AWS_ENDPOINT_URL_SQS", format!("http://{sqs}"))];
+        let more: Vec<(&str, &str)> = more.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let system = System { function: stack.function("redelivery", &more), hub: emulator(&[HUB]).await };
+        let mut one = record("m", &stack.parked()[0].body);
+        let now = Clock::system().now().duration_since(UNIX_EPOCH).unwrap();
+        one["attributes"]["SentTimestamp"] = now.as_millis().to_string().into();
+        assert_eq!(system.failures(&[one]).await.is_empty(), is_stored, "{in_flight}");
+        let calls = calls.lock().unwrap();
+        let sent = calls.iter().find(|(target, _)| target == "AmazonSQS.SendMessageBatch");
+        assert_eq!(sent.is_some(), is_stored, "{calls:?}");
+        assert_eq!(calls.iter().any(|(target, _)| target == "AmazonSQS.ChangeMessageVisibilityBatch"), !is_stored);
+        if let Some((_, body)) = sent {
+            let entry = &body["Entries"][0];
+            assert!(entry["DelaySeconds"].as_u64().unwrap() >= 1 && entry["MessageGroupId"].is_string(), "{entry}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn envelopes_that_pack_well_are_hidden_and_not_stored_again_and_again() {
+    let stack = Stack::start(&[HUB]).await;
+    stack.hub.script([lasting(status(503, None, "50004"))]);
+    for subject in ["a", "b", "c", "d"] {
+        let message = json!({ "id": subject, "subject": subject, "body": "x".repeat(600_000), "properties": {} });
+        stack.park(60, &[], json!({ "messages": [message] }));
+    }
+    let redelivery = stack.redeliver(&[]);
+    until("three rounds", async || lines(&redelivery.function, "parked batch handled").len() >= 3).await;
+    assert_eq!(stack.sqs.figures("parking").sent, 4, "none of them is sent again");
+}
+
+#[tokio::test]
+async fn an_absurd_retry_after_does_not_end_the_invocation() {
+    let stack = Stack::start(&[HUB]).await;
+    stack.park(60, &["a"], json!({}));
+    stack.hub.script([lasting(status(429, Some(u64::MAX), ""))]);
+    let record = record("m", &stack.parked()[0].body);
+    let system = System { function: stack.function("redelivery", &[]), hub: emulator(&[HUB]).await };
+    system.failures(&[record]).await;
+    assert!(lines(&system.function, "parked batch handled").len() == 1, "{:?}", system.function.logs());
+}
+
+#[tokio::test]
+async fn a_deleted_flows_messages_are_held_while_they_can_not_be_stored_as_rejected() {
+    let cloud = crate::cloud::Cloud::start().await;
+    let hub = emulator(&[HUB]).await;
+    cloud.flow("gone", "audience-change", &hub, HUB, json!({})).await;
+    hub.script([lasting(status(404, None, "40400"))]);
+    let function = cloud.function("audience-change", &hub, &[]);
+    let mut event = request(DOCUMENTED);
+    event["rawPath"] = "/gone".into();
+    assert_eq!(answer(&function, &event).await.status, 202);
+    cloud.delete_flow("gone").await;
+    let quick = [("REDELIVERY_DELAY", "1"), ("REDELIVERY_MAX_DELAY", "5"), ("REJECTED_QUEUE_URL", "")];
+    let function = cloud.function("redelivery", &hub, &quick);
+    let mapping =
+        tokio::spawn(queue_source::run(cloud.aws.clone(), function.clone(), Mapping::new(&cloud.parking, REGION)));
+    // The queue's own visibility timeout is ten minutes.
+    until("a second look", async || lines(&function, "parked batch handled").len() >= 2).await;
+    mapping.abort();
+}
+
+#[tokio::test]
+async fn an_envelope_is_renewed_before_its_queue_deletes_it() {
+    const DAY: u64 = 24 * 3600;
+    for (days, retention_days, is_renewed) in [(6, 14, false), (8, 14, true), (1, 4, false), (3, 4, true)] {
+        let stack = Stack::start(&[HUB]).await;
+        let attributes = json!({ "MessageRetentionPeriod": (retention_days * DAY).to_string() });
+        stack.call("SetQueueAttributes", json!({ "QueueUrl": stack.parking, "Attributes": attributes })).await;
+        stack.hub.script([lasting(status(503, None, "50004"))]);
+        stack.park(days * DAY, &["a"], json!({}));
+        let stored = stack.parked().remove(0);
+        let mut record = record(&stored.id, &stored.body);
+        let sent_at = Clock::system().now().duration_since(UNIX_EPOCH).unwrap() - Duration::from_secs(days * DAY);
+        record["attributes"]["SentTimestamp"] = sent_at.as_millis().to_string().into();
+        let system = System { function: stack.function("redelivery", &[]), hub: emulator(&[HUB]).await };
+        assert_eq!(system.failures(&[record]).await.is_empty(), is_renewed, "{days} of {retention_days} days");
+        assert_eq!(stack.parked().len(), if is_renewed { 2 } else { 1 }, "the original is Lambda's to delete");
+        assert!(stack.parked().iter().all(|message| message.body == stored.body));
+    }
+}
+
+#[tokio::test]
+async fn envelopes_of_very_different_age_are_not_gathered() {
+    let stack = Stack::start(&[HUB]).await;
+    stack.hub.script([lasting(status(503, None, "50004"))]);
+    let days = 24 * 3600;
+    for (age, subject) in [(10 * days, "a"), (60, "b"), (10 * days - 60, "c"), (30, "d")] {
+        stack.park(age, &[subject], json!({}));
+    }
+    let _redelivery = stack.redeliver(&[]);
+    until("two envelopes", async || stack.parked().len() == 2).await;
+    let mut subjects: Vec<Vec<Value>> = stack
+        .parked()
+        .iter()
+        .map(|message| envelope(message)["messages"].as_array().unwrap().iter().map(|m| m["subject"].clone()).collect())
+        .collect();
+    subjects.sort_by_key(|subjects| subjects[0].to_string());
+    assert_eq!(subjects, [["a", "c"], ["b", "d"]], "one does not expire days before its time");
+}
+
+#[tokio::test]
+async fn the_oldest_envelope_is_sent_first() {
+    let stack = Stack::start(&[HUB]).await;
+    for age in [10, 30, 20] {
+        // One subject, so that all of them go to one partition.
+        let message = json!({ "id": format!("{age}"), "subject": "s", "body": format!("{age}"), "properties": {} });
+        stack.park(age, &[], json!({ "messages": [message] }));
+    }
+    let redelivery = stack.function("redelivery", &[]);
+    let records: Vec<Value> = stack.parked().iter().map(|message| record(&message.id, &message.body)).collect();
+    let system = System { function: redelivery, hub: stack.hub };
+    assert!(system.failures(&records).await.is_empty());
+    let bodies: Vec<String> = system.hub.events(HUB).into_iter().map(|event| event.body).collect();
+    assert_eq!(bodies, ["30", "20", "10"]);
+}
+
+#[tokio::test]
 async fn a_flow_with_a_bad_key_does_not_delay_another_flow_of_its_hub() {
     let cloud = crate::cloud::Cloud::start().await;
     let hub = emulator(&[HUB]).await;
@@ -322,9 +534,9 @@ async fn a_flow_with_a_bad_key_does_not_delay_another_flow_of_its_hub() {
     let subjects: Vec<_> =
         hub.events(HUB).iter().map(|event| event.properties["cloudEvents:subject"].clone()).collect();
     assert_eq!(subjects, ["good-1", "good-4"]);
-    // The key is mended, and the flow enabled.
+    // The key is corrected, and the flow enabled.
     cloud.change_secret("connection-bad", &hub.connection_string(&hub_config().keys[0].name, None)).await;
-    until("the mended flow's events", async || hub.events(HUB).len() == 4).await;
+    until("the corrected flow's events", async || hub.events(HUB).len() == 4).await;
 }
 
 #[tokio::test]
@@ -343,7 +555,7 @@ async fn another_secret_for_the_same_hub_delivers_where_the_envelopes_is_gone() 
     let body = pack(stack_envelope.to_string().as_bytes());
     let redeliver = async |secret: &str| {
         let mut record = record("m", &body);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let now = Clock::system().now().duration_since(UNIX_EPOCH).unwrap();
         record["attributes"]["SentTimestamp"] = now.as_millis().to_string().into();
         let more =
             [("EVENT_HUBS_CONNECTION_STRING", ""), ("EVENT_HUBS_SECRET_ID", secret), ("PARKING_MAX_AGE", "4294967295")];

@@ -36,7 +36,7 @@ async fn a_webhook_and_a_batch_arrive_through_it() {
         .spawn()
         .unwrap();
     let url = format!("http://127.0.0.1:{front}/2015-03-31/functions/function/invocations");
-    let client = shared::build_http_client(None).unwrap();
+    let client = shared::build_http_client(None).unwrap().client();
     let invoke = async |event: &Value| -> Value {
         for _ in 0..100 {
             if let Ok(answer) = client.post(&url).body(event.to_string()).send().await {

@@ -35,7 +35,7 @@ impl Logged {
         cloudwatch::create(&cloud.aws, GROUP, deadline).await.unwrap();
         let (observer, observed) = unbounded_channel();
         let (_, feeding) = cloudwatch::feed(cloud.aws.clone(), GROUP, observed);
-        let proxy = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap()).await;
+        let proxy = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap().client()).await;
         let logs = format!("http://{}", proxy.address());
         let hosts = host(&hub);
         let api = control_with(

@@ -21,7 +21,7 @@ use crate::harness::*;
 async fn a_key_changed_in_its_secret_is_taken_up_without_a_failure() {
     let http = shared::build_http_client(None).unwrap();
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let moto = Moto::start(&virtual_environment().join("bin/moto_server"), address, &http).await.unwrap();
+    let moto = Moto::start(&virtual_environment().join("bin/moto_server"), address, &http.client()).await.unwrap();
     let endpoint = moto.url();
     let variables = [
         ("AWS_ENDPOINT_URL", endpoint.to_owned()),
@@ -116,7 +116,7 @@ async fn an_unusable_secret_stops_its_own_flow_until_it_is_fixed_and_no_other_on
 async fn a_missing_or_failing_secret_is_503_and_read_again_at_a_limited_rate() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
-    let secrets = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap()).await;
+    let secrets = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap().client()).await;
     let endpoint = format!("http://{}", secrets.address());
     let function = |more: &[(&'static str, &'static str)]| {
         let mut settings = vec![

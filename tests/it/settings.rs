@@ -70,9 +70,41 @@ async fn each_unusable_setting_is_named() {
                 "Endpoint=sb://ns.example.net/;SharedAccessKeyName=n;SharedAccessKey=k;EntityPath=-x",
             )],
         ),
+        (
+            "SENDER_AUTH",
+            "`[0]`: expected a secret without white space around it",
+            with_hub(("SENDER_AUTH", "[{\"type\":\"bearer\",\"secret\":\"topsecret\\n\"}]")),
+        ),
+        (
+            "EVENT_HUBS_CONNECTION_STRING",
+            "in quotes; remove them",
+            vec![(
+                "EVENT_HUBS_CONNECTION_STRING",
+                "\"Endpoint=sb://ns.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey=topsecret\"",
+            )],
+        ),
+        (
+            "EVENT_HUBS_CONNECTION_STRING",
+            "begins with a byte order mark",
+            vec![(
+                "EVENT_HUBS_CONNECTION_STRING",
+                "\u{feff}Endpoint=sb://ns.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey=topsecret",
+            )],
+        ),
+        (
+            "EVENT_HUBS_CONNECTION_STRING",
+            "put `SharedAccessSignature ` in front",
+            vec![(
+                "EVENT_HUBS_CONNECTION_STRING",
+                "Endpoint=sb://ns.servicebus.windows.net/;EntityPath=h;SharedAccessSignature=sr=topsecret&sig=b&se=7&skn=n",
+            )],
+        ),
+        ("HTTPS_PROXY", "expected the URL of a proxy", with_hub(("HTTPS_PROXY", " http://user:topsecret@proxy:3128"))),
+        ("NO_PROXY", "without ports", with_hub(("NO_PROXY", "*.windows.net"))),
+        ("NO_PROXY", "without ports", with_hub(("NO_PROXY", "ns.servicebus.windows.net:443"))),
         ("PARTITIONING", "`keys:N`", with_hub(("PARTITIONING", "keys"))),
         ("EVENT_HUBS_MAX_BATCH_BYTES", "number of bytes", with_hub(("EVENT_HUBS_MAX_BATCH_BYTES", "1MB"))),
-        ("EXTRA_CA_CERTS", "can't read PEM", with_hub(("EXTRA_CA_CERTS", "/nonexistent.pem"))),
+        ("EXTRA_CA_CERTS", "can't read the file", with_hub(("EXTRA_CA_CERTS", "/nonexistent.pem"))),
     ] {
         let line = init_failure(&settings).await;
         assert_eq!(line["variable"], variable, "{line}");
@@ -91,5 +123,13 @@ async fn the_type_of_the_organisation_claim_is_text_or_list() {
     for value in ["both", "Text", "[a]"] {
         let line = init_failure_of("flow-service", &[("FLOWS_TABLE", "t"), ("ORG_CLAIM_TYPE", value)]).await;
         assert_eq!((&line["variable"], &line["problem"]), (&json!("ORG_CLAIM_TYPE"), &json!("expected text or list")));
+    }
+}
+
+#[tokio::test]
+async fn hub_names_are_compared_without_case_and_trimmed() {
+    for name in ["profiles\n", " PROFILES ", "Profiles"] {
+        let system = start(&[("EVENT_HUB_NAME", name)]).await;
+        assert_eq!(system.post(DOCUMENTED).await.status, 200, "{name:?}");
     }
 }

@@ -64,7 +64,7 @@ impl World {
             ..FunctionConfig::new("platform-ingest", binary("platform-ingest"))
         });
         let lambda = LambdaApi::start(hub.clone(), ingest.clone(), listener().await).await;
-        let table = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap()).await;
+        let table = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap().client()).await;
         let hosts = format!("{},{}", host(&hub), inlet.host());
         let api = control_with(
             &cloud,
@@ -262,7 +262,7 @@ async fn the_next_change_of_a_flow_removes_the_limits_of_an_older_mapping() {
     let current = settings(&world.mapping());
     let destination = json!({ "OnFailure": { "Destination": "arn:aws:sqs:eu-central-1:123456789012:given-up" } });
     let url = format!("{}/2015-03-31/event-source-mappings/{}", world.lambda.url(), text(&world.mapping()["UUID"]));
-    let http = shared::build_http_client(None).unwrap();
+    let http = shared::build_http_client(None).unwrap().client();
     for older in [
         json!({ "MaximumRecordAgeInSeconds": 86_400 }),
         json!({ "MaximumRetryAttempts": 10 }),

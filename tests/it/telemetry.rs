@@ -54,7 +54,7 @@ fn metrics(line: &Value) -> (Value, BTreeMap<String, u64>) {
         assert_eq!(definition["Unit"], known.unit);
         assert!(
             ["Count", "Milliseconds", "Seconds", "None"].contains(&known.unit),
-            "CloudWatch knows no {}",
+            "CloudWatch has no unit {}",
             known.unit
         );
         let value = line[name].as_f64().expect("a metric is a number at the root") as u64;

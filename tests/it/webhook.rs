@@ -155,3 +155,66 @@ fn signed(body: &str) -> Value {
 fn base64(bytes: &[u8]) -> String {
     base64::Engine::encode(&base64::engine::general_purpose::STANDARD, bytes)
 }
+
+#[tokio::test]
+async fn compressed_bodies_are_415_whatever_the_header_says() {
+    let system = start(&[]).await;
+    let mut event = request("");
+    event["isBase64Encoded"] = true.into();
+    for begin in [&b"\x1f\x8b\x08\x00\xff"[..], b"\x28\xb5\x2f\xfd\xff", b"\x78\x9c\xab\xff"] {
+        event["body"] = base64(begin).into();
+        assert!(system.answer(&event).await.problem(415).contains("compressed bodies are not accepted"), "{begin:?}");
+    }
+    event["headers"]["content-encoding"] = "gzip".into();
+    event["body"] = base64(DOCUMENTED.as_bytes()).into();
+    assert_eq!(system.answer(&event).await, delivered(1), "a gateway may have decompressed it");
+}
+
+#[tokio::test]
+async fn a_401_names_the_schemes_that_are_accepted() {
+    let header = async |auth: &str| {
+        let system = start(&[("SENDER_AUTH", auth)]).await;
+        let mut event = request(DOCUMENTED);
+        event["headers"] = json!({});
+        let answer = system.function.invoke(event.to_string().into_bytes()).await.unwrap();
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        assert_eq!(answer["statusCode"], 401);
+        answer["headers"]["www-authenticate"].clone()
+    };
+    const BASIC: &str = r#"{"type":"basic","username":"u","secret":"s"}"#;
+    const HEADER: &str = r#"{"type":"header","name":"x-key","secret":"s"}"#;
+    let bearer = r#"{"type":"bearer","secret":"s"}"#;
+    assert_eq!(header(&format!("[{bearer},{bearer}]")).await, "Bearer");
+    let basic = r#"Basic realm="events", charset="UTF-8""#;
+    assert_eq!(header(&format!("[{HEADER},{BASIC}]")).await, basic);
+    assert_eq!(header(&format!("[{bearer},{BASIC}]")).await, format!("{basic}, Bearer"));
+    assert_eq!(header(&format!("[{HEADER}]")).await, Value::Null);
+}
+
+#[tokio::test]
+async fn credentials_that_a_gateway_joined_are_accepted() {
+    let system = start(&[]).await;
+    let mut event = request(DOCUMENTED);
+    event["headers"]["authorization"] = format!("Bearer {SENDER_TOKEN},Bearer {SENDER_TOKEN}").into();
+    assert_eq!(system.answer(&event).await, delivered(1));
+    event["headers"]["authorization"] = "Bearer other,Bearer another".into();
+    system.answer(&event).await.problem(401);
+}
+
+#[tokio::test]
+async fn events_of_payload_1_are_reported_once() {
+    let system = start(&[]).await;
+    let rest_api = json!({
+        "version": "1.0", "httpMethod": "POST", "path": "/", "headers": {}, "body": DOCUMENTED,
+        "requestContext": { "stage": "prod", "httpMethod": "POST" }, "isBase64Encoded": false,
+    });
+    let load_balancer = json!({
+        "httpMethod": "POST", "path": "/", "headers": {}, "body": DOCUMENTED,
+        "requestContext": { "elb": { "targetGroupArn": "arn:aws:elasticloadbalancing:x" } }, "isBase64Encoded": false,
+    });
+    for event in [&rest_api, &load_balancer, &rest_api] {
+        system.answer(event).await.problem(400);
+    }
+    let told = system.function.logs().into_iter().filter(|line| line.contains("PayloadFormatVersion")).count();
+    assert_eq!(told, 1);
+}

@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 
 use percent_encoding::utf8_percent_encode;
 use serde_json::value::RawValue;
-use shared::json::{Members, Object, explain, unreadable_place};
+use shared::json::{Members, Object, escaped_len, explain, unreadable_place};
 use shared::sas::ENCODED;
 use shared::{Body, CloudEvent, Event, JsonWriter, Kind, Mapped, Message, Rejection, deterministic_id, rfc3339};
 
@@ -18,7 +18,7 @@ pub const KIND: Kind<Options> = Kind { name: "audience-change", arrays: true, ch
 /// Milliseconds below this may be seconds from a hand-made template: kept as sent, and counted.
 const PROBABLY_SECONDS: i64 = 100_000_000_000;
 
-/// What the messages of one event may take, in bytes, so that they fit the function's memory.
+/// Maximum size of the bodies of all messages of one event, in bytes, so that they fit the function's memory.
 const MAX_BYTES_OF_ALL_IDS: usize = 8_000_000;
 
 fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejection> {
@@ -48,7 +48,7 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
         .unwrap_or_default();
     let mut profile_vars = fields.profile_vars.members("profileVars")?;
     if let Some(names) = &options.profile_vars {
-        profile_vars.0.retain(|(name, _)| names.iter().any(|passed| passed == name));
+        profile_vars.0.retain(|(name, _)| names.contains(name.as_ref()));
     }
     let configured = options.data.iter().chain(source.iter().flat_map(|source| &source.data));
     let data = merged(configured, fields.data.members("data")?);
@@ -65,11 +65,6 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
         return Ok(Mapped::filtered("no_id_of_partner_number"));
     }
 
-    // Each id makes a message with the whole body.
-    if ids.len().saturating_mul(event.json.len()) > MAX_BYTES_OF_ALL_IDS {
-        return Err(Rejection::too_large("partnerIds: the messages of all ids would be larger than 8 MB"));
-    }
-
     let event_type = call_type.event_type(source_number.is_some());
     let mut digits = [itoa::Buffer::new(); 3];
     let [partner_text, timestamp_text, site_text] = {
@@ -80,6 +75,32 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
     ce_source.extend(["/audience-change/", site_text, "/"]);
     ce_source.extend(utf8_percent_encode(&source_id, ENCODED));
     let time = rfc3339(timestamp);
+    let body_with = |partner_id: &str, capacity: usize| {
+        let body = Documented {
+            profile_id: &profile_id,
+            source_id: &source_id,
+            partner_number: partner_text,
+            call_type,
+            partner_id,
+            profile_vars: &profile_vars,
+            timestamp: timestamp_text,
+            site_number: site_text,
+            source_name: &source_name,
+            source_number,
+            data: &data,
+        };
+        Body::of_json(capacity, |out| body.write(out))
+    };
+    // One body for each id, equal but for the id: their sizes are known before they are made.
+    let mut capacity = event.json.len() * 3 / 2;
+    if ids.len() > 1 {
+        let without_id = body_with("", 0);
+        let ids_of_all = ids.iter().map(|id| escaped_len(id)).sum::<usize>();
+        if without_id.to_text().len().saturating_mul(ids.len()).saturating_add(ids_of_all) > MAX_BYTES_OF_ALL_IDS {
+            return Err(Rejection::too_large("partnerIds: the messages of all ids would be larger than 8 MB"));
+        }
+        capacity = without_id.len();
+    }
     let messages = ids.into_iter().map(|partner_id| {
         let id = deterministic_id([
             site_text,
@@ -90,21 +111,8 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
             call_type.as_str(),
             timestamp_text,
         ]);
-        let body = Documented {
-            profile_id: &profile_id,
-            source_id: &source_id,
-            partner_number: partner_text,
-            call_type,
-            partner_id: &partner_id,
-            profile_vars: &profile_vars,
-            timestamp: timestamp_text,
-            site_number: site_text,
-            source_name: &source_name,
-            source_number,
-            data: &data,
-        };
         let attributes = CloudEvent { id, event_type, source: &ce_source, time: time.as_deref() };
-        let body = Body::of_json(event.json.len() * 3 / 2, |out| body.write(out));
+        let body = body_with(&partner_id, capacity + 2 * partner_id.len());
         Message::new(attributes, profile_id.clone(), body)
     });
     let messages = messages.collect();

@@ -1,6 +1,6 @@
 //! What an operator sets for a flow of this kind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
@@ -22,8 +22,8 @@ pub struct Options {
     pub partner_number: Option<i64>,
     /// Names of the profile variables to pass; without it all are.
     #[serde(deserialize_with = "names")]
-    #[schemars(length(min = 1))]
-    pub profile_vars: Option<Vec<String>>,
+    #[schemars(with = "Option<Vec<String>>", length(min = 1))]
+    pub profile_vars: Option<HashSet<String>>,
     /// The `sourceName` where neither the event nor `sources` gives one.
     pub source_name: Option<String>,
     /// Members of `data`; those of `sources` and of the event win.
@@ -58,9 +58,9 @@ fn partner_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i
     Ok(number)
 }
 
-fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
-    let names = Option::<Vec<String>>::deserialize(deserializer)?;
-    if names.as_ref().is_some_and(Vec::is_empty) {
+fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<HashSet<String>>, D::Error> {
+    let names = Option::<HashSet<String>>::deserialize(deserializer)?;
+    if names.as_ref().is_some_and(HashSet::is_empty) {
         return Err(de::Error::custom("the array is empty; leave it out to pass all profile variables"));
     }
     Ok(names)

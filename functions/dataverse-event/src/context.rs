@@ -1,6 +1,8 @@
 //! The members of a context that decide what becomes of it. Only MessageName and PrimaryEntityName must be there.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::collections::HashSet;
 
 use serde_json::value::RawValue;
 use shared::Rejection;
@@ -22,11 +24,9 @@ pub struct Context<'a> {
     pub asynchronous: bool,
     pub correlation: Cow<'a, str>,
     pub operation: Cow<'a, str>,
-    /// The step that caused it.
-    pub step: Cow<'a, str>,
-    pub depth: String,
     /// The columns of `Target`; `None` when there is no Target, or one without columns.
     pub columns: Option<Vec<(Cow<'a, str>, &'a str)>>,
+    names_of_columns: OnceCell<Option<HashSet<String>>>,
     operation_created_on: Cow<'a, str>,
     pub members: Members<'a>,
 }
@@ -54,8 +54,8 @@ impl<'a> Context<'a> {
                 "OperationId" => context.operation = text_of("OperationId", value)?,
                 "OperationCreatedOn" => context.operation_created_on = text_of("OperationCreatedOn", value)?,
                 "Mode" => mode = integer_of("Mode", value)?,
-                "Depth" => context.depth = integer_of("Depth", value)?.map(|n| n.to_string()).unwrap_or_default(),
-                "OwningExtension" => context.step = id_of_step(value)?,
+                "Depth" => drop(integer_of("Depth", value)?),
+                "OwningExtension" => check_step(value)?,
                 "InputParameters" => context.columns = columns_of_target(value)?,
                 _ => {}
             }
@@ -81,6 +81,12 @@ impl<'a> Context<'a> {
         [&self.row, &self.correlation].into_iter().find(|id| is_id(id)).cloned().unwrap_or_default()
     }
 
+    /// The names of `columns` in lower case, in a set that is built once for all steps that look at them.
+    pub fn names_of_columns(&self) -> Option<&HashSet<String>> {
+        let names = || Some(self.columns.as_ref()?.iter().map(|(name, _)| name.to_ascii_lowercase()).collect());
+        self.names_of_columns.get_or_init(names).as_ref()
+    }
+
     /// When it happened. OperationCreatedOn with an offset may be a local clock (or one labelled so), and is not trusted.
     pub fn time(&self) -> Option<Date> {
         let column = |wanted: &str| {
@@ -94,7 +100,7 @@ impl<'a> Context<'a> {
 
 /// An id that names something.
 pub fn is_id(id: &str) -> bool {
-    !id.is_empty() && id != ZERO_GUID
+    !id.trim().is_empty() && id != ZERO_GUID
 }
 
 fn text_of<'a>(name: &'static str, value: &'a RawValue) -> Result<Cow<'a, str>, Rejection> {
@@ -111,15 +117,16 @@ fn integer_of(name: &'static str, value: &RawValue) -> Result<Option<i64>, Rejec
     }
 }
 
-fn id_of_step(value: &RawValue) -> Result<Cow<'_, str>, Rejection> {
+/// A step is null, or an object with an id that is text.
+fn check_step(value: &RawValue) -> Result<(), Rejection> {
     if value.get() == "null" {
-        return Ok(Cow::default());
+        return Ok(());
     }
     let Members(members) = serde_json::from_str::<Members<'_>>(value.get())
         .map_err(|_| Rejection::unmappable("OwningExtension: expected an object"))?;
     match members.into_iter().rev().find(|(name, _)| name == "Id") {
-        Some((_, id)) => text_of("OwningExtension.Id", id),
-        None => Ok(Cow::default()),
+        Some((_, id)) => text_of("OwningExtension.Id", id).map(drop),
+        None => Ok(()),
     }
 }
 

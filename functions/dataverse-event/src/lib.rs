@@ -4,6 +4,7 @@ mod context;
 mod mapping;
 mod options;
 mod trim;
+mod types;
 mod value;
 mod xml;
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use percent_encoding::utf8_percent_encode;
 use shared::sas::ENCODED;
-use shared::{Body, CloudEvent, Event, Kind, Mapped, Message, Rejection, deterministic_id};
+use shared::{Body, CloudEvent, Event, Kind, Mapped, Message, Rejection, canonical_digest};
 
 use crate::context::{Context, is_id};
 use crate::options::{MessageFormat, Options, UserClaim};
@@ -24,10 +24,11 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
     if !options.passes(&context) {
         return Ok(Mapped::filtered("no_step"));
     }
+    let id = id(event.json, &context);
     let came_trimmed = context.came_trimmed(event.header(TRIMMED_HEADER).is_some());
     let limit = options.max_bytes.unwrap_or(DEFAULT_MAX_BYTES);
     if let Some(body) = body(event.json, &context, options, limit, Members::All)? {
-        let message = message(&context, options, &body, came_trimmed);
+        let message = message(&id, &context, options, &body, came_trimmed);
         if message.fits(event.max_bytes) {
             return Ok(Mapped { messages: vec![message], notes: Vec::new() });
         }
@@ -35,16 +36,16 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
     let body = body(event.json, &context, options, limit, Members::WithoutTrimmable)?.ok_or_else(|| {
         Rejection::too_large(format!("the message would be larger than {limit} bytes (`maxBytes`) even when trimmed"))
     })?;
-    let message = message(&context, options, &body, true);
+    let message = message(&id, &context, options, &body, true);
     Ok(Mapped { messages: vec![message], notes: vec!["trimmed"] })
 }
 
-fn message<'a>(context: &Context<'a>, options: &Options, body: &str, size_exceeded: bool) -> Message<'a> {
+fn message<'a>(id: &str, context: &Context<'a>, options: &Options, body: &str, size_exceeded: bool) -> Message<'a> {
     let event_type = format!("com.microsoft.dataverse.{}", context.message.to_lowercase());
     let source = format!("/dataverse-event/{}", utf8_percent_encode(&context.organization, ENCODED));
     let time = context.time().and_then(|date| date.rfc3339());
     let cloud_event = CloudEvent {
-        id: id(context),
+        id: id.to_owned(),
         event_type: &event_type,
         source: source.trim_end_matches('/'),
         time: time.as_deref(),
@@ -96,11 +97,13 @@ fn body<'a>(
     Ok(Some(body).filter(|body: &Cow<'_, str>| body.len() <= limit))
 }
 
-/// Asynchronous: the system job, which is this event's alone. Synchronous: the request, which many events share.
-fn id(context: &Context<'_>) -> String {
+/// The id of the message: that of the system job if the context is asynchronous and names one, since the job belongs to this
+/// event alone. A synchronous context names the request instead, which several events share, even events of one step and one
+/// row (an update of ordinary columns and of the state runs the step twice): only the whole context distinguishes them. It is
+/// taken as received, so the same delivery gets the same id whatever the options leave out.
+fn id(json: &str, context: &Context<'_>) -> String {
     if context.asynchronous && is_id(&context.operation) {
         return context.operation.clone().into_owned();
     }
-    let Context { operation, step, row, message, depth, .. } = context;
-    deterministic_id([operation.as_ref(), step, row, message, depth])
+    canonical_digest(json)
 }

@@ -88,10 +88,8 @@ impl Step {
         let filtered = same("Update", &context.message).then_some(self.filtering_attributes.as_deref()).flatten();
         same(&self.message, &context.message)
             && entity.is_none_or(|entity| same(entity, &context.table))
-            && match (filtered, &context.columns) {
-                (Some(names), Some(columns)) => {
-                    columns.iter().any(|(column, _)| names.iter().any(|name| same(name, column)))
-                }
+            && match (filtered, context.names_of_columns()) {
+                (Some(names), Some(columns)) => names.iter().any(|name| columns.contains(name)),
                 // No filter, or the columns were trimmed away.
                 _ => true,
             }
@@ -131,6 +129,7 @@ fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> 
     Ok(name)
 }
 
+/// Names of columns without blanks around them, in lower case.
 fn columns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
     let columns = Option::<Vec<String>>::deserialize(deserializer)?;
     if columns.as_ref().is_some_and(Vec::is_empty) {
@@ -139,5 +138,5 @@ fn columns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Stri
     if columns.iter().flatten().any(|column| column.trim().is_empty()) {
         return Err(de::Error::custom("a name is blank"));
     }
-    Ok(columns)
+    Ok(columns.map(|columns| columns.iter().map(|column| column.trim().to_ascii_lowercase()).collect()))
 }

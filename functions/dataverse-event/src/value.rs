@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 
 use serde_json::Deserializer;
 use serde_json::value::RawValue;
-use shared::json::{Members, Text};
+use shared::json::{Members, Text, text};
 use shared::rfc3339;
 use time::OffsetDateTime;
 
@@ -85,7 +85,10 @@ pub fn number(json: &str) -> (&'static str, Cow<'_, str>) {
         return match json.parse::<i64>() {
             Ok(number) if i32::try_from(number).is_ok() => ("int", number.to_string().into()),
             Ok(number) => ("long", number.to_string().into()),
-            Err(_) => ("decimal", json.into()),
+            Err(_) => match decimal(json) {
+                Some(text) => ("decimal", text),
+                None => ("double", json.into()),
+            },
         };
     }
     match decimal(json) {
@@ -155,6 +158,102 @@ pub fn pair(json: &str) -> Option<(Option<&str>, Option<&str>)> {
     Some((last("key"), last("value")))
 }
 
+/// The ends of all arrays and objects of a text, so that a reader passes over a value without reading it: reading each level
+/// of a value costs its own elements, and reading all levels costs the sum.
+#[derive(Debug, Default)]
+pub struct Extents {
+    /// Address of the text.
+    base: usize,
+    /// Start and end of each array and object, by start.
+    ends: Vec<(usize, usize)>,
+}
+
+impl Extents {
+    /// The extents of `json`, which is of valid syntax.
+    pub fn of(json: &str) -> Self {
+        let mut ends = Vec::new();
+        let (mut open, mut in_string, mut escaped) = (Vec::new(), false, false);
+        for (at, byte) in json.bytes().enumerate() {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' => escaped = true,
+                b'"' => in_string = !in_string,
+                _ if in_string => {}
+                b'[' | b'{' => {
+                    open.push(ends.len());
+                    ends.push((at, json.len()));
+                }
+                b']' | b'}' => {
+                    if let Some((_, end)) = open.pop().and_then(|place: usize| ends.get_mut(place)) {
+                        *end = at + 1;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Self { base: json.as_ptr() as usize, ends }
+    }
+
+    /// The elements of an array, which is a part of the text.
+    pub fn elements<'j>(&self, json: &'j str) -> Option<Vec<&'j str>> {
+        let mut rest = json.strip_prefix('[')?.trim_ascii_start();
+        let mut elements = Vec::new();
+        while !rest.starts_with(']') {
+            let (element, behind) = self.value(rest)?;
+            elements.push(element);
+            rest = behind_comma(behind);
+        }
+        Some(elements)
+    }
+
+    /// The members of an object, which is a part of the text, in their order. `None` if a name has half a character.
+    pub fn members<'j>(&self, json: &'j str) -> Option<Vec<(Cow<'j, str>, &'j str)>> {
+        let mut rest = json.strip_prefix('{')?.trim_ascii_start();
+        let mut members = Vec::new();
+        while !rest.starts_with('}') {
+            let (name, behind) = self.value(rest)?;
+            let (value, behind) = self.value(behind.trim_ascii_start().strip_prefix(':')?.trim_ascii_start())?;
+            members.push((text(name)?, value));
+            rest = behind_comma(behind);
+        }
+        Some(members)
+    }
+
+    /// The key and the value of a `{key, value}`.
+    pub fn pair<'j>(&self, json: &'j str) -> Option<(Option<&'j str>, Option<&'j str>)> {
+        let members = self.members(json)?;
+        let last = |wanted: &str| members.iter().rev().find(|(name, _)| name == wanted).map(|(_, value)| *value);
+        Some((last("key"), last("value")))
+    }
+
+    /// The value at the start of a part of the text, and what follows it.
+    fn value<'j>(&self, json: &'j str) -> Option<(&'j str, &'j str)> {
+        let length = match json.as_bytes().first()? {
+            b'[' | b'{' => {
+                let start = (json.as_ptr() as usize).checked_sub(self.base)?;
+                let place = self.ends.binary_search_by_key(&start, |(start, _)| *start).ok()?;
+                self.ends[place].1 - start
+            }
+            b'"' => {
+                let mut escaped = false;
+                let inside = json.bytes().skip(1).position(|byte| {
+                    let ends = byte == b'"' && !escaped;
+                    escaped = byte == b'\\' && !escaped;
+                    ends
+                });
+                inside? + 2
+            }
+            _ => json.find([',', ']', '}', ' ', '\t', '\n', '\r']).unwrap_or(json.len()),
+        };
+        json.split_at_checked(length)
+    }
+}
+
+fn behind_comma(json: &str) -> &str {
+    let json = json.trim_ascii_start();
+    json.strip_prefix(',').map_or(json, str::trim_ascii_start)
+}
+
 /// What an object says it is: `__type`, which counts only when it stands first. Reads no further than that.
 pub fn type_of(json: &str) -> Option<Cow<'_, str>> {
     let (name, rest) = leading_text(json.strip_prefix('{')?)?;
@@ -175,6 +274,31 @@ fn leading_text(json: &str) -> Option<(Cow<'_, str>, &str)> {
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        #[test]
+        fn extents_find_the_same_members_and_elements_as_a_parser(
+            parts in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "[", "]", "{", "}", ",", ":", " ", "\n", "\"a\"", r#""k\"[{""#, r#""\\""#, r#""\u00e9é""#, "1.50", "null", "-2e3",
+                    "[1,[2,{\"a\":3}]]", "{\"x\":[{}],\"x\" : {\"y\":\"]\"}}",
+                ]),
+                0..12,
+            )
+        ) {
+            let json = parts.concat();
+            let json = json.trim_ascii();
+            let extents = Extents::of(json);
+            if let Some(elements) = elements(json) {
+                let elements: Vec<&str> = elements.into_iter().map(RawValue::get).collect();
+                proptest::prop_assert_eq!(extents.elements(json), Some(elements));
+            }
+            if let Ok(Members(members)) = serde_json::from_str::<Members<'_>>(json) {
+                let members: Vec<_> = members.into_iter().map(|(name, value)| (name, value.get())).collect();
+                proptest::prop_assert_eq!(extents.members(json), Some(members));
+            }
+        }
+    }
+
     #[test]
     fn numbers_get_the_type_of_the_rule_and_keep_their_digits() {
         for (json, name, text) in [
@@ -186,6 +310,8 @@ mod tests {
             ("9007199254740993", "long", "9007199254740993"),
             ("-9223372036854775808", "long", "-9223372036854775808"),
             ("9223372036854775808", "decimal", "9223372036854775808"),
+            ("79228162514264337593543950335", "decimal", "79228162514264337593543950335"),
+            ("79228162514264337593543950336", "double", "79228162514264337593543950336"),
             ("19.9900", "decimal", "19.9900"),
             ("-0.00", "decimal", "-0.00"),
             ("1.50E2", "decimal", "150"),

@@ -3,16 +3,22 @@
 use std::time::Duration;
 
 use http::header::AUTHORIZATION;
+use http::{HeaderValue, Method};
+use reqwest::{Request, Url};
 use secrecy::{ExposeSecret, SecretString};
+use shared::answer::Identifier;
 use shared::clock::Clock;
+use shared::http::{Attempts, Http, RetryPolicy, TransportKind};
 use shared::sas;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::namespace::Host;
 
-/// Of a check while something is created.
+/// Timeout of a check while something is created.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Of a page.
+/// One retry: the connection of an earlier check may be dead.
+const RETRY: RetryPolicy = RetryPolicy { attempts: 2, ..RetryPolicy::DEFAULT };
+/// Maximum size of a page, in bytes.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Hubs of a page that may not be the last one. The portal asks for as many; for this version of the interface paging is not
 /// documented.
@@ -61,12 +67,12 @@ impl List {
 }
 
 pub struct Hubs {
-    http: reqwest::Client,
+    http: Http,
     clock: Clock,
 }
 
 impl Hubs {
-    pub fn new(http: reqwest::Client, clock: Clock) -> Self {
+    pub fn new(http: Http, clock: Clock) -> Self {
         Self { http, clock }
     }
 
@@ -77,15 +83,8 @@ impl Hubs {
         let mut names: Vec<String> = Vec::new();
         for page in 0..MAX_PAGES {
             let paging = if page == 0 { String::new() } else { format!("&$skip={}&$top={PAGE}", names.len()) };
-            let request = self
-                .http
-                .get(format!("{base_url}/$Resources/Eventhubs?timeout=60&api-version=2014-01{paging}"))
-                .header(AUTHORIZATION, token.expose_secret());
-            let look = match timeout_at(deadline, ask(request)).await {
-                Ok(look) => look,
-                Err(_) => Look::Unreachable(format!("no answer within {} s", PATIENCE.as_secs())),
-            };
-            match look {
+            let url = format!("{base_url}/$Resources/Eventhubs?timeout=60&api-version=2014-01{paging}");
+            match self.ask(&url, &token, deadline).await {
                 Look::Hubs(List { names: more, .. }) => {
                     // A service that does not page gives the same ones again.
                     let count = more.len();
@@ -103,19 +102,44 @@ impl Hubs {
         }
         Look::Hubs(List { names, is_whole: false })
     }
-}
 
-async fn ask(request: reqwest::RequestBuilder) -> Look {
-    let Ok(mut answer) = request.send().await else { return Look::Unreachable("no connection".to_owned()) };
-    let status = answer.status().as_u16();
-    let mut body = Vec::new();
-    while let Ok(Some(chunk)) = answer.chunk().await {
-        body.extend_from_slice(&chunk);
-        if body.len() > MAX_BYTES {
-            return Look::Unreachable("its answer is too long".to_owned());
+    async fn ask(&self, url: &str, token: &SecretString, deadline: Instant) -> Look {
+        let (Ok(url), Ok(mut token)) = (Url::parse(url), HeaderValue::from_str(token.expose_secret())) else {
+            return Look::Unreachable("it is not a host that can be sent to".to_owned());
+        };
+        token.set_sensitive(true);
+        let mut attempts = Attempts::new(RETRY, deadline);
+        let mut last = Look::Unreachable(format!("no response within {} s", PATIENCE.as_secs()));
+        while let Some(attempt) = attempts.begin() {
+            let mut request = Request::new(Method::GET, url.clone());
+            request.headers_mut().insert(AUTHORIZATION, token.clone());
+            let answered = match self.http.send(request, attempt.via, attempt.bound).await {
+                Ok(response) => {
+                    let status = response.status();
+                    response.read(MAX_BYTES, attempt.bound).await.whole().map(|body| (status, body))
+                }
+                Err(error) => Err(error),
+            };
+            let (is_lost, may_pass) = match answered {
+                Ok((status, body)) => {
+                    last = look(status, &String::from_utf8_lossy(&body));
+                    (false, status >= 500)
+                }
+                Err(error) => {
+                    last = Look::Unreachable(match error.kind {
+                        TransportKind::Timeout => format!("no response within {} s", PATIENCE.as_secs()),
+                        TransportKind::TooLong => "its response is too long".to_owned(),
+                        kind => kind.hint("the namespace").unwrap_or_else(|| "no connection".to_owned()),
+                    });
+                    (error.kind == TransportKind::ConnectionLost, error.kind != TransportKind::TooLong)
+                }
+            };
+            if !may_pass || !attempts.again(is_lost, None).await {
+                break;
+            }
         }
+        last
     }
-    look(status, &String::from_utf8_lossy(&body))
 }
 
 /// The answer also holds the keys of the hubs' own rules: of all of it only the names are taken.
@@ -125,7 +149,13 @@ fn look(status: u16, body: &str) -> Look {
             Some(names) => Look::Hubs(List { names, is_whole: true }),
             None => Look::Unreachable("its answer is no list of hubs".to_owned()),
         },
-        401 if body.contains("40103") || body.contains("InvalidSignature") => Look::WrongKey,
+        401 if matches!(
+            Identifier::of(body),
+            Some(Identifier::Code("40103") | Identifier::Word("InvalidSignature"))
+        ) =>
+        {
+            Look::WrongKey
+        }
         // "'Manage' claim(s) are required to perform this operation" is said to a key that the namespace has accepted.
         401 | 403 if body.contains("claim(s) are required") => Look::NoManage,
         401 | 403 => Look::Refused(status),

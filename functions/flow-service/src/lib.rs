@@ -15,6 +15,7 @@ mod request;
 mod routes;
 mod runs;
 mod schemas;
+mod sdk_http;
 mod secrets;
 mod service;
 mod source_flows;

@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
 use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region, SharedHttpClient};
-use aws_smithy_http_client::tls::Provider;
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use futures_util::FutureExt;
 use lambda_runtime::Diagnostic;
 use serde_json::{Value, json};
 use shared::aws::Aws;
 use shared::clock::Clock;
 use shared::function::diagnostic;
+use shared::http::Http;
 use shared::settings::{EXTRA_CA_CERTS, Environment, FLOWS_TABLE, Settings, SettingsError};
 use shared::{Function, Invocation};
 use tokio::time::{Instant, timeout_at};
@@ -26,6 +25,7 @@ use crate::namespace::Hosts;
 use crate::request::Request;
 use crate::routes;
 use crate::runs::Runs;
+use crate::sdk_http::SdkHttp;
 use crate::secrets::Secrets;
 use crate::source_flows::SourceFlows;
 use crate::store::Store;
@@ -66,7 +66,7 @@ impl FlowService {
             Some(text) => text.parse().map_err(|problem| SettingsError::new(ORG_CLAIM_TYPE, problem))?,
         };
         let org_claim = OrgClaim { name: environment.get(ORG_CLAIM).unwrap_or_else(|| "org".to_owned()), form };
-        let access = Access::read(&environment)?;
+        let access = Access::read(&environment, &http)?;
         let (dynamodb, secrets_manager) = (access.dynamodb(), access.secrets_manager());
         let prefix = environment.get(SECRETS_PREFIX).unwrap_or_else(|| "eventhubs-relay/flows/".to_owned());
         // Of a stack all functions have one; else it is our own, which has no flow's lines.
@@ -133,12 +133,14 @@ macro_rules! client {
             .http_client(access.http.clone())
             .timeout_config(access.timeouts.clone());
         config.set_endpoint_url(endpoint);
+        config.set_use_fips(access.is_on("AWS_USE_FIPS_ENDPOINT"));
+        config.set_use_dual_stack(access.is_on("AWS_USE_DUALSTACK_ENDPOINT"));
         $sdk::Client::from_conf(config.build())
     }};
 }
 
 impl Access {
-    fn read(environment: &Environment) -> Result<Self, SettingsError> {
+    fn read(environment: &Environment, http: &Http) -> Result<Self, SettingsError> {
         let needed = |name: &'static str| environment.get(name).ok_or_else(|| SettingsError::new(name, "missing"));
         let region = needed("AWS_REGION").or_else(|error| environment.get("AWS_DEFAULT_REGION").ok_or(error))?;
         let credentials = Credentials::new(
@@ -152,9 +154,14 @@ impl Access {
             environment: environment.clone(),
             credentials,
             region: Region::new(region),
-            http: aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https(),
+            http: SharedHttpClient::new(SdkHttp(http.clone())),
             timeouts: TimeoutConfig::builder().operation_timeout(CALL_TIMEOUT).build(),
         })
+    }
+
+    /// Whether a switch of the environment is on; `None` if it is not set.
+    fn is_on(&self, variable: &str) -> Option<bool> {
+        self.environment.get(variable).map(|value| value.trim().eq_ignore_ascii_case("true"))
     }
 
     fn dynamodb(&self) -> aws_sdk_dynamodb::Client {

@@ -11,6 +11,7 @@ use shared::answer::Cause;
 use shared::clock::Clock;
 use shared::flow_table::{FlowItem, FlowTableError, Opened};
 use shared::function::diagnostic;
+use shared::http::{Attempts, RetryPolicy};
 use shared::json;
 use shared::parts::Parts;
 use shared::reads::Reads;
@@ -19,7 +20,7 @@ use shared::settings::{Environment, FLOWS_TABLE, Settings, SettingsError};
 use shared::sqs_event::sending_ends;
 use shared::telemetry::{self, Counts, Line};
 use shared::{DEFAULT_FLOW, Function, Invocation, Reason, Rejection};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::KIND;
 use crate::inlet::{Again, Answer as InletAnswer, Inlet, Tally, Verdict};
@@ -27,10 +28,14 @@ use crate::kafka_event::{Answer, Failure, Partition, partitions};
 use crate::record;
 use crate::settings::{BatchFailures, INLET_URL, LocalHosts, OptionError, Options};
 
-/// Of one request: the first, and the three repeats that are asked for after a 503.
+/// Number of attempts of one request: the first, and the three retries that the documentation asks for after a 503.
 const ATTEMPTS: u32 = 4;
-/// Full jitter below 300 ms, doubling.
-const FIRST_BACKOFF: Duration = Duration::from_millis(300);
+const RETRY: RetryPolicy = RetryPolicy {
+    attempts: ATTEMPTS,
+    first_wait: Duration::from_millis(300),
+    max_wait: Duration::from_secs(10),
+    ..RetryPolicy::DEFAULT
+};
 /// As long a flow may be looked up.
 const LOOKING_UP: Duration = Duration::from_secs(5);
 /// What is left of the function's time for answering.
@@ -218,11 +223,22 @@ impl PlatformIngest {
             counts.delivered += ending.accepted;
             counts.requests += ending.tally.requests;
             counts.retries += ending.tally.retries;
+            counts.hints.extend(ending.tally.hints.iter().map(|(cause, hint)| (*cause, hint.clone().into())));
             problem = ending.tally.problem.take().or(problem);
             transaction = ending.tally.transaction.take().or(transaction);
         }
-        for hint in counts.causes.keys().filter_map(|cause| hint(*cause)) {
-            tracing::error!(request_id, flow, hint, "the inlet can't be sent to");
+        for cause in counts.causes.keys() {
+            let observed = counts.hints.get(cause).map(|hint| hint.as_ref());
+            if let Some(hint) = observed.or(hint(*cause)) {
+                let reason = cause.word();
+                tracing::error!(
+                    request_id,
+                    flow,
+                    reason,
+                    hint,
+                    "failed to send to the inlet; the records stay in the hub"
+                );
+            }
         }
         let mut line = Line::new(&self.parts, KIND, Some(flow), request_id);
         line.property("trigger", "kafka");
@@ -342,7 +358,8 @@ async fn ingest(inlet: &Inlet, partition: &Partition<'_>, deadline: Instant, shu
 }
 
 async fn send(inlet: &Inlet, items: &[Item], deadline: Instant, shut: &OnceLock<Cause>, ending: &mut Ending) {
-    let (mut next, mut most, mut attempt) = (0, inlet.most(), 0);
+    let (mut next, mut most) = (0, inlet.most());
+    let mut attempts = Attempts::new(RETRY, deadline);
     // One that the inlet fails at, alone: rejected if it takes the one behind it, else the inlet is down.
     let mut suspect: Option<usize> = None;
     while next < items.len() {
@@ -351,21 +368,20 @@ async fn send(inlet: &Inlet, items: &[Item], deadline: Instant, shut: &OnceLock<
             ending.stopped = stop(*cause);
             return;
         }
-        if Instant::now() >= deadline {
+        let Some(attempt) = attempts.begin() else {
             ending.stopped = stop(Cause::Timeout);
             return;
-        }
+        };
         let left = &items[next..];
         let count = inlet.fitting(left.iter().map(|item| item.body.as_slice()), most);
         let bodies: Vec<&[u8]> = left[..count].iter().map(|item| item.body.as_slice()).collect();
-        attempt += 1;
-        let again = match inlet.post(&bodies, attempt == 1, deadline, &mut ending.tally).await {
+        let again = match inlet.post(&bodies, attempt, &mut ending.tally).await {
             InletAnswer::Each(verdicts) => {
-                // What stands behind one that must come again is sent again with it, so that the last word is in order.
-                let (done, open) = settle(&verdicts, left, ending);
+                // What comes behind one that must be sent again is sent again with it, so that the last word is in order.
+                let (done, open) = settle(inlet, &verdicts, left, ending);
                 next += done;
                 if done > 0 {
-                    attempt = 0;
+                    attempts.reset();
                     reject_suspect(&mut suspect, items, ending);
                 }
                 match open {
@@ -376,11 +392,15 @@ async fn send(inlet: &Inlet, items: &[Item], deadline: Instant, shut: &OnceLock<
                     // Alone its answer can't be mistaken.
                     Some(Verdict::Unknown) if count > 1 => {
                         most = 1;
-                        attempt = 0;
+                        attempts.reset();
                         continue;
                     }
+                    Some(Verdict::Refused(_)) => {
+                        ending.stopped = Some((items[suspect.unwrap_or(next)].position, Some(Cause::Forbidden)));
+                        return;
+                    }
                     Some(Verdict::Again(again)) => {
-                        attempt = attempt.max(1);
+                        attempts.count_one();
                         again
                     }
                     Some(_) => Again { cause: Cause::Unexpected, wait: None, may_be_the_records: true },
@@ -388,15 +408,29 @@ async fn send(inlet: &Inlet, items: &[Item], deadline: Instant, shut: &OnceLock<
             }
             InletAnswer::Refused(_) if count > 1 => {
                 most = count / 2;
-                attempt = 0;
+                attempts.reset();
                 continue;
             }
-            InletAnswer::Refused(status) => {
+            InletAnswer::Refused(status) if inlet.refused(status, &mut ending.tally) => {
                 ending.rejected.push((left[0].position, refused(status)));
                 next += 1;
-                attempt = 0;
+                attempts.reset();
                 reject_suspect(&mut suspect, items, ending);
                 continue;
+            }
+            InletAnswer::Refused(_) => {
+                ending.stopped = stop(Cause::Forbidden);
+                return;
+            }
+            InletAnswer::TokenRefused(generation) if attempts.renew_once() => {
+                attempts.uncount();
+                ending.tally.retries += 1;
+                inlet.renew(generation, deadline).await;
+                continue;
+            }
+            InletAnswer::TokenRefused(_) => {
+                ending.stopped = stop(*shut.get_or_init(|| Cause::Unauthorized));
+                return;
             }
             InletAnswer::Again(again) => again,
             InletAnswer::Stop(cause) => {
@@ -404,9 +438,9 @@ async fn send(inlet: &Inlet, items: &[Item], deadline: Instant, shut: &OnceLock<
                 return;
             }
         };
-        if attempt >= ATTEMPTS && again.may_be_the_records && (count > 1 || suspect.is_none()) {
+        if attempts.are_used_up() && again.may_be_the_records && (count > 1 || suspect.is_none()) {
             // One attempt for each part: the whole has had its own.
-            attempt = ATTEMPTS - 1;
+            attempts.leave_one();
             if count > 1 {
                 most = count / 2;
             } else {
@@ -415,24 +449,27 @@ async fn send(inlet: &Inlet, items: &[Item], deadline: Instant, shut: &OnceLock<
             }
             continue;
         }
-        let wait = wait_before_retry(attempt, &again);
-        if attempt >= ATTEMPTS || wait >= deadline.saturating_duration_since(Instant::now()) {
+        if !attempts.again(again.cause == Cause::ConnectionLost, again.wait).await {
             ending.stopped = Some((items[suspect.unwrap_or(next)].position, Some(again.cause)));
             return;
         }
         ending.tally.retries += 1;
-        sleep(wait).await;
     }
     // Nothing behind it shows that the inlet works.
     ending.stopped = suspect.map(|suspect| (items[suspect].position, Some(Cause::Unavailable)));
 }
 
 /// Books the records up to the first that is not done with: their number, and what was said of that one.
-fn settle(verdicts: &[Verdict], items: &[Item], ending: &mut Ending) -> (usize, Option<Verdict>) {
+fn settle(inlet: &Inlet, verdicts: &[Verdict], items: &[Item], ending: &mut Ending) -> (usize, Option<Verdict>) {
+    if verdicts.contains(&Verdict::Accepted) {
+        inlet.accepted();
+    }
     for (index, (verdict, item)) in verdicts.iter().zip(items).enumerate() {
         match verdict {
             Verdict::Accepted => ending.accepted += 1,
-            Verdict::Refused(status) => ending.rejected.push((item.position, refused(*status))),
+            Verdict::Refused(status) if inlet.refused(*status, &mut ending.tally) => {
+                ending.rejected.push((item.position, refused(*status)));
+            }
             open => return (index, Some(*open)),
         }
     }
@@ -452,16 +489,6 @@ fn refused(status: u16) -> Rejection {
             Rejection { reason: Reason::Refused, detail: format!("the inlet answers {status} to this record").into() }
         }
     }
-}
-
-/// The wait before attempt `attempt + 1`. A lost connection is most often a pooled one that died while the sandbox was frozen:
-/// the first repeat goes out at once, on a fresh one.
-fn wait_before_retry(attempt: u32, again: &Again) -> Duration {
-    if again.cause == Cause::ConnectionLost && attempt == 1 {
-        return Duration::ZERO;
-    }
-    let jitter = FIRST_BACKOFF.saturating_mul(1 << (attempt.max(1) - 1)).mul_f64(fastrand::f64());
-    again.wait.map_or(jitter, |wait| wait.saturating_add(jitter))
 }
 
 /// What an operator should look at; `None` where time heals.

@@ -2,40 +2,47 @@
 //!
 //! <https://experienceleague.adobe.com/docs/experience-platform/ingestion/tutorials/streaming-multiple-messages.html>
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use reqwest::Url;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use secrecy::ExposeSecret;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Method, Request, Url};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use shared::Rejection;
 use shared::answer::Cause;
+use shared::clock::Clock;
+use shared::http::{Attempt, Http};
 use shared::json;
 use shared::parts::Parts;
 use shared::settings::SettingsError;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::kafka_event::Record;
-use crate::settings::{Shape, Target};
-use crate::token::Tokens;
+use crate::settings::{INLET_FLOW_ID, INLET_ORG_ID, INLET_SCHEMA_ID, INLET_URL, Shape, Target};
+use crate::token::{self, NoToken, Tokens};
 
 /// The service takes 1 MB per request.
 pub const MAX_BYTES: usize = 1_000_000;
 const BATCH: (&[u8], &[u8]) = (b"{\"messages\":[", b"]}");
-/// After this an attempt is given up if more time is left.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
-/// As much of an answer as is looked at, in bytes: a thousand elements with their messages.
+/// Maximum size of a response that is read, in bytes: a thousand elements with their messages.
 const MAX_ANSWER: usize = 4_000_000;
+/// Number of refusals in a row after which they are blamed on the configuration, and not on the records.
+const MAX_REFUSALS: u32 = 100;
 const FLOW_ID: HeaderName = HeaderName::from_static("x-adobe-flow-id");
 const SANDBOX: HeaderName = HeaderName::from_static("x-sandbox-name");
 
 /// An inlet and the way in.
 pub struct Inlet {
-    http: reqwest::Client,
+    http: Http,
+    clock: Clock,
     shape: Shape,
     headers: HeaderMap,
     tokens: Option<Tokens>,
+    /// Records refused since one was accepted.
+    refusals: AtomicU32,
 }
 
 /// What an answer says of the records of its request.
@@ -47,8 +54,10 @@ pub enum Answer {
     Refused(u16),
     /// Later, perhaps.
     Again(Again),
-    /// Not before an operator has mended something.
+    /// Not before an operator has fixed something.
     Stop(Cause),
+    /// The inlet refuses the token of this generation.
+    TokenRefused(u64),
 }
 
 /// What became of one record.
@@ -81,6 +90,8 @@ pub struct Tally {
     pub problem: Option<String>,
     /// The inlet's name for the last request that it took: its `batchId` or `xactionId`.
     pub transaction: Option<String>,
+    /// What an operator should look at, by cause, as far as the failures themselves show it.
+    pub hints: BTreeMap<Cause, String>,
 }
 
 impl Inlet {
@@ -97,10 +108,11 @@ impl Inlet {
             }
         }
         let tokens = match target.ims {
-            Some(ims) => Some(Tokens::open(parts, ims, deadline).await?),
+            Some(ims) => Some(token::open(parts, ims, deadline).await?),
             None => None,
         };
-        Ok(Self { http: parts.http.clone(), shape: target.shape, headers, tokens })
+        let (http, clock) = (parts.http.clone(), parts.clock.clone());
+        Ok(Self { http, clock, shape: target.shape, headers, tokens, refusals: AtomicU32::new(0) })
     }
 
     /// What is sent of a record whose value is the object `text`.
@@ -135,75 +147,83 @@ impl Inlet {
         bodies.take(most).take_while(fits).count().max(1)
     }
 
-    /// Sends `bodies` in one request; more than one only where [`Inlet::most`] allows it. A token that is refused is renewed
-    /// once.
-    pub async fn post(&self, bodies: &[&[u8]], first: bool, deadline: Instant, tally: &mut Tally) -> Answer {
-        // A pooled connection may have died unnoticed: the first attempt leaves time for another.
-        let left = deadline.saturating_duration_since(Instant::now()).min(ATTEMPT_TIMEOUT);
-        let bound = Instant::now() + if first { left.mul_f64(2.0 / 3.0) } else { left };
+    /// Sends `bodies` in one request; more than one only where [`Inlet::most`] allows it.
+    pub async fn post(&self, bodies: &[&[u8]], attempt: Attempt, tally: &mut Tally) -> Answer {
         let (url, body) = self.request(bodies);
-        let mut renewed = false;
-        loop {
-            let (mut headers, mut generation) = (self.headers.clone(), 0);
-            if let Some(tokens) = &self.tokens {
-                let token = match tokens.token(bound).await {
-                    Ok(token) => token,
-                    Err(cause) => {
-                        tally.problem = Some(format!("no token: {}", cause.word()));
-                        return match cause {
-                            Cause::Unauthorized | Cause::Unexpected => Answer::Stop(Cause::Unauthorized),
-                            cause => Answer::Again(Again { cause, wait: None, may_be_the_records: false }),
-                        };
-                    }
-                };
-                let Ok(mut bearer) = HeaderValue::from_str(&format!("Bearer {}", token.text.expose_secret())) else {
-                    tally.problem = Some("the token fits no header".to_owned());
-                    return Answer::Stop(Cause::Unauthorized);
-                };
-                bearer.set_sensitive(true);
-                headers.insert(AUTHORIZATION, bearer);
-                generation = token.generation;
-            }
-            tally.requests += 1;
-            let sending = self.http.post(url.clone()).headers(headers).body(body.clone()).send();
-            let answered = timeout_at(bound, async {
-                let response = sending.await?;
-                let status = response.status().as_u16();
-                let wait = response.headers().get(RETRY_AFTER).and_then(seconds);
-                read(response).await.map(|body| (status, wait, body))
-            });
-            let (status, wait, answer) = match answered.await {
-                Ok(Ok(answer)) => answer,
-                failed => {
-                    let cause = match failed {
-                        Ok(Err(error)) if error.is_connect() => Cause::Unreachable,
-                        Ok(Err(error)) if !error.is_timeout() => Cause::ConnectionLost,
-                        _ => Cause::Timeout,
-                    };
-                    tally.problem = Some(cause.word().to_owned());
-                    return Answer::Again(Again { cause, wait: None, may_be_the_records: false });
+        let (mut headers, mut generation) = (self.headers.clone(), None);
+        if let Some(tokens) = &self.tokens {
+            match tokens.token(attempt.bound).await {
+                Ok(held) => {
+                    headers.insert(AUTHORIZATION, held.token);
+                    generation = Some(held.generation);
                 }
-            };
-            let disposition = classify(status, wait);
-            if disposition != Disposition::Taken {
-                tally.problem = Some(format!("answered {status}"));
+                Err(not_issued) => return no_token(not_issued.error, tally),
             }
-            return match disposition {
-                Disposition::Taken => self.verdicts(&answer, bodies.len(), tally),
-                Disposition::Refused => Answer::Refused(status),
-                Disposition::Again(again) => Answer::Again(again),
-                Disposition::Stop(cause) => Answer::Stop(cause),
-                Disposition::Renew => match &self.tokens {
-                    Some(tokens) if !renewed => {
-                        renewed = true;
-                        tally.retries += 1;
-                        tokens.renew(generation, bound).await;
-                        continue;
-                    }
-                    _ => Answer::Stop(Cause::Unauthorized),
-                },
-            };
         }
+        tally.requests += 1;
+        let mut request = Request::new(Method::POST, url.clone());
+        *request.headers_mut() = headers;
+        *request.body_mut() = Some(body.into());
+        let mut wait = None;
+        let answered = match self.http.send(request, attempt.via, attempt.bound).await {
+            Ok(response) => {
+                wait = response.retry_after(self.clock.now());
+                let status = response.status();
+                response.read(MAX_ANSWER, attempt.bound).await.whole().map(|body| (status, body))
+            }
+            Err(error) => Err(error),
+        };
+        let (status, answer) = match answered {
+            Ok(answered) => answered,
+            Err(error) => {
+                let cause = Cause::from(&error);
+                tally.problem = Some(error.to_string());
+                if let Some(hint) = error.kind.hint(INLET_URL) {
+                    tally.hints.insert(cause, hint);
+                }
+                return Answer::Again(Again { cause, wait: None, may_be_the_records: false });
+            }
+        };
+        let disposition = classify(status, wait);
+        if disposition != Disposition::Taken {
+            tally.problem = Some(format!("answered {status}"));
+        }
+        match disposition {
+            Disposition::Taken => self.verdicts(status, &answer, bodies.len(), tally),
+            Disposition::Refused => Answer::Refused(status),
+            Disposition::Again(again) => Answer::Again(again),
+            Disposition::Stop(cause) => Answer::Stop(cause),
+            Disposition::Renew => generation.map_or(Answer::Stop(Cause::Unauthorized), Answer::TokenRefused),
+        }
+    }
+
+    /// Drops the token of a `generation` that the inlet refused.
+    pub async fn renew(&self, generation: u64, deadline: Instant) {
+        if let Some(tokens) = &self.tokens {
+            tokens.renew(generation, deadline).await;
+        }
+    }
+
+    /// Notes that a record was accepted, so that refusals are about records.
+    pub fn accepted(&self) {
+        self.refusals.store(0, Ordering::Relaxed);
+    }
+
+    /// Notes that a record was refused. Returns whether that may be the record's fault: not if the inlet has refused many
+    /// records and accepted none. The record then stays in the hub, until one is accepted.
+    pub fn refused(&self, status: u16, tally: &mut Tally) -> bool {
+        if status == 413 {
+            return true;
+        }
+        if self.refusals.load(Ordering::Relaxed) < MAX_REFUSALS {
+            self.refusals.fetch_add(1, Ordering::Relaxed);
+            return true;
+        }
+        let hint = format!(
+            "the inlet refuses every record ({status}): check {INLET_FLOW_ID}, {INLET_ORG_ID} and {INLET_SCHEMA_ID}"
+        );
+        tally.hints.insert(Cause::Forbidden, hint);
+        false
     }
 
     fn request(&self, bodies: &[&[u8]]) -> (&Url, Vec<u8>) {
@@ -225,21 +245,49 @@ impl Inlet {
         }
     }
 
-    fn verdicts(&self, answer: &[u8], sent: usize, tally: &mut Tally) -> Answer {
+    /// What a response says of each record. Others than the inlet may give a 200, such as a filtering proxy: it counts only
+    /// with the members that the documentation shows.
+    fn verdicts(&self, status: u16, answer: &[u8], sent: usize, tally: &mut Tally) -> Answer {
         let answer: Taken<'_> = serde_json::from_slice(answer).unwrap_or_default();
-        let name = answer.batch_id.or(answer.xaction_id).and_then(|name| json::text(name.get()));
-        tally.transaction = name.map(|name| name.chars().take(100).collect()).or(tally.transaction.take());
+        let transaction = identifier(answer.batch_id).or_else(|| identifier(answer.xaction_id));
+        let is_the_inlets = identifier(answer.inlet_id).is_some();
         let verdicts = match (&self.shape, answer.responses) {
+            (_, Some(elements)) if is_the_inlets => read_elements(&elements, sent),
             // What it received counts; it is validated later.
-            (Shape::Raw { .. } | Shape::Single { .. }, None) => vec![Verdict::Accepted; sent],
-            (_, elements) => read_elements(&elements.unwrap_or_default(), sent),
+            (Shape::Raw { .. } | Shape::Single { .. }, None)
+                if is_the_inlets && status == 200 && identifier(answer.xaction_id).is_some() =>
+            {
+                vec![Verdict::Accepted; sent]
+            }
+            _ => {
+                tally.problem = Some(format!("answered {status}, which is not the inlet's own response"));
+                return Answer::Stop(Cause::Unexpected);
+            }
         };
+        tally.transaction = transaction.map(|name| name.chars().take(100).collect()).or(tally.transaction.take());
         let failed = verdicts.iter().filter(|verdict| **verdict != Verdict::Accepted).count();
         if failed > 0 {
             tally.problem = Some(format!("did not take {failed} of {sent}"));
         }
         Answer::Each(verdicts)
     }
+}
+
+/// Why nothing is sent without a token.
+fn no_token(NoToken { cause, problem, hint }: NoToken, tally: &mut Tally) -> Answer {
+    tally.problem = Some(format!("no token: {problem}"));
+    if let Some(hint) = hint {
+        tally.hints.insert(cause, hint);
+    }
+    match cause {
+        Cause::Unauthorized | Cause::Unexpected => Answer::Stop(cause),
+        cause => Answer::Again(Again { cause, wait: None, may_be_the_records: false }),
+    }
+}
+
+/// A member's text, if it is one and not empty.
+fn identifier(member: Option<&RawValue>) -> Option<String> {
+    json::text(member?.get()).filter(|text| !text.is_empty()).map(Cow::into_owned)
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -282,6 +330,8 @@ fn again(status: u16, wait: Option<Duration>) -> Option<Again> {
 #[serde(rename_all = "camelCase")]
 struct Taken<'a> {
     #[serde(borrow)]
+    inlet_id: Option<&'a RawValue>,
+    #[serde(borrow)]
     batch_id: Option<&'a RawValue>,
     #[serde(borrow)]
     xaction_id: Option<&'a RawValue>,
@@ -306,8 +356,9 @@ struct Element<'a> {
 impl Element<'_> {
     fn verdict(&self) -> Verdict {
         match self.status.or(self.status_code) {
-            None if self.message.is_some() && self.xaction_id.is_none() => without_status(),
-            None => Verdict::Accepted,
+            None if identifier(self.xaction_id).is_some() => Verdict::Accepted,
+            None if self.message.is_some() => without_status(),
+            None => Verdict::Unknown,
             Some(status) => match number(status) {
                 Some(200..=299) => Verdict::Accepted,
                 Some(status) => match again(status, None) {
@@ -356,21 +407,6 @@ fn read_elements(elements: &[&RawValue], sent: usize) -> Vec<Verdict> {
     verdicts
 }
 
-fn seconds(value: &HeaderValue) -> Option<Duration> {
-    value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
-}
-
-async fn read(mut response: reqwest::Response) -> Result<Vec<u8>, reqwest::Error> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        body.extend_from_slice(&chunk);
-        if body.len() > MAX_ANSWER {
-            break;
-        }
-    }
-    Ok(body)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -402,8 +438,9 @@ mod tests {
             (r#"[{"xactionId":"x-1"},{"xactionId":"x-0","status":"503"}]"#, vec![LATER, Accepted]),
             (r#"[{"statusCode":503},{"xactionId":"x"}]"#, vec![LATER, Accepted]),
             (r#"[{"statusCode":"422","message":"m"},{"status":200,"message":"m"}]"#, vec![Refused(422), Accepted]),
-            (r#"[{"message":"m"},{}]"#, vec![without_status(), Accepted]),
-            (r#"[{"status":"gone"},null]"#, vec![without_status(), Accepted]),
+            (r#"[{"message":"m"},{}]"#, vec![without_status(), Unknown]),
+            (r#"[{"status":"gone"},null]"#, vec![without_status(), Unknown]),
+            (r#"[{"xactionId":""},{"xactionId":7}]"#, vec![Unknown, Unknown]),
             // Twice the same place, which proves nothing.
             (r#"[{"xactionId":"x:1","status":400},{"xactionId":"y:1"}]"#, vec![Refused(400), Accepted]),
             (r#"[{"xactionId":"x:1"},{"xactionId":"y:1"},{"xactionId":"z:0"}]"#, vec![Accepted, Unknown]),

@@ -45,6 +45,10 @@ use crate::envelope::{Envelope, Header};
 /// Where records of the default flow go; unset, there is no default flow.
 pub const INLET_URL: &str = "INLET_URL";
 pub const IMS_SECRET_ID: &str = "IMS_SECRET_ID";
+pub const IMS_TOKEN_URL: &str = "IMS_TOKEN_URL";
+pub const INLET_FLOW_ID: &str = "INLET_FLOW_ID";
+pub const INLET_ORG_ID: &str = "INLET_ORG_ID";
+pub const INLET_SCHEMA_ID: &str = "INLET_SCHEMA_ID";
 const FORMAT: &str = "INLET_FORMAT";
 const BATCH_MAX: &str = "INLET_BATCH_MAX";
 const EMULATOR_HOSTS: &str = "EMULATOR_HOSTS";
@@ -274,15 +278,15 @@ impl OptionError {
 /// The variable that stands for an option in the default flow.
 fn variable(member: &str) -> &'static str {
     match member {
-        "inletFlowId" => "INLET_FLOW_ID",
-        "schemaId" => "INLET_SCHEMA_ID",
+        "inletFlowId" => INLET_FLOW_ID,
+        "schemaId" => INLET_SCHEMA_ID,
         "schemaContentType" => "INLET_SCHEMA_CONTENT_TYPE",
         "datasetId" => "INLET_DATASET_ID",
-        "orgId" => "INLET_ORG_ID",
+        "orgId" => INLET_ORG_ID,
         "sandbox" => "INLET_SANDBOX",
         "batchMax" => BATCH_MAX,
         "imsSecretId" => IMS_SECRET_ID,
-        "imsTokenUrl" => "IMS_TOKEN_URL",
+        "imsTokenUrl" => IMS_TOKEN_URL,
         "imsScope" => "IMS_SCOPE",
         _ => INLET_URL,
     }

@@ -1,170 +1,233 @@
 //! Access tokens of Adobe's identity service (IMS), by client credentials.
 //! <https://developer.adobe.com/developer-console/docs/guides/authentication/ServerToServerAuthentication/>
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::utf8_percent_encode;
-use reqwest::header::CONTENT_TYPE;
+use reqwest::header::{CONTENT_TYPE, HeaderValue};
+use reqwest::{Method, Request};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use shared::answer::Cause;
+use shared::aws::Aws;
 use shared::clock::Clock;
+use shared::http::token_cache::{Issued, Issuer, TokenCache};
+use shared::http::{Attempts, Http, RetryPolicy};
 use shared::parts::Parts;
 use shared::sas::ENCODED;
 use shared::settings::{SecretSource, SettingsError};
-use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
-use crate::settings::{IMS_SECRET_ID, Ims};
+use crate::settings::{IMS_SECRET_ID, IMS_TOKEN_URL, Ims};
 
-/// What must be left of a token at use, in seconds.
-const REFRESH_MARGIN: u64 = 300;
-/// Tokens are good for about a day. Older forms of the service told milliseconds: nothing is believed beyond it.
+/// Maximum lifetime that is believed, in seconds: tokens are valid for about a day, but older forms of the service reported
+/// milliseconds.
 const LONGEST: u64 = 24 * 3600;
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// Lifetime of a token whose response does not say (RFC 6749, 5.1, allows that), in seconds.
+const UNKNOWN: u64 = 60;
+const RETRY: RetryPolicy = RetryPolicy { attempt_timeout: Duration::from_secs(5), ..RetryPolicy::DEFAULT };
+/// Maximum size of a response, in bytes. Tokens have a few kilobytes.
+const MAX_RESPONSE: usize = 100_000;
 
-/// Who the tokens are for. Its secret is in Secrets Manager, as `{"client_id":…,"client_secret":…}`.
+/// The client that the tokens are for. Its secret is in Secrets Manager, as `{"client_id":…,"client_secret":…}`.
 #[derive(Clone, Deserialize)]
 struct Client {
     client_id: String,
     client_secret: SecretString,
 }
 
-/// A token; `generation` counts renewals, so that requests refused together renew once.
-#[derive(Clone)]
-pub struct Token {
-    pub text: Arc<SecretString>,
-    pub generation: u64,
-}
+/// Tokens for one inlet, as `Authorization` headers, each used until shortly before it expires.
+pub type Tokens = TokenCache<Service>;
 
-/// Tokens for one inlet, each used until shortly before it expires.
-pub struct Tokens {
+/// The token service, with the credentials of one client.
+pub struct Service {
     ims: Ims,
     source: SecretSource,
-    http: reqwest::Client,
-    aws: shared::aws::Aws,
+    http: Http,
+    aws: Aws,
     clock: Clock,
-    current: Mutex<Current>,
+    client: Client,
 }
 
-struct Current {
-    client: Client,
-    /// The token and its expiry in Unix seconds. A failure is never kept.
-    token: Option<(Arc<SecretString>, u64)>,
-    generation: u64,
+/// The reason why no token could be fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoToken {
+    /// [`Cause::Unauthorized`] and [`Cause::Unexpected`] are for an operator, everything else may pass.
+    pub cause: Cause,
+    /// What was observed, for the log.
+    pub problem: String,
+    /// What an operator should look at, where the cause alone does not show it.
+    pub hint: Option<String>,
+}
+
+impl NoToken {
+    fn unreadable() -> Self {
+        Self {
+            cause: Cause::Unexpected,
+            problem: "a response of the token endpoint that is not readable".to_owned(),
+            hint: Some(format!("the token endpoint gave a response without a token: check {IMS_TOKEN_URL}")),
+        }
+    }
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct Response<'a> {
     access_token: SecretString,
-    /// In seconds.
-    expires_in: u64,
+    /// Lifetime in seconds: a number, or its digits as text.
+    #[serde(borrow)]
+    expires_in: Option<&'a RawValue>,
 }
 
-impl Tokens {
-    /// Reads the client's secret.
-    pub async fn open(parts: &Parts, ims: Ims, deadline: Instant) -> Result<Self, SettingsError> {
-        let source = SecretSource::secret(IMS_SECRET_ID, &ims.secret_id);
-        let secret =
-            source.text(&parts.aws, deadline).await.map_err(|error| SettingsError::unread(IMS_SECRET_ID, &error))?;
-        let client = client(&secret).map_err(|problem| SettingsError::new(IMS_SECRET_ID, problem))?;
-        Ok(Self {
-            ims,
-            source,
-            http: parts.http.clone(),
-            aws: parts.aws.clone(),
-            clock: parts.clock.clone(),
-            current: Mutex::new(Current { client, token: None, generation: 0 }),
-        })
-    }
+/// Reads the client's secret.
+pub async fn open(parts: &Parts, ims: Ims, deadline: Instant) -> Result<Tokens, SettingsError> {
+    let source = SecretSource::secret(IMS_SECRET_ID, &ims.secret_id);
+    let secret =
+        source.text(&parts.aws, deadline).await.map_err(|error| SettingsError::unread(IMS_SECRET_ID, &error))?;
+    let client = client(&secret).map_err(|problem| SettingsError::new(IMS_SECRET_ID, problem))?;
+    let (http, aws, clock) = (parts.http.clone(), parts.aws.clone(), parts.clock.clone());
+    Ok(TokenCache::new(Service { ims, source, http, aws, clock, client }, parts.clock.clone()))
+}
 
-    /// The token in hand, or a new one.
-    ///
-    /// # Errors
-    /// Why there is none: [`Cause::Unauthorized`] is for an operator, everything else may pass.
-    pub async fn token(&self, deadline: Instant) -> Result<Token, Cause> {
-        let mut current = self.current.lock().await;
-        let now = self.clock.unix_seconds();
-        let fresh = current.token.as_ref().filter(|(_, expiry)| now + REFRESH_MARGIN < *expiry);
-        let text = match fresh {
-            Some((text, _)) => text.clone(),
-            None => {
-                let answer = match self.fetch(&current.client, deadline).await {
-                    // Perhaps the secret was changed since it was read.
-                    Err(Cause::Unauthorized) if self.read_again(&mut current.client, deadline).await => {
-                        self.fetch(&current.client, deadline).await?
-                    }
-                    answer => answer?,
-                };
-                let text = Arc::new(answer.access_token);
-                current.token = Some((text.clone(), now + answer.expires_in.min(LONGEST)));
-                text
+impl Issuer for Service {
+    type Token = HeaderValue;
+    type Error = NoToken;
+
+    async fn issue(&mut self, now: u64, deadline: Instant) -> Result<Issued<HeaderValue>, NoToken> {
+        let issued = self.fetch(now, deadline).await;
+        match issued {
+            // The secret may have been changed since it was read.
+            Err(NoToken { cause: Cause::Unauthorized, .. }) if self.read_again(deadline).await => {
+                self.fetch(now, deadline).await
             }
-        };
-        Ok(Token { text, generation: current.generation })
-    }
-
-    /// Drops a token that was refused, and reads the client's secret again.
-    pub async fn renew(&self, generation: u64, deadline: Instant) {
-        let mut current = self.current.lock().await;
-        if current.generation == generation {
-            current.generation += 1;
-            current.token = None;
-            self.read_again(&mut current.client, deadline).await;
+            issued => issued,
         }
     }
 
-    /// Whether the secret was read and is another one now.
-    async fn read_again(&self, known: &mut Client, deadline: Instant) -> bool {
+    async fn refresh(&mut self, deadline: Instant) {
+        self.read_again(deadline).await;
+    }
+}
+
+impl Service {
+    /// Reads the client's secret again. Returns whether it has changed.
+    async fn read_again(&mut self, deadline: Instant) -> bool {
         let read = self.source.text(&self.aws, deadline).await.map_err(|error| error.to_string());
         match read.and_then(|secret| client(&secret).map_err(str::to_owned)) {
             Ok(client) => {
-                let is_other = client.client_id != known.client_id
-                    || client.client_secret.expose_secret() != known.client_secret.expose_secret();
-                *known = client;
-                is_other
+                let has_changed = client.client_id != self.client.client_id
+                    || client.client_secret.expose_secret() != self.client.client_secret.expose_secret();
+                self.client = client;
+                has_changed
             }
             Err(problem) => {
-                tracing::warn!(problem, "going on with the client's secret as it was read before");
+                tracing::warn!(problem, "failed to read the secret of the token client again; using the cached one");
                 false
             }
         }
     }
 
-    async fn fetch(&self, client: &Client, deadline: Instant) -> Result<Answer, Cause> {
+    async fn fetch(&self, now: u64, deadline: Instant) -> Result<Issued<HeaderValue>, NoToken> {
         let encoded = |text: &str| utf8_percent_encode(text, ENCODED).to_string();
         let form = format!(
             "grant_type=client_credentials&client_id={}&client_secret={}&scope={}",
-            encoded(&client.client_id),
-            encoded(client.client_secret.expose_secret()),
+            encoded(&self.client.client_id),
+            encoded(self.client.client_secret.expose_secret()),
             encoded(&self.ims.scope),
         );
-        let request = self.http.post(self.ims.token_url.clone());
-        let sending = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form).send();
-        let bound = deadline.min(Instant::now() + TIMEOUT);
-        let answered = timeout_at(bound, async {
-            let response = sending.await?;
-            let status = response.status().as_u16();
-            response.bytes().await.map(|body| (status, body))
-        });
-        let (status, body) = match answered.await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) if error.is_connect() => return Err(Cause::Unreachable),
-            Ok(Err(_)) => return Err(Cause::ConnectionLost),
-            Err(_) => return Err(Cause::Timeout),
-        };
-        match status {
-            200 => serde_json::from_slice(&body).map_err(|_| Cause::Unexpected),
-            400 | 401 | 403 => Err(Cause::Unauthorized),
-            429 => Err(Cause::Throttled),
-            500.. => Err(Cause::Unavailable),
-            _ => Err(Cause::Unexpected),
+        let mut attempts = Attempts::new(RETRY, deadline);
+        let mut last = NoToken { cause: Cause::Timeout, problem: "no time is left".to_owned(), hint: None };
+        while let Some(attempt) = attempts.begin() {
+            let mut request = Request::new(Method::POST, self.ims.token_url.clone());
+            let content_type = HeaderValue::from_static("application/x-www-form-urlencoded");
+            request.headers_mut().insert(CONTENT_TYPE, content_type);
+            *request.body_mut() = Some(form.clone().into());
+            let mut asked = None;
+            let answered = match self.http.send(request, attempt.via, attempt.bound).await {
+                Ok(response) => {
+                    let status = response.status();
+                    asked = response.retry_after(self.clock.now());
+                    response.read(MAX_RESPONSE, attempt.bound).await.whole().map(|body| (status, body))
+                }
+                Err(error) => Err(error),
+            };
+            last = match answered {
+                Ok((200, body)) => return read(&body, now),
+                Ok((status, _)) => {
+                    let cause = match status {
+                        400 | 401 | 403 => Cause::Unauthorized,
+                        429 => Cause::Throttled,
+                        500.. => Cause::Unavailable,
+                        _ => Cause::Unexpected,
+                    };
+                    let hint = (cause == Cause::Unexpected).then(|| {
+                        format!("the token endpoint gave a response that is not documented: check {IMS_TOKEN_URL}")
+                    });
+                    NoToken { cause, problem: format!("the token endpoint answered {status}"), hint }
+                }
+                Err(error) => NoToken {
+                    cause: Cause::from(&error),
+                    problem: format!("no response of the token endpoint: {error}"),
+                    hint: error.kind.hint(IMS_TOKEN_URL),
+                },
+            };
+            let is_final = matches!(last.cause, Cause::Unauthorized | Cause::Unexpected);
+            if is_final || !attempts.again(last.cause == Cause::ConnectionLost, asked).await {
+                break;
+            }
         }
+        Err(last)
     }
+}
+
+/// The token of a response.
+fn read(body: &[u8], now: u64) -> Result<Issued<HeaderValue>, NoToken> {
+    let Response { access_token, expires_in } = serde_json::from_slice(body).map_err(|_| NoToken::unreadable())?;
+    let access_token = access_token.expose_secret();
+    let header = HeaderValue::from_str(&format!("Bearer {access_token}"));
+    let mut token = header.ok().filter(|_| !access_token.is_empty()).ok_or_else(NoToken::unreadable)?;
+    token.set_sensitive(true);
+    let seconds = expires_in.and_then(|text| text.get().trim_matches('"').trim().parse::<f64>().ok());
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, and a day fits")]
+    let seconds = seconds.filter(|seconds| seconds.is_finite()).map_or(UNKNOWN, |seconds| seconds as u64);
+    Ok(Issued { token, expires_at: now + seconds.min(LONGEST) })
 }
 
 fn client(secret: &SecretString) -> Result<Client, &'static str> {
     serde_json::from_str(secret.expose_secret())
         .map_err(|_| "the secret is not {\"client_id\":\"…\",\"client_secret\":\"…\"}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lifetimes_are_read_in_each_form_that_occurs() {
+        for (member, lifetime) in [
+            (r#","expires_in":86399"#, 86_399),
+            (r#","expires_in":86399.0"#, 86_399),
+            (r#","expires_in":59.9"#, 59),
+            (r#","expires_in":"86399""#, 86_399),
+            (r#","expires_in":" 3600.5 ""#, 3_600),
+            (r#","expires_in":86399000"#, 86_400),
+            (r#","expires_in":1e300"#, 86_400),
+            (r#","expires_in":-1"#, 0),
+            (r#","expires_in":null"#, 60),
+            (r#","expires_in":"soon""#, 60),
+            ("", 60),
+        ] {
+            let issued = read(format!(r#"{{"access_token":"t"{member}}}"#).as_bytes(), 1_000).unwrap();
+            assert_eq!((issued.token.to_str().unwrap(), issued.expires_at), ("Bearer t", 1_000 + lifetime), "{member}");
+        }
+    }
+
+    #[test]
+    fn a_response_without_a_token_blames_the_address() {
+        for body in ["<html>blocked</html>", "{}", r#"{"access_token":7}"#, r#"{"access_token":""}"#, "[]", ""] {
+            let error = read(body.as_bytes(), 1_000).unwrap_err();
+            assert_eq!(error.cause, Cause::Unexpected);
+            assert!(error.hint.unwrap().contains(IMS_TOKEN_URL), "{body}");
+        }
+    }
 }

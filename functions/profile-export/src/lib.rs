@@ -1,6 +1,5 @@
 #![doc = include_str!("../README.md")]
 
-mod canonical;
 mod mapping;
 mod options;
 mod profile;

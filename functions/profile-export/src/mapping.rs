@@ -3,9 +3,8 @@
 use percent_encoding::utf8_percent_encode;
 use serde_json::value::RawValue;
 use shared::sas::ENCODED;
-use shared::{Body, CloudEvent, Event, Kind, Mapped, Message, Rejection, deterministic_id, digest};
+use shared::{Body, CloudEvent, Event, Kind, Mapped, Message, Rejection, canonical_digest, deterministic_id};
 
-use crate::canonical::push_canonical;
 use crate::options::{Options, Split};
 use crate::profile::{Membership, Namespace, Profile, Status};
 
@@ -13,13 +12,13 @@ pub const KIND: Kind<Options> = Kind { name: "profile-export", arrays: true, che
 
 const EVENT_TYPE: &str = "com.adobe.experience.profile.exported";
 
-/// What the messages of one profile may take, in bytes, so that they fit the function's memory.
-const MAX_BYTES_OF_ALL_MEMBERSHIPS: usize = 8_000_000;
+/// Maximum size of the bodies of all messages of one profile, in bytes, so that they fit the function's memory.
+const MAX_BYTES_OF_ALL_MESSAGES: usize = 8_000_000;
 
 fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejection> {
     let profile = Profile::read(event.json)?;
     let passes = |membership: &Membership<'_>| {
-        options.audiences.as_ref().is_none_or(|ids| ids.iter().any(|id| *id == membership.audience))
+        options.audiences.as_ref().is_none_or(|ids| ids.contains(membership.audience.as_ref()))
     };
     let all: usize = profile.namespaces.iter().map(|namespace| namespace.memberships.len()).sum();
     let passed: Vec<Passed<'_>> = profile
@@ -36,23 +35,25 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
         return Ok(Mapped::filtered("no_named_audience"));
     }
 
-    let subject = profile.subject(options.partition_by.as_deref().unwrap_or_default());
+    let subject = profile.subject(options.partition_by.as_ref());
     let source = format!("/profile-export/{}", utf8_percent_encode(event.flow, ENCODED));
     let message = |id: String, body: &str| {
         let event = CloudEvent { id, event_type: EVENT_TYPE, source: &source, time: None };
         Message::new(event, subject.clone().into(), Body::new(body))
     };
-    let mut canonical = Vec::with_capacity(event.json.len());
-    push_canonical(&mut canonical, event.json);
-    let profile_id = digest(&canonical);
+    let profile_id = canonical_digest(event.json);
 
     let memberships = || passed.iter().flat_map(|passed| &passed.memberships);
+    let repeats = profile.membership_values.len();
+    let beside = bytes_beside_memberships(event.json, &profile);
     let messages = match options.split {
         Split::Membership if left > 0 => {
-            let repeats = profile.membership_values.len();
-            let bytes = bytes_beside_memberships(event.json, &profile).saturating_mul(left)
-                + memberships().map(|one| one.text.len()).sum::<usize>() * repeats;
-            if bytes > MAX_BYTES_OF_ALL_MEMBERSHIPS {
+            // Each message has brackets around its one namespace and its one membership.
+            let bytes = passed.iter().map(|passed| {
+                let texts = passed.memberships.iter().map(|one| one.text.len()).sum::<usize>();
+                (passed.namespace.bytes_around() + 4) * passed.memberships.len() + texts
+            });
+            if too_large(left * beside, repeats, bytes.sum()) {
                 return Err(Rejection::too_large(
                     "segmentMembership: one message per membership would make more than 8 MB",
                 ));
@@ -61,16 +62,28 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
             each.map(|(namespace, membership)| {
                 let id = deterministic_id([profile_id.as_str(), &namespace.name, &membership.audience]);
                 let alone = Passed { namespace, memberships: vec![membership] };
-                message(id, &with_memberships(event.json, &profile, &[alone]))
+                message(id, &with_memberships(event.json, &profile, &reduced(&[alone])))
             })
             .collect()
         }
         _ if options.audiences.is_none() || all == 0 => vec![message(profile_id, event.json)],
-        _ => vec![message(profile_id, &with_memberships(event.json, &profile, &passed))],
+        _ => {
+            let reduced = reduced(&passed);
+            if too_large(beside, repeats, reduced.len()) {
+                return Err(Rejection::too_large("segmentMembership: its repetitions would make more than 8 MB"));
+            }
+            vec![message(profile_id, &with_memberships(event.json, &profile, &reduced))]
+        }
     };
     let unknown = memberships().filter(|membership| membership.status == Status::Unknown);
     let notes = unknown.map(|_| "unknown_status").collect();
     Ok(Mapped { messages, notes })
+}
+
+/// Whether bodies with `beside` bytes in all beside their memberships, and `reduced` bytes of memberships in all for each place
+/// of the member, are too large.
+fn too_large(beside: usize, repeats: usize, reduced: usize) -> bool {
+    reduced.saturating_mul(repeats).saturating_add(beside) > MAX_BYTES_OF_ALL_MESSAGES
 }
 
 /// Memberships of one namespace that go into a message.
@@ -79,8 +92,8 @@ struct Passed<'p> {
     memberships: Vec<&'p Membership<'p>>,
 }
 
-/// The profile with some of its memberships alone. What is kept keeps its bytes.
-fn with_memberships(json: &str, profile: &Profile<'_>, passed: &[Passed<'_>]) -> String {
+/// The value of `segmentMembership` with some of its memberships alone. What is kept keeps its bytes.
+fn reduced(passed: &[Passed<'_>]) -> String {
     let namespaces: Vec<String> = passed
         .iter()
         .map(|Passed { namespace, memberships }| {
@@ -88,13 +101,17 @@ fn with_memberships(json: &str, profile: &Profile<'_>, passed: &[Passed<'_>]) ->
             format!("{}{{{}}}{}", namespace.opening, texts.join(","), namespace.closing)
         })
         .collect();
-    let reduced = format!("{{{}}}", namespaces.join(","));
+    format!("{{{}}}", namespaces.join(","))
+}
+
+/// The profile with other memberships, in each place of a repeated member.
+fn with_memberships(json: &str, profile: &Profile<'_>, reduced: &str) -> String {
     let mut out = String::with_capacity(bytes_beside_memberships(json, profile) + reduced.len());
     let mut copied = 0;
     for value in &profile.membership_values {
         let start = place_of(value, json);
         out.push_str(&json[copied..start]);
-        out.push_str(&reduced);
+        out.push_str(reduced);
         copied = start + value.get().len();
     }
     out.push_str(&json[copied..]);

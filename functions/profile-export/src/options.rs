@@ -1,5 +1,7 @@
 //! What an operator sets for a flow of this kind.
 
+use std::collections::{HashMap, HashSet};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
@@ -9,13 +11,13 @@ use serde::{Deserialize, Deserializer, de};
 pub struct Options {
     /// Ids of audiences, in any namespace: other memberships are removed. Without it all are passed.
     #[serde(deserialize_with = "names")]
-    #[schemars(length(min = 1))]
-    pub audiences: Option<Vec<String>>,
+    #[schemars(with = "Option<Vec<String>>", length(min = 1))]
+    pub audiences: Option<HashSet<String>>,
     /// Identity namespaces in order of preference, in any case: the first id of the first that the profile has is the
     /// ordering subject. Without it, or where it has none, the smallest `namespace:id` is.
-    #[serde(deserialize_with = "names")]
-    #[schemars(length(min = 1))]
-    pub partition_by: Option<Vec<String>>,
+    #[serde(deserialize_with = "ranks")]
+    #[schemars(with = "Option<Vec<String>>", length(min = 1))]
+    pub partition_by: Option<Ranks>,
     pub split: Split,
 }
 
@@ -30,10 +32,22 @@ pub enum Split {
     Membership,
 }
 
-fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
-    let names = Option::<Vec<String>>::deserialize(deserializer)?;
-    if names.as_ref().is_some_and(Vec::is_empty) {
+/// The place of each identity namespace in an order of preference, by its name in lower case.
+pub type Ranks = HashMap<String, usize>;
+
+fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<HashSet<String>>, D::Error> {
+    let names = Option::<HashSet<String>>::deserialize(deserializer)?;
+    if names.as_ref().is_some_and(HashSet::is_empty) {
         return Err(de::Error::custom("the array is empty; leave it out"));
     }
     Ok(names)
+}
+
+fn ranks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Ranks>, D::Error> {
+    let Some(names) = Option::<Vec<String>>::deserialize(deserializer)? else { return Ok(None) };
+    if names.is_empty() {
+        return Err(de::Error::custom("the array is empty; leave it out"));
+    }
+    // The first place of a repeated name counts.
+    Ok(Some(names.iter().enumerate().rev().map(|(rank, name)| (name.to_ascii_lowercase(), rank)).collect()))
 }

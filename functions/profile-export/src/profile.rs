@@ -7,13 +7,15 @@ use serde_json::value::RawValue;
 use shared::Rejection;
 use shared::json::{Members, explain, member_texts, text};
 
+use crate::options::Ranks;
+
 /// A profile as far as it is looked at.
 #[derive(Debug)]
 pub struct Profile<'a> {
     /// The values of `segmentMembership`: one, or as many as the member is repeated, of which the last counts.
     pub membership_values: Vec<&'a RawValue>,
     pub namespaces: Vec<Namespace<'a>>,
-    pub identities: Vec<Identity<'a>>,
+    pub identities: Vec<Identities<'a>>,
 }
 
 /// The audiences of one namespace.
@@ -26,16 +28,18 @@ pub struct Namespace<'a> {
     pub memberships: Vec<Membership<'a>>,
 }
 
-#[derive(Debug)]
-pub struct Identity<'a> {
-    pub namespace: Cow<'a, str>,
-    pub id: Cow<'a, str>,
+impl Namespace<'_> {
+    /// What its audiences stand between, in bytes.
+    pub fn bytes_around(&self) -> usize {
+        self.opening.len() + self.closing.len()
+    }
 }
 
-impl Identity<'_> {
-    fn as_subject(&self) -> String {
-        format!("{}:{}", self.namespace, self.id)
-    }
+/// The identities of one namespace; there may be none.
+#[derive(Debug)]
+pub struct Identities<'a> {
+    pub namespace: Cow<'a, str>,
+    pub ids: Vec<Cow<'a, str>>,
 }
 
 /// One audience that the profile is or was in.
@@ -87,15 +91,21 @@ impl<'a> Profile<'a> {
     }
 
     /// `namespace:id` of the preferred identity, whatever the order of the body's members; empty when there is none.
-    pub fn subject(&self, preferred: &[String]) -> String {
-        let of_namespace = |wanted: &String| {
-            let matching = || self.identities.iter().filter(|identity| identity.namespace.eq_ignore_ascii_case(wanted));
-            // The first id, of the smallest spelling should there be several.
-            let spelling = matching().map(|identity| &identity.namespace).min()?;
-            matching().find(|identity| identity.namespace == *spelling).map(Identity::as_subject)
+    pub fn subject(&self, preferred: Option<&Ranks>) -> String {
+        let with_ids = || self.identities.iter().filter(|identities| !identities.ids.is_empty());
+        // The smallest spelling of a namespace counts if there are several, and its first id.
+        let by_rank = |ranks: &Ranks| {
+            with_ids()
+                .filter_map(|identities| {
+                    let rank = ranks.get(&identities.namespace.to_ascii_lowercase())?;
+                    Some((rank, &identities.namespace, identities.ids.first()?))
+                })
+                .min_by(|(rank, namespace, _), (other, spelling, _)| (rank, namespace).cmp(&(other, spelling)))
+                .map(|(_, namespace, id)| format!("{namespace}:{id}"))
         };
-        let smallest = || self.identities.iter().map(Identity::as_subject).min();
-        preferred.iter().find_map(of_namespace).or_else(smallest).unwrap_or_default()
+        let smallest =
+            || with_ids().filter_map(|one| Some(format!("{}:{}", one.namespace, one.ids.iter().min()?))).min();
+        preferred.and_then(by_rank).or_else(smallest).unwrap_or_default()
     }
 }
 
@@ -127,20 +137,21 @@ fn memberships<'a>(namespaces: &'a RawValue) -> Result<Vec<Namespace<'a>>, Rejec
         .collect()
 }
 
-fn identities<'a>(namespaces: &'a RawValue) -> Result<Vec<Identity<'a>>, Rejection> {
-    let mut identities = Vec::new();
-    for Member { name: namespace, value: items, .. } in object(namespaces, &|| IDENTITY.to_owned())? {
+fn identities<'a>(namespaces: &'a RawValue) -> Result<Vec<Identities<'a>>, Rejection> {
+    let namespaces = object(namespaces, &|| IDENTITY.to_owned())?;
+    let read = namespaces.into_iter().map(|Member { name: namespace, value: items, .. }| {
         let place = || format!("{IDENTITY}.{}", shown(&namespace));
         let items: Vec<&'a RawValue> = serde_json::from_str(items.get())
             .map_err(|_| Rejection::unmappable(format!("{}: expected an array of identities", place())))?;
-        for (position, item) in items.into_iter().enumerate() {
+        let ids = items.into_iter().enumerate().map(|(position, item)| {
             let members = object(item, &|| format!("{}[{position}]", place()))?;
             let id = members.iter().find(|member| member.name == "id").and_then(|id| text(id.value.get()));
-            let id = id.ok_or_else(|| Rejection::unmappable(format!("{}[{position}].id: expected text", place())))?;
-            identities.push(Identity { namespace: namespace.clone(), id });
-        }
-    }
-    Ok(identities)
+            id.ok_or_else(|| Rejection::unmappable(format!("{}[{position}].id: expected text", place())))
+        });
+        let ids = ids.collect::<Result<_, _>>()?;
+        Ok(Identities { namespace, ids })
+    });
+    read.collect()
 }
 
 /// A member and how it stands in the body.

@@ -8,19 +8,24 @@ use std::time::{Duration, SystemTime};
 use shared::answer::Cause;
 use shared::event_hubs::circuit::Admission;
 use shared::event_hubs::{EventHub, Outcome, Report};
-use shared::parking::{Envelope, EnvelopeError, unpack};
+use shared::parking::{Envelope, EnvelopeError, MAX_MESSAGES, unpack};
 use shared::rejects::{Reject, Source};
+use shared::sqs_event::Record;
 use shared::{Message, Reason, Rejection};
 
 use crate::destinations::{Unresolved, Way};
-use crate::hold::{FULL_BYTES, Held, Wait};
+use crate::hold::{FULL_BYTES, Held, UNREADABLE, Wait};
 use crate::redelivery::{Delivered, Ending, Item, Redelivery, Times};
 
 /// Maximum size of what one invocation unpacks, in bytes. It fits a function of 512 MB together with the requests.
 const MAX_UNPACKED: usize = 48_000_000;
-/// Maximum number of messages of the first request to a hub that is not known to respond, and to one that failed.
+/// Maximum number of messages of the first request to a hub that is not known to respond, to one that failed, and to one
+/// that did not respond in time: there the request may have been stored.
 const FIRST_CONTACT: usize = 100;
 const PROBE: usize = 50;
+const PROBE_AFTER_TIMEOUT: usize = 1;
+/// Size of an envelope's JSON from which it is full, in bytes: text that packs well never becomes 64 KiB.
+const FULL_JSON: usize = 500_000;
 /// Time for which a hub that responded counts as responding.
 const KNOWN_FOR: Duration = Duration::from_secs(10);
 /// Maximum age of an envelope that shows that new events are being throttled.
@@ -29,6 +34,8 @@ const FRESH: Duration = Duration::from_secs(10);
 const PARKED_AT_ONCE: Duration = Duration::from_secs(2);
 /// Time that messages wait for which there was no memory.
 const NO_ROOM: Duration = Duration::from_secs(1);
+/// Maximum number of unreadable envelopes that get a log line of their own.
+const MAX_LINES: usize = 10;
 /// Minimum time between two looks at a disabled flow.
 const DISABLED: Duration = Duration::from_secs(300);
 
@@ -48,9 +55,13 @@ impl Budget {
 
 /// What to do with the messages of a way.
 enum Plan {
-    Send { hub: std::sync::Arc<EventHub>, admission: Admission },
+    Send {
+        hub: std::sync::Arc<EventHub>,
+        admission: Admission,
+    },
     Hold(Wait),
-    Reject(Rejection),
+    /// The flow was deleted.
+    Reject,
 }
 
 /// The JSON of an envelope, or why there is none.
@@ -59,7 +70,7 @@ enum Unpacked {
     /// It is not needed: the envelope stays as it is.
     NotNeeded,
     NoRoom,
-    Unreadable,
+    Unreadable(EnvelopeError),
 }
 
 /// The messages of a way's envelopes, each once.
@@ -73,7 +84,7 @@ struct Load<'e> {
 
 impl<'e> Load<'e> {
     /// A message that equals the last one of its subject is a copy of it: an envelope is stored again before it is
-    /// deleted. An equal message further ahead may be a state that has come back.
+    /// deleted. An equal message further ahead may be a state that was reached again.
     fn of(envelopes: &'e [Option<Envelope<'e>>]) -> Self {
         let mut load = Self { messages: Vec::new(), origins: Vec::new(), of_items: Vec::new() };
         let mut last_of: HashMap<Cow<'e, str>, usize> = HashMap::new();
@@ -108,20 +119,27 @@ impl Redelivery {
 
         let unpacked: Vec<Unpacked> =
             items.iter().map(|item| self.unpack(item, matches!(plan, Plan::Hold(_)), budget)).collect();
-        let envelopes: Vec<Option<Envelope<'_>>> = items
-            .iter()
-            .zip(&unpacked)
-            .map(|(item, unpacked)| match unpacked {
-                Unpacked::Json(json) => Envelope::parse(json).inspect_err(|error| report_unreadable(item, *error)).ok(),
-                Unpacked::NotNeeded | Unpacked::NoRoom | Unpacked::Unreadable => None,
-            })
-            .collect();
+        let mut unreadable = Vec::new();
+        let mut envelopes: Vec<Option<Envelope<'_>>> = Vec::new();
+        for (item, unpacked) in items.iter().zip(&unpacked) {
+            let parsed = match unpacked {
+                Unpacked::Json(json) => Envelope::parse(json).map(Some),
+                Unpacked::Unreadable(problem) => Err(*problem),
+                Unpacked::NotNeeded | Unpacked::NoRoom => Ok(None),
+            };
+            envelopes.push(parsed.unwrap_or_else(|problem| {
+                unreadable.push((item.record, problem));
+                None
+            }));
+        }
+        report_unreadable(&unreadable);
         let load = Load::of(&envelopes);
 
+        let mut rejected = vec![false; items.len()];
         let (outcomes, wait) = match plan {
             Plan::Send { hub, admission } => {
                 let (report, wait) = self.send(&way, &hub, admission, &items, &load.messages, times).await;
-                delivered.probe = (admission == Admission::Probe)
+                delivered.probe = (admission == Admission::Probe && report.requests > 0)
                     .then_some(report.stopped.is_some_and(|cause| cause != Cause::Throttled));
                 delivered.units = (report.requests > 0).then(|| self.pace(&wait.host).units());
                 let outcomes = report.outcomes.iter().map(|outcome| Some(*outcome)).collect();
@@ -129,9 +147,9 @@ impl Redelivery {
                 (outcomes, wait.wait)
             }
             Plan::Hold(wait) => (vec![wait.cause.map(Outcome::Unsent); load.messages.len()], wait),
-            Plan::Reject(rejection) => {
-                delivered.endings = self.reject_all(&items, &unpacked, &envelopes, &rejection, times).await;
-                return delivered;
+            Plan::Reject => {
+                rejected = self.reject_all(&items, &unpacked, &envelopes, times).await;
+                (vec![None; load.messages.len()], Wait::default())
             }
         };
 
@@ -142,6 +160,11 @@ impl Redelivery {
             let positions = &load.of_items[place];
             let mut ending =
                 Ending { position: item.position, flow: Some(item.head.flow.to_string()), ..Ending::default() };
+            if rejected[place] {
+                ending.rejected.push(Reason::UnknownFlow);
+                endings.push(ending);
+                continue;
+            }
             let mut left = Vec::new();
             for (in_envelope, position) in positions.iter().enumerate() {
                 let is_copy = load.origins[*position] != (place, in_envelope);
@@ -153,10 +176,15 @@ impl Redelivery {
             }
             let delay = match unpacked[place] {
                 Unpacked::NoRoom => Some(NO_ROOM),
-                Unpacked::Json(_) | Unpacked::NotNeeded | Unpacked::Unreadable => None,
+                Unpacked::NotNeeded => None,
+                Unpacked::Json(_) if envelopes[place].is_some() => None,
+                Unpacked::Json(_) | Unpacked::Unreadable(_) => Some(UNREADABLE),
             };
+            let is_full = item.text.len() >= FULL_BYTES
+                || positions.len() >= MAX_MESSAGES / 2
+                || matches!(&unpacked[place], Unpacked::Json(json) if json.len() >= FULL_JSON);
             if !left.is_empty() || envelopes[place].is_none() {
-                held.push(Held { place, item, is_whole: left.len() == positions.len(), left, delay });
+                held.push(Held { place, item, is_whole: left.len() == positions.len(), is_full, left, delay });
             }
             endings.push(ending);
         }
@@ -169,10 +197,7 @@ impl Redelivery {
     async fn plan(&self, way: &Way, items: &[Item<'_>], times: Times) -> Plan {
         let hub = match self.destinations.resolve(&self.parts, way, times.looking_up_ends).await {
             Ok(hub) => hub,
-            Err(Unresolved::Deleted) => {
-                let detail = "the flow was deleted while its messages were parked; the body is their envelope";
-                return Plan::Reject(Rejection { reason: Reason::UnknownFlow, detail: detail.into() });
-            }
+            Err(Unresolved::Deleted) => return Plan::Reject,
             Err(problem) => {
                 let (flow, envelopes) = (items.first().map_or("", |item| item.head.flow.as_ref()), items.len());
                 let is_disabled = matches!(problem, Unresolved::Disabled);
@@ -185,7 +210,7 @@ impl Redelivery {
                 return Plan::Hold(Wait { at_least, ..Wait::default() });
             }
         };
-        match self.admit(way, &hub.destination().await.host) {
+        match self.admit(way, &hub.destination().await) {
             Admission::Open(open) => {
                 Plan::Hold(Wait { cause: Some(open.cause), until: Some(open.next_probe), ..Wait::default() })
             }
@@ -207,10 +232,7 @@ impl Redelivery {
                 budget.take(json.len());
                 Unpacked::Json(json)
             }
-            Err(problem) => {
-                report_unreadable(item, problem);
-                Unpacked::Unreadable
-            }
+            Err(problem) => Unpacked::Unreadable(problem),
         }
     }
 
@@ -230,11 +252,13 @@ impl Redelivery {
             pace.live_traffic_is_throttled();
         }
         let probe = match admission {
-            Admission::Probe => Some(PROBE),
+            Admission::Probe if self.open_cause(way, &destination) == Some(Cause::Timeout) => Some(PROBE_AFTER_TIMEOUT),
+            // Any number, so that an event at which the hub fails is not in each probe.
+            Admission::Probe => Some(fastrand::usize(1..=PROBE)),
             _ if self.responded_within(way, KNOWN_FOR) => None,
             _ => Some(FIRST_CONTACT),
         };
-        let report = hub.send_paced(messages, probe, &pace, times.sending_ends).await;
+        let report = hub.send_paced(messages, probe, &pace, times.sending_ends, times.responses_end).await;
         let oldest = items.first().map_or_else(|| self.now(), |item| item.first_seen);
         let until = self.record(way, &destination, &report, oldest);
         if matches!(report.stopped, Some(Cause::Unauthorized | Cause::TokenExpired)) {
@@ -304,38 +328,28 @@ impl Redelivery {
         }
     }
 
-    /// Stores all envelopes of a way as rejected. What is not stored stays parked.
+    /// Stores all envelopes of a deleted flow as rejected. Returns for each whether it is stored.
     async fn reject_all(
         &self,
         items: &[Item<'_>],
         unpacked: &[Unpacked],
         envelopes: &[Option<Envelope<'_>>],
-        rejection: &Rejection,
         times: Times,
-    ) -> Vec<Ending> {
-        let readable = items.iter().zip(unpacked).zip(envelopes).enumerate();
-        let rejects: Vec<(usize, (&Item<'_>, Rejection, String))> = readable
-            .filter_map(|(place, ((item, unpacked), envelope))| match (unpacked, envelope) {
-                (Unpacked::Json(json), Some(_)) => Some((place, (item, rejection.clone(), json.clone()))),
-                _ => None,
-            })
-            .collect();
-        let (places, rejects): (Vec<usize>, Vec<_>) = rejects.into_iter().unzip();
-        let kept = self.store_rejects(&rejects, times).await;
-        let mut endings: Vec<Ending> = items
-            .iter()
-            .map(|item| Ending {
-                position: item.position,
-                flow: Some(item.head.flow.to_string()),
-                stays: true,
-                ..Ending::default()
-            })
-            .collect();
-        for (place, kept) in places.into_iter().zip(kept) {
-            endings[place].stays = !kept;
-            endings[place].rejected.extend(kept.then_some(rejection.reason));
+    ) -> Vec<bool> {
+        let detail = "the flow was deleted while its messages were parked; the body is their envelope";
+        let rejection = Rejection { reason: Reason::UnknownFlow, detail: detail.into() };
+        let (mut places, mut rejects) = (Vec::new(), Vec::new());
+        for (place, item) in items.iter().enumerate() {
+            if let (Unpacked::Json(json), Some(_)) = (&unpacked[place], &envelopes[place]) {
+                places.push(place);
+                rejects.push((item, rejection.clone(), json.clone()));
+            }
         }
-        endings
+        let mut stored = vec![false; items.len()];
+        for (place, kept) in places.into_iter().zip(self.store_rejects(&rejects, times).await) {
+            stored[place] = kept;
+        }
+        stored
     }
 
     async fn store_rejects(&self, rejects: &[(&Item<'_>, Rejection, String)], times: Times) -> Vec<bool> {
@@ -354,9 +368,12 @@ impl Redelivery {
     }
 }
 
-fn report_unreadable(item: &Item<'_>, problem: EnvelopeError) {
-    let message_id = item.record.message_id.0.as_ref();
-    tracing::warn!(message_id, %problem, "an envelope is not readable; it stays parked");
+/// Logs envelopes that are not readable, each of the first few with its problem.
+pub(crate) fn report_unreadable(records: &[(&Record<'_>, EnvelopeError)]) {
+    for (record, problem) in records.iter().take(MAX_LINES) {
+        let message_id = record.message_id.0.as_ref();
+        tracing::warn!(message_id, %problem, unreadable = records.len(), "an envelope is not readable; it stays parked");
+    }
 }
 
 /// How sending to a host went, for what is left.

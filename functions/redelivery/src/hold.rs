@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Envelopes whose oldest messages are further apart are not gathered: an envelope expires with its oldest message.
 const GATHER_SPAN: u32 = 14;
 /// Time between two looks at an unreadable envelope.
-const UNREADABLE: Duration = MAX_DELAY;
+pub(crate) const UNREADABLE: Duration = MAX_DELAY;
 
 /// Why the messages of a way wait, and for how long.
 #[derive(Debug, Clone, Copy, Default)]
@@ -53,14 +53,10 @@ pub(crate) struct Held<'i, 'r> {
     pub left: Vec<usize>,
     /// Whether nothing of it was delivered or rejected.
     pub is_whole: bool,
+    /// Whether it gains nothing from being packed together with others.
+    pub is_full: bool,
     /// Time that it waits, where that does not depend on the hub.
     pub delay: Option<Duration>,
-}
-
-impl Held<'_, '_> {
-    fn is_full(&self) -> bool {
-        self.item.text.len() >= FULL_BYTES
-    }
 }
 
 impl Redelivery {
@@ -83,7 +79,7 @@ impl Redelivery {
         let mut loose: BTreeMap<_, Vec<&Held<'_, '_>>> = BTreeMap::new();
         let mut whole: Vec<&Held<'_, '_>> = Vec::new();
         for one in held {
-            if one.is_whole && (one.is_full() || one.left.is_empty()) {
+            if one.is_whole && (one.is_full || one.left.is_empty()) {
                 whole.push(one);
             } else {
                 let Head { kind, flow, hub, host, secret_id, .. } = &one.item.head;
@@ -126,7 +122,9 @@ impl Redelivery {
                 delay: *delay,
             })
             .collect();
-        let mut stored = self.parking().queue().send(&outgoing, times.storing_ends).await.into_iter();
+        let stored = self.parking().queue().send(&outgoing, times.storing_ends).await;
+        report_unstored(stored.iter().filter(|stored| **stored != Stored::Yes).count());
+        let mut stored = stored.into_iter();
         let stay: Vec<bool> = due.iter().map(|due| !due || stored.next() != Some(Stored::Yes)).collect();
         let handles: Vec<_> = records
             .iter()
@@ -196,6 +194,7 @@ impl Redelivery {
             }
             sleep(PAUSE).await;
         }
+        report_unstored(positions.iter().filter(|position| !stored[**position]).count());
         let mut stay = alone;
         for held in packed {
             if held.left.iter().all(|position| stored[*position]) {
@@ -225,6 +224,17 @@ impl Redelivery {
         let probe = probe.map_or(Duration::ZERO, |probe| (probe + SPREAD.mul_f64(fastrand::f64())).min(longest));
         // SQS takes whole seconds.
         Duration::from_secs(usual.max(probe).max(wait.at_least).as_secs().max(1))
+    }
+}
+
+/// Reports what the queue did not store. The originals stay in it, so that nothing is lost.
+fn report_unstored(count: usize) {
+    if count > 0 {
+        tracing::error!(
+            count,
+            hint = "check that redelivery may send to the parking queue, and that SQS responds",
+            "failed to store parked messages again; their originals are hidden instead, and count as in flight"
+        );
     }
 }
 

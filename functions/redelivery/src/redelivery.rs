@@ -11,7 +11,7 @@ use shared::answer::Cause;
 use shared::clock::{Clock, from_rfc3339};
 use shared::connection::Destination;
 use shared::event_hubs::Report;
-use shared::event_hubs::circuit::{self, Admission, Circuits, Policy};
+use shared::event_hubs::circuit::{self, Admission, Circuit, Circuits, Policy};
 use shared::event_hubs::pace::Pace;
 use shared::function::diagnostic;
 use shared::parking::{EnvelopeError, Head, Parking};
@@ -28,30 +28,43 @@ use crate::settings::Waiting;
 
 /// The kind under which the function's events are counted.
 const KIND: &str = "redelivery";
-/// Maximum time that an invocation sends: it waits for throttled hubs, and other hubs wait for its instance.
+/// Maximum time after which an invocation sends no more requests: it waits for throttled hubs, and other hubs wait for its
+/// instance.
 const SENDING: Duration = Duration::from_secs(12);
+/// Maximum part of the time to send that the last response may take.
+const LAST_RESPONSE: f64 = 1.0 / 3.0;
 /// Maximum time to look up a destination.
 const LOOKING_UP: Duration = Duration::from_secs(3);
 /// Parts of the function's time that are reserved for storing, hiding and responding; and for responding alone.
 const STORING: Duration = Duration::from_millis(900);
 const RESPONDING: Duration = Duration::from_millis(300);
-/// Time for which the counts of the queue are used before they are read again.
+/// Time for which the counts of the queue, or the failure to read them, are used before they are read again.
 const DEPTH_AGE: Duration = Duration::from_secs(60);
+/// Timeout to read the counts of the queue. The time is needed to store messages.
+const DEPTH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Part by which the interval of probes varies, so that instances do not probe in step.
 const JITTER: f64 = 0.1;
-/// Maximum number of records of a batch that get a log line of their own.
-const MAX_LINES: usize = 10;
 
 /// Sends parked messages once their hub responds again.
 pub struct Redelivery {
     pub(crate) parts: Parts,
     pub(crate) destinations: Destinations,
     pub(crate) waiting: Waiting,
+    /// Circuits for refused credentials and wrong names: another way to the same hub may be right.
     ways: Circuits<Way>,
-    /// Of timeouts and lost connections, which concern every hub of a host.
-    hosts: Circuits<String>,
+    /// Circuits for outages, which concern every way to what fails.
+    places: Circuits<Place>,
     paces: Mutex<HashMap<String, Arc<Pace>>>,
-    depth: Mutex<Option<(SystemTime, Depth)>>,
+    depth: tokio::sync::Mutex<Option<(SystemTime, Option<Depth>)>>,
+}
+
+/// What an outage concerns.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Place {
+    /// A host that does not respond.
+    Host(String),
+    /// A hub of a host that responds with an error.
+    Hub(String, String),
 }
 
 /// A record with a readable head.
@@ -64,11 +77,12 @@ pub(crate) struct Item<'r> {
     pub first_seen: SystemTime,
 }
 
-/// Until when to do what.
+/// The times at which the parts of an invocation end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Times {
     pub looking_up_ends: Instant,
     pub sending_ends: Instant,
+    pub responses_end: Instant,
     pub storing_ends: Instant,
     pub hiding_ends: Instant,
 }
@@ -101,7 +115,7 @@ pub(crate) struct Delivered {
 
 impl Redelivery {
     /// # Errors
-    /// For a setting that is missing or not usable.
+    /// Fails if a setting is missing or not usable.
     pub async fn open(environment: Environment, clock: Clock, _: Instant) -> Result<Self, SettingsError> {
         let settings = Settings::read(&environment)?;
         if settings.parking_queue_url.is_none() {
@@ -115,9 +129,9 @@ impl Redelivery {
             destinations: Destinations::new(settings),
             waiting,
             ways: Circuits::new(policy),
-            hosts: Circuits::new(policy),
+            places: Circuits::new(policy),
             paces: Mutex::default(),
-            depth: Mutex::default(),
+            depth: tokio::sync::Mutex::default(),
         })
     }
 
@@ -136,18 +150,37 @@ impl Redelivery {
         paces.entry(host.to_owned()).or_insert_with(new).clone()
     }
 
-    /// Asks the circuits of a way and of its host for permission to send.
-    pub(crate) fn admit(&self, way: &Way, host: &str) -> Admission {
+    fn circuits(&self, way: &Way, destination: &Destination) -> [Arc<Circuit>; 3] {
+        let Destination { host, hub, .. } = destination;
+        [
+            self.ways.get(way.clone()),
+            self.places.get(Place::Hub(host.clone(), hub.clone())),
+            self.places.get(Place::Host(host.clone())),
+        ]
+    }
+
+    /// Asks the circuits of a way for permission to send.
+    pub(crate) fn admit(&self, way: &Way, destination: &Destination) -> Admission {
         let now = self.now();
-        let circuits = [self.ways.get(way.clone()), self.hosts.get(host.to_owned())];
-        let open = circuits.iter().filter_map(|circuit| circuit.open()).filter(|open| now < open.next_probe);
-        match open.max_by_key(|open| open.next_probe) {
-            Some(open) => Admission::Open(open),
-            None if circuits.iter().filter(|circuit| circuit.admit(now) == Admission::Probe).count() > 0 => {
+        let circuits = self.circuits(way, destination);
+        let closed_to = circuits.iter().filter_map(|circuit| circuit.open(now)).max_by_key(|open| open.next_probe);
+        match closed_to {
+            Some(open) if now < open.next_probe => Admission::Open(open),
+            Some(_) => {
+                // Each of them counts the probe as sent.
+                for circuit in &circuits {
+                    circuit.admit(now);
+                }
                 Admission::Probe
             }
             None => Admission::Closed,
         }
+    }
+
+    /// The cause for which a circuit of a way is open.
+    pub(crate) fn open_cause(&self, way: &Way, destination: &Destination) -> Option<Cause> {
+        let (now, circuits) = (self.now(), self.circuits(way, destination));
+        circuits.iter().filter_map(|circuit| circuit.open(now)).map(|open| open.cause).next_back()
     }
 
     /// Whether messages were delivered by a way within `time`.
@@ -155,7 +188,7 @@ impl Redelivery {
         self.ways.get(way.clone()).responded_within(time, self.now())
     }
 
-    /// Records for the circuits how sending went, and logs a change. Returns the time of the next probe if one is open.
+    /// Records for the circuits how sending went, and logs each change. Returns the time of the next probe if one is open.
     pub(crate) fn record(
         &self,
         way: &Way,
@@ -164,41 +197,43 @@ impl Redelivery {
         oldest: SystemTime,
     ) -> Option<SystemTime> {
         let now = self.now();
-        let (of_way, of_host) = (self.ways.get(way.clone()), self.hosts.get(destination.host.clone()));
-        let change = match report.stopped {
-            // Nothing was tried.
-            None | Some(Cause::Throttled | Cause::Timeout) if report.requests == 0 => None,
-            None | Some(Cause::Throttled) => {
-                let changes = [of_host.responded(now), of_way.responded(now)];
-                changes.into_iter().flatten().next()
-            }
-            Some(cause) if cause.is_the_hosts() => of_host.failed(cause, now),
-            Some(cause) => {
-                of_host.responded(now);
-                of_way.failed(cause, now)
-            }
+        let circuits = self.circuits(way, destination);
+        let [of_way, of_hub, of_host] = &circuits;
+        let was_tried = report.requests > 0;
+        let changes = match report.stopped {
+            // A token that has expired is known without a request.
+            Some(cause @ Cause::TokenExpired) if !was_tried => vec![of_way.failed(cause, now)],
+            _ if !was_tried => Vec::new(),
+            None | Some(Cause::Throttled) => circuits.iter().map(|circuit| circuit.responded(now)).collect(),
+            Some(cause) if cause.is_the_hosts() => vec![of_host.failed(cause, now)],
+            Some(cause) if cause.is_outage() => vec![of_host.responded(now), of_hub.failed(cause, now)],
+            Some(cause) => vec![of_host.responded(now), of_hub.responded(now), of_way.failed(cause, now)],
         };
-        if let Some(change) = change {
-            let age = now.duration_since(oldest).unwrap_or_default();
+        let age = now.duration_since(oldest).unwrap_or_default();
+        for change in changes.into_iter().flatten() {
             circuit::log(change, &destination.host, &destination.hub, age);
         }
-        [of_way, of_host].iter().filter_map(|circuit| circuit.open()).map(|open| open.next_probe).max()
+        circuits.iter().filter_map(|circuit| circuit.open(now)).map(|open| open.next_probe).max()
     }
 
     /// The counts of the parking queue, at most a minute old; `None` if they could not be read.
     pub(crate) async fn depth(&self, deadline: Instant) -> Option<Depth> {
+        let mut cached = self.depth.lock().await;
         let now = self.now();
-        let cached = *self.depth.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((read_at, depth)) = cached
+        if let Some((read_at, depth)) = *cached
             && now.duration_since(read_at).is_ok_and(|age| age < DEPTH_AGE)
         {
-            return Some(depth);
+            return depth;
         }
-        let depth = self.parking().queue().depth(deadline).await;
-        let depth =
-            depth.inspect_err(|error| tracing::debug!(%error, "failed to read the parking queue's counts")).ok()?;
-        *self.depth.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, depth));
-        Some(depth)
+        let depth = self.parking().queue().depth(deadline.min(Instant::now() + DEPTH_TIMEOUT)).await;
+        let depth = depth.inspect_err(|error| {
+            tracing::warn!(
+                %error,
+                "failed to read the parking queue's counts; going without them for a minute"
+            );
+        });
+        *cached = Some((now, depth.ok()));
+        cached.and_then(|(_, depth)| depth)
     }
 }
 
@@ -217,12 +252,15 @@ impl Function for Redelivery {
 impl Redelivery {
     async fn handle(&self, records: &[Record<'_>], invocation: Invocation<'_>) -> SqsBatchResponse {
         let Invocation { request_id, began, time_up } = invocation;
-        let sending_ends = sqs_event::sending_ends(time_up).min(began + SENDING);
-        invocation.check_time(sending_ends);
+        let responses_end = sqs_event::sending_ends(time_up);
+        let last_response = responses_end.saturating_duration_since(began).mul_f64(LAST_RESPONSE);
+        let sending_ends = responses_end.checked_sub(last_response).unwrap_or(began).min(began + SENDING);
+        invocation.check_time(responses_end);
         let before = |reserve| time_up.checked_sub(reserve).unwrap_or(began);
         let times = Times {
             looking_up_ends: sending_ends.min(began + LOOKING_UP),
             sending_ends,
+            responses_end,
             storing_ends: before(STORING),
             hiding_ends: before(RESPONDING),
         };
@@ -240,10 +278,9 @@ impl Redelivery {
                 Err(error) => unreadable.push((position, record, error)),
             }
         }
-        for (_, record, problem) in unreadable.iter().take(MAX_LINES) {
-            let message_id = record.message_id.0.as_ref();
-            tracing::warn!(request_id, message_id, %problem, "an envelope is not readable; it stays parked");
-        }
+        crate::delivery::report_unreadable(
+            &unreadable.iter().map(|(_, record, error)| (*record, *error)).collect::<Vec<_>>(),
+        );
         let oldest = by_way.values().flatten().map(|item| item.first_seen).min();
 
         // What is unpacked by all ways together fits the function's memory.
@@ -272,7 +309,7 @@ impl Redelivery {
         for report in delivered.iter().filter_map(|delivered| delivered.report.as_ref()) {
             counts.sent(report);
         }
-        for hint in counts.causes.keys().filter_map(|cause| cause.hint()) {
+        for (_, hint) in counts.hints() {
             tracing::error!(request_id, hint, "failed to send to an event hub");
         }
         // They are not new: they count as redelivered.
@@ -298,7 +335,7 @@ impl Redelivery {
                 let probes = || delivered.iter().filter_map(|delivered| delivered.probe);
                 line.count(telemetry::PROBES, probes().count());
                 line.count(telemetry::PROBES_FAILED, probes().filter(|failed| *failed).count());
-                line.count(telemetry::HUBS_DOWN, self.ways.count_open() + self.hosts.count_open());
+                line.count(telemetry::HUBS_DOWN, self.ways.count_open(self.now()) + self.places.count_open(self.now()));
                 if let Some(units) = delivered.iter().filter_map(|delivered| delivered.units).reduce(f64::min) {
                     line.decimal(telemetry::PACE_UNITS, units);
                 }

@@ -32,7 +32,7 @@ pub struct Waiting {
 
 impl Waiting {
     /// # Errors
-    /// For a value that is not usable.
+    /// Fails if a value is not usable.
     pub fn read(environment: &Environment) -> Result<Self, SettingsError> {
         let max_delay = read(environment, MAX_DELAY, DEFAULT_MAX_DELAY, 5..=900, "seconds")?;
         // Where only the maximum is set, to less than the default delay, the delay follows.

@@ -62,8 +62,14 @@ impl Hub {
         Self { name, partitions, next_partition: 0 }
     }
 
-    /// Commits a request to one partition, as one unit. False: there is no such partition.
-    pub fn store(&mut self, target: &Target<'_>, events: Vec<Incoming>, now: SystemTime) -> bool {
+    /// Commits a request to one partition, as one unit; gives the partition and the sequence numbers. `None`: there is no
+    /// such partition.
+    pub fn store(
+        &mut self,
+        target: &Target<'_>,
+        events: Vec<Incoming>,
+        now: SystemTime,
+    ) -> Option<(u32, std::ops::Range<u64>)> {
         let first_key = events.first().and_then(|event| event.partition_key.as_deref());
         let index = match (*target, first_key) {
             (Target::Partition(id), _) => id as usize,
@@ -73,7 +79,8 @@ impl Hub {
                 self.next_partition
             }
         };
-        let Some(partition) = self.partitions.get_mut(index) else { return false };
+        let partition = self.partitions.get_mut(index)?;
+        let first = partition.next_sequence_number;
         let enqueued_time = OffsetDateTime::from(now).format(&Rfc3339).unwrap_or_default();
         for event in events {
             let size = event.size() as u64;
@@ -94,7 +101,7 @@ impl Hub {
             partition.next_sequence_number += 1;
             partition.bytes += size;
         }
-        true
+        Some((index as u32, first..partition.next_sequence_number))
     }
 
     /// Forgets the events. Sequence numbers and offsets go on.
@@ -149,7 +156,9 @@ mod tests {
     fn a_request_goes_to_one_partition_and_a_key_keeps_its_own() {
         let mut hub = Hub::new("events".into(), 4);
         for _ in 0..3 {
-            assert!(hub.store(&Target::Any, vec![event(Some("a")), event(Some("b"))], SystemTime::UNIX_EPOCH));
+            assert!(
+                hub.store(&Target::Any, vec![event(Some("a")), event(Some("b"))], SystemTime::UNIX_EPOCH).is_some()
+            );
         }
         let filled: Vec<_> = hub.partitions.iter().filter(|partition| !partition.events.is_empty()).collect();
         assert_eq!(filled.len(), 1);
@@ -165,7 +174,7 @@ mod tests {
             hub.store(&Target::Any, vec![event(None)], SystemTime::UNIX_EPOCH);
         }
         assert!(hub.partitions.iter().all(|partition| partition.events.len() == 2));
-        assert!(!hub.store(&Target::Partition(3), vec![event(None)], SystemTime::UNIX_EPOCH));
+        assert!(hub.store(&Target::Partition(3), vec![event(None)], SystemTime::UNIX_EPOCH).is_none());
     }
 
     #[test]

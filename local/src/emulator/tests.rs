@@ -6,7 +6,7 @@ use super::*;
 
 async fn start(config: Config) -> (Emulator, reqwest::Client) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    (Emulator::start(config, listener).await, shared::build_http_client(None).unwrap())
+    (Emulator::start(config, listener).await, shared::build_http_client(None).unwrap().client())
 }
 
 fn token(emulator: &Emulator, hub: &str) -> String {

@@ -486,7 +486,7 @@ impl State {
         }
         match receipt.messages {
             messages if !messages.is_empty() => Ok(Some(messages)),
-            // With long polling there is no error: the call just receives nothing.
+            // A call with long polling does not fail; it receives nothing.
             _ if receipt.over_limit && call.wait_seconds == 0 => Err(Problem::over_limit()),
             _ => Ok(None),
         }

@@ -115,7 +115,7 @@ pub(super) struct Content {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Delayed,
-    /// With its place in the order of all messages that became visible.
+    /// The place in the order of all messages that became visible.
     Visible(u64),
     /// `asked`: the consumer has changed the visibility timeout.
     InFlight {
@@ -248,6 +248,11 @@ impl Queue {
         self.due.first().map(|(due, _)| *due)
     }
 
+    /// Number of messages in flight whose consumer has neither deleted them nor changed their visibility.
+    pub fn untouched(&self) -> usize {
+        self.messages.values().filter(|message| message.state == State::InFlight { asked: false }).count()
+    }
+
     /// All messages in the order in which they were sent.
     pub fn stored(&self) -> impl Iterator<Item = Stored> {
         self.by_age.iter().filter_map(|(_, key)| self.messages.get(key)).map(|message| Stored {
@@ -373,12 +378,6 @@ impl Queue {
         self.due.insert((now + seconds * 1000, key));
         self.pass(now);
         Ok(())
-    }
-
-    /// The content of a message by one of its handles.
-    pub fn content(&self, handle: &str) -> Option<&Content> {
-        let (key, _) = self.parse(handle).ok()?;
-        self.messages.get(&key).map(|message| &message.content)
     }
 
     pub fn purge(&mut self) {

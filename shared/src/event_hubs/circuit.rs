@@ -70,19 +70,23 @@ impl Circuit {
 
     /// Asks for permission to send. A granted probe is counted as sent.
     pub fn admit(&self, now: SystemTime) -> Admission {
-        let mut state = self.state();
-        match &mut state.open {
+        match self.open(now) {
             None => Admission::Closed,
-            Some(open) if now < open.next_probe => Admission::Open(*open),
-            Some(open) => {
-                open.next_probe = now + self.interval();
+            Some(open) if now < open.next_probe => Admission::Open(open),
+            Some(Open { cause, .. }) => {
+                self.state().open = Some(Open { cause, next_probe: now + self.interval() });
                 Admission::Probe
             }
         }
     }
 
-    pub fn open(&self) -> Option<Open> {
-        self.state().open
+    /// How it is open, if it is.
+    pub fn open(&self, now: SystemTime) -> Option<Open> {
+        let mut state = self.state();
+        let open = state.open.as_mut()?;
+        // The clock may have been set back.
+        open.next_probe = open.next_probe.min(now + self.policy.probe_interval.mul_f64(1.0 + self.policy.jitter));
+        Some(*open)
     }
 
     /// Whether the destination has responded within `time`, and has not failed since.
@@ -142,9 +146,9 @@ impl<K: std::hash::Hash + Eq> Circuits<K> {
     }
 
     /// Number of open circuits.
-    pub fn count_open(&self) -> usize {
+    pub fn count_open(&self, now: SystemTime) -> usize {
         let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
-        by_key.values().filter(|circuit| circuit.open().is_some()).count()
+        by_key.values().filter(|circuit| circuit.open(now).is_some()).count()
     }
 }
 
@@ -198,7 +202,10 @@ mod tests {
         assert_eq!(circuit.admit(at(2503)), Admission::Closed);
         assert!(circuit.responded_within(Duration::from_millis(10), at(2513)));
         assert!(!circuit.responded_within(Duration::from_millis(10), at(2514)));
-        circuit.failed(Cause::Timeout, at(2515));
+        for time in 2515..2518 {
+            circuit.failed(Cause::Timeout, at(time));
+        }
+        assert_eq!(circuit.admit(at(100)), open(Cause::Timeout, 1100), "the clock was set back");
         assert!(!circuit.responded_within(Duration::from_millis(100), at(2516)), "it failed since");
     }
 }

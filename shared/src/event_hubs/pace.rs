@@ -8,7 +8,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::clock::Clock;
 
@@ -38,6 +38,8 @@ const EVENTS_PER_UNIT: f64 = 1_000.0;
 const BYTES_PER_UNIT: f64 = 1_000_000.0;
 /// Time to wait after a refusal for which the hub names none: its error text asks for 4 seconds.
 const REFUSAL_WAIT: Duration = Duration::from_secs(4);
+/// Maximum time to wait after a refusal, whatever the hub asks for: a longer one would outlast the outage.
+const MAX_REFUSAL_WAIT: Duration = Duration::from_secs(60);
 
 /// Maximum size of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub struct Limit {
 pub struct Pace {
     clock: Clock,
     state: Mutex<State>,
+    /// Requests wait in line, so that small ones do not take the credit that a large one waits for.
+    line: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -80,7 +84,7 @@ impl Pace {
             wait_until: SystemTime::UNIX_EPOCH,
             slowed_at: SystemTime::UNIX_EPOCH,
         };
-        Self { clock, state: Mutex::new(state) }
+        Self { clock, state: Mutex::new(state), line: tokio::sync::Mutex::default() }
     }
 
     /// Throughput units at which messages are sent now.
@@ -97,6 +101,7 @@ impl Pace {
     /// Waits for the turn of a request. Returns when it may go out, `None` if that is not before `deadline`.
     pub async fn turn(&self, messages: usize, bytes: usize, deadline: Instant) -> Option<SystemTime> {
         let units = (messages as f64 / EVENTS_PER_UNIT).max(bytes as f64 / BYTES_PER_UNIT);
+        let _turn = timeout_at(deadline, self.line.lock()).await.ok()?;
         loop {
             let now = self.clock.now();
             let wait = match self.state().take(units, now) {
@@ -121,7 +126,7 @@ impl Pace {
     pub fn refused(&self, sent_at: SystemTime, wait: Option<Duration>) {
         let now = self.clock.now();
         let mut state = self.state();
-        state.wait_until = state.wait_until.max(now + wait.unwrap_or(REFUSAL_WAIT));
+        state.wait_until = state.wait_until.max(now + wait.unwrap_or(REFUSAL_WAIT).min(MAX_REFUSAL_WAIT));
         if sent_at <= state.reduced_at {
             return;
         }
@@ -149,8 +154,17 @@ impl Pace {
 }
 
 impl State {
+    /// Forgets times that lie in the future because the clock was set back.
+    fn follow(&mut self, now: SystemTime) {
+        self.wait_until = self.wait_until.min(now + MAX_REFUSAL_WAIT);
+        for time in [&mut self.credited_at, &mut self.grown_at, &mut self.reduced_at, &mut self.slowed_at] {
+            *time = (*time).min(now);
+        }
+    }
+
     /// Takes credit for a request of `units` unit-seconds, or returns how long to wait before asking again.
     fn take(&mut self, units: f64, now: SystemTime) -> Option<Duration> {
+        self.follow(now);
         if let Ok(wait) = self.wait_until.duration_since(now)
             && !wait.is_zero()
         {
@@ -280,6 +294,45 @@ mod tests {
         pace.live_traffic_is_throttled();
         pace.live_traffic_is_throttled();
         assert!((pace.units() - before * LIVE_TRAFFIC).abs() < 1e-9);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_absurd_wait_is_cut_and_a_clock_that_is_set_back_does_not_stop_it() {
+        let seconds = Arc::new(AtomicU64::new(1_000_000));
+        let (began, ahead) = (Instant::now(), seconds.clone());
+        let pace = Pace::new(Clock::from_fn(move || {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(ahead.load(Ordering::Relaxed)) + began.elapsed()
+        }));
+        pace.refused(pace.clock.now(), Some(Duration::from_secs(u64::MAX)));
+        let asked = Instant::now();
+        pace.turn(1, 1, asked + Duration::from_secs(61)).await.unwrap();
+        pace.refused(pace.clock.now(), Some(Duration::from_secs(10)));
+        seconds.store(1_000, Ordering::Relaxed);
+        let asked = Instant::now();
+        pace.turn(1, 1, asked + Duration::from_secs(61)).await.unwrap();
+        let before = pace.units();
+        sleep(Duration::from_millis(1100)).await;
+        pace.accepted();
+        assert!(pace.units() > before, "it grows again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_message_is_not_overtaken_for_ever_by_small_ones() {
+        let pace = Arc::new(pace());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let small = async |count: usize| {
+            for _ in 0..count {
+                pace.turn(20, 0, deadline).await.unwrap();
+            }
+        };
+        small(5).await;
+        let large = tokio::spawn({
+            let pace = pace.clone();
+            async move { pace.turn(1, 60_000, deadline).await.map(|_| Instant::now()) }
+        });
+        tokio::task::yield_now().await;
+        small(2).await;
+        assert!(large.is_finished(), "it was first in line");
     }
 
     #[test]

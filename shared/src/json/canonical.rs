@@ -1,9 +1,9 @@
-//! One spelling of a JSON value, for ids that do not depend on how a body happens to be written.
+//! The canonical form of a JSON value, for ids that do not depend on how a body happens to be written.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-use shared::json::{push_string, text};
+use super::{push_string, text};
 
 /// Appends `json`, one value of valid syntax, with its members sorted by the UTF-8 of their names, text by its value, numbers
 /// as written and no white space. A repeated member keeps its last value. Text that has no value, since it holds half a
@@ -12,7 +12,7 @@ pub fn push_canonical(out: &mut Vec<u8>, json: &str) {
     Reader { rest: json }.value(out);
 }
 
-/// What of the text is still to be read. Depth is bounded by what `shared` lets through.
+/// The unread rest of the text. Its depth is at most [`super::MAX_DEPTH`].
 struct Reader<'a> {
     rest: &'a str,
 }
