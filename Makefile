@@ -1,6 +1,11 @@
 # `make run` and `make test` do all of their own set-up on a fresh machine that has Rust (rustup.rs) and Python 3.11+.
 
 VENV := .venv
+TOOLS := .tools
+DENY_VERSION := 0.20.2
+# `required` makes `make deny` fail where the database of advisories can't be reached; otherwise it says so and goes on.
+ADVISORIES ?= if-reachable
+ADVISORY_DATABASE := https://github.com/RustSec/advisory-db
 BIN := $(VENV)/bin
 PYTHON ?= python3
 ARGS ?=
@@ -56,6 +61,22 @@ check: setup ## Formatting, lints, template
 	cargo clippy --workspace --all-targets -- -D warnings
 	$(BIN)/sam validate --lint
 
+.PHONY: deny
+deny: $(TOOLS)/.cargo-deny-$(DENY_VERSION) ## Dependencies: banned crates, licences, sources, known vulnerabilities
+	$(TOOLS)/bin/cargo-deny check bans licenses sources
+	@if timeout 30 git ls-remote --quiet $(ADVISORY_DATABASE) HEAD >/dev/null 2>&1; then \
+	  $(TOOLS)/bin/cargo-deny check advisories; \
+	elif [ "$(ADVISORIES)" = required ]; then \
+	  echo "advisories: $(ADVISORY_DATABASE) can't be reached"; exit 1; \
+	else \
+	  echo "advisories: NOT CHECKED, since $(ADVISORY_DATABASE) can't be reached"; \
+	fi
+
+# Without optimisation, which takes longer than its checks.
+$(TOOLS)/.cargo-deny-$(DENY_VERSION):
+	cargo install --quiet --debug --locked --version =$(DENY_VERSION) --root $(TOOLS) cargo-deny
+	@touch $@
+
 .PHONY: sam
 sam: setup ## Validate the template and build every function for deployment (ARCHITECTURE=x86_64 for this machine's)
 	$(BIN)/sam validate --lint
@@ -74,7 +95,9 @@ $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
 	@command -v cc >/dev/null && $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(MAKE) --no-print-directory packages
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	# Only wheels, all of them listed: a source distribution would run build tools that have no hash.
+	$(BIN)/pip install --quiet --disable-pip-version-check --only-binary :all: --no-deps --require-hashes -r requirements.txt
+	$(BIN)/pip check
 	@touch $@
 
 .PHONY: packages
@@ -91,4 +114,4 @@ browser: ## Install headless Chromium and its driver, for the tests of the conso
 
 .PHONY: clean
 clean: ## Remove everything that was built or installed here
-	rm -rf target .aws-sam $(VENV) functions/*/target
+	rm -rf target .aws-sam $(VENV) $(TOOLS) functions/*/target

@@ -1,14 +1,14 @@
 //! The page of `make run`: events as they arrive, what became of all others, switches for the emulator's faults and
 //! buttons that send sample events.
 //!
-//! It has no password, so it answers only to names that lead to this machine's own address, and takes actions from its own
+//! It has no password, so it responds only to names that point to this machine's own address, as all control routes do
+//! (`own_address.rs`), and takes actions from its own
 //! page alone: a page elsewhere on the web can neither read it nor flip a switch.
 
 mod ledger;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,8 +20,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::stream::{self, Stream, StreamExt};
-use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, ORIGIN, X_CONTENT_TYPE_OPTIONS};
-use http::uri::Authority;
+use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ORIGIN, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -33,6 +32,7 @@ use tokio::time::{Instant, interval, sleep};
 use self::ledger::{Ledger, MOST_ROWS, QueueCounts};
 use crate::emulator::{Action, Emulator, Fault};
 use crate::kinds::{KINDS, Kind};
+use crate::own_address::own_address;
 use crate::queue_source;
 use crate::random;
 use crate::run::Info;
@@ -243,18 +243,11 @@ async fn own_page_only(request: Request, next: Next) -> Response {
 
 fn refusal(method: &Method, headers: &HeaderMap) -> Option<&'static str> {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let Some(host) = header(HOST).filter(|host| is_address(host)) else {
+    let Some(host) = own_address(headers) else {
         return Some("open the console at the address that `make run` printed");
     };
     let is_own = *method == Method::GET || header(ORIGIN) == Some(&format!("http://{host}"));
     (!is_own).then_some("only the console's own page may do this")
-}
-
-/// Whether a `Host` header has an IP address, or a name that never leaves the machine.
-fn is_address(host: &str) -> bool {
-    let Ok(authority) = host.parse::<Authority>() else { return false };
-    let name = authority.host();
-    name.eq_ignore_ascii_case("localhost") || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
 }
 
 /// Keeps everything up to date until the future is dropped.
@@ -551,20 +544,5 @@ async fn act(State(shared): State<Arc<Shared>>, asked: Result<Json<Asked>, JsonR
     match done {
         Ok(done) => Json(json!({ "done": done })).into_response(),
         Err(undone) => undone.into_response(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_addresses_are_our_own() {
-        for host in ["127.0.0.1:8080", "localhost:8080", "LOCALHOST", "[::1]:8080", "192.168.1.5:9000"] {
-            assert!(is_address(host), "{host}");
-        }
-        for host in ["", "evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil.example:80"] {
-            assert!(!is_address(host), "{host}");
-        }
     }
 }

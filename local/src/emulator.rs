@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
@@ -45,6 +46,7 @@ use self::store::{Hub, Target, Throughput};
 use crate::body::{self, Unread};
 pub use crate::faults::Moment;
 use crate::faults::{self, Hooks};
+use crate::own_address::guard_control_routes;
 use crate::random;
 
 /// What the namespace is made of.
@@ -647,6 +649,7 @@ fn router(namespace: Arc<Namespace>) -> Router {
         .route("/_emulator/{*rest}", axum::routing::any(async || not_found("no such path")))
         .route("/$Resources/{entities}", get(list_resources))
         .fallback(send)
+        .layer(middleware::from_fn(guard_control_routes))
         .with_state(namespace)
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -28,6 +29,7 @@ use tokio::task::AbortHandle;
 use crate::body::{self, Unread};
 use crate::emulator::{accept, no_answer};
 use crate::faults;
+use crate::own_address::guard_control_routes;
 use crate::random;
 
 /// The whole request, in bytes.
@@ -277,6 +279,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/ims/token/v3", post(token))
         .route("/_inlet/records", get(list_records))
         .route("/_inlet/faults", get(list_faults).post(add_fault).delete(remove_faults))
+        .layer(middleware::from_fn(guard_control_routes))
         .with_state(shared)
 }
 

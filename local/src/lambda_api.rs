@@ -24,7 +24,7 @@ use tokio::time::sleep;
 use crate::body;
 use crate::emulator::Emulator;
 use crate::faults;
-use crate::poller::{Polled, Poller};
+use crate::poller::{Limits, Polled, Poller};
 use crate::random;
 use crate::runner::Function;
 
@@ -358,6 +358,10 @@ impl Shared {
         for (name, value) in body.as_object().into_iter().flatten().filter(|(name, _)| *name != "Enabled") {
             changed[name] = value.clone();
         }
+        // An empty destination removes the one that is there.
+        if changed["DestinationConfig"]["OnFailure"]["Destination"] == "" {
+            changed["DestinationConfig"]["OnFailure"] = json!({});
+        }
         let checked = check(&changed, &changed["ProvisionedPollerConfig"]);
         let mut told = Value::Null;
         if checked.is_ok() {
@@ -380,7 +384,9 @@ impl Shared {
             let hub = mapping.configuration["Topics"][0].as_str().unwrap_or_default();
             let alias = mapping.configuration["FunctionArn"].as_str().and_then(|arn| arn.split(':').nth(7));
             let size = mapping.configuration["BatchSize"].as_u64().unwrap_or(100).min(MAX_BATCH_SIZE) as usize;
-            let poller = Poller::new(self.emulator.clone(), hub, self.function.clone(), alias, size);
+            let limits = Limits::of(&mapping.configuration);
+            let poller = Poller::new(self.emulator.clone(), hub, self.function.clone(), alias, size)
+                .with_limits(limits, self.clock.clone());
             Abort(tokio::spawn(read(poller, offsets)).abort_handle())
         });
     }
@@ -430,13 +436,18 @@ fn check(body: &Value, pollers: &Value) -> Result<(), Refused> {
     if !body["SourceAccessConfigurations"].as_array().is_some_and(|all| all.iter().any(is_secret)) {
         return invalid("BASIC_AUTH with the ARN of a secret is expected");
     }
-    let limits = ["FunctionResponseTypes", "BisectBatchOnFunctionError", "MaximumRecordAgeInSeconds"];
+    let limits =
+        ["FunctionResponseTypes", "BisectBatchOnFunctionError", "MaximumRecordAgeInSeconds", "MaximumRetryAttempts"];
     if pollers["MinimumPollers"].as_u64().is_none() && limits.iter().any(|name| !body[*name].is_null()) {
         return invalid("partial answers and limits need ProvisionedPollerConfig");
     }
     let age = body["MaximumRecordAgeInSeconds"].as_i64().unwrap_or(-1);
     if age != -1 && !(60..=604_800).contains(&age) {
         return invalid("MaximumRecordAgeInSeconds: expected -1, or 60 to 604800");
+    }
+    let retries = body["MaximumRetryAttempts"].as_i64().unwrap_or(-1);
+    if !(-1..=10_000).contains(&retries) {
+        return invalid("MaximumRetryAttempts: expected -1 to 10000");
     }
     Ok(())
 }

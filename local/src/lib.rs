@@ -11,6 +11,7 @@ pub mod inlet;
 pub mod kinds;
 pub mod lambda_api;
 pub mod moto;
+mod own_address;
 pub mod poller;
 pub mod queue_source;
 mod random;

@@ -1,13 +1,14 @@
 //! Reads a hub of the emulator and invokes a function with its events as Lambda's Kafka source does in provisioned mode, with
-//! partial batch answers. Kafka itself is not spoken; retry limits, bisection and filters are not played.
+//! partial batch responses, a retry limit and a maximum age of records. It does not speak Kafka, and does not bisect or filter.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use shared::clock::Clock;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::sleep;
@@ -22,6 +23,39 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// A batch that has as many is not made larger: an event has 6 MB at most, and base64 adds a third.
 const ENOUGH_BYTES: usize = 3_000_000;
 
+/// Number of retries that Lambda makes by itself if a mapping has an on-failure destination and sets no other number: infinite
+/// retries do not go together with a destination (Lambda Developer Guide, "Using a Kafka topic as an on-failure destination").
+const RETRIES_WITH_DESTINATION: u32 = 10;
+
+/// The error-handling settings of a source mapping.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Maximum number of retries of a batch, the first attempt not counted. `None`: no limit.
+    pub retries: Option<u32>,
+    /// Maximum age of a record that is sent to the function. `None`: no limit.
+    pub max_age: Option<Duration>,
+}
+
+impl Limits {
+    /// The limits that apply to a mapping with this configuration, in the form of `CreateEventSourceMapping`.
+    pub fn of(configuration: &Value) -> Self {
+        // -1 and an absent number are both infinite.
+        let number = |name: &str| configuration[name].as_u64();
+        let destination = configuration["DestinationConfig"]["OnFailure"]["Destination"].as_str().unwrap_or_default();
+        let default = (!destination.is_empty()).then_some(RETRIES_WITH_DESTINATION);
+        let retries = number("MaximumRetryAttempts").map(|retries| retries.try_into().unwrap_or(u32::MAX));
+        Self { retries: retries.or(default), max_age: number("MaximumRecordAgeInSeconds").map(Duration::from_secs) }
+    }
+}
+
+/// Records of one partition that were discarded without success. An SQS destination receives these places, not the records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Discarded {
+    pub partition: u32,
+    pub first: u64,
+    pub last: u64,
+}
+
 /// A source mapping: a hub, a function, and how far each partition was read.
 pub struct Poller {
     emulator: Emulator,
@@ -29,8 +63,13 @@ pub struct Poller {
     function: Function,
     alias: Option<String>,
     batch_size: usize,
-    /// Of each partition the offset that comes next.
+    limits: Limits,
+    clock: Clock,
+    /// The next offset of each partition.
     next: Vec<u64>,
+    /// Number of failed attempts at the next record of each partition.
+    attempts: Vec<u32>,
+    discarded: Vec<Discarded>,
 }
 
 /// What became of one look at the hub.
@@ -49,10 +88,32 @@ pub enum Polled {
 }
 
 impl Poller {
-    /// Begins with the oldest event. With `alias` the function is invoked by that alias.
+    /// Begins with the oldest event, without limits. With `alias` the function is invoked by that alias.
     pub fn new(emulator: Emulator, hub: &str, function: Function, alias: Option<&str>, batch_size: usize) -> Self {
-        let next = vec![0; emulator.partitions(hub) as usize];
-        Self { emulator, hub: hub.to_owned(), function, alias: alias.map(str::to_owned), batch_size, next }
+        let partitions = emulator.partitions(hub) as usize;
+        Self {
+            emulator,
+            hub: hub.to_owned(),
+            function,
+            alias: alias.map(str::to_owned),
+            batch_size,
+            limits: Limits::default(),
+            clock: Clock::system(),
+            next: vec![0; partitions],
+            attempts: vec![0; partitions],
+            discarded: Vec::new(),
+        }
+    }
+
+    /// The same with limits; the age of records is measured by `clock`.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits, clock: Clock) -> Self {
+        Self { limits, clock, ..self }
+    }
+
+    /// The records that were discarded so far.
+    pub fn discarded(&self) -> &[Discarded] {
+        &self.discarded
     }
 
     /// Goes back, as a source does whose last commits were lost: of each partition up to `records` come again.
@@ -69,6 +130,7 @@ impl Poller {
 
     /// Goes on there.
     pub fn seek(&mut self, next: Vec<u64>) {
+        self.attempts = vec![0; next.len()];
         self.next = next;
     }
 
@@ -85,6 +147,7 @@ impl Poller {
 
     /// One batch.
     pub async fn poll(&mut self) -> Polled {
+        self.discard_old();
         let mut batch = BTreeMap::new();
         let (mut left, mut bytes) = (self.batch_size, 0);
         for (partition, next) in self.next.iter().enumerate() {
@@ -114,19 +177,66 @@ impl Poller {
                 if self.function.config().print_failures {
                     eprintln!("{}: {}: {problem}", self.function.config().name, self.hub);
                 }
+                for partition in 0..self.next.len() {
+                    if let Some(events) = batch.get(&name(&self.hub, partition)) {
+                        self.count_failure(partition, events);
+                    }
+                }
                 return Polled::Failed { records };
             }
         };
         let mut again = 0;
-        for (partition, next) in self.next.iter_mut().enumerate() {
+        for partition in 0..self.next.len() {
             let name = name(&self.hub, partition);
             let Some(events) = batch.get(&name) else { continue };
-            let last = events.last().map_or(0, |event| event.sequence_number);
-            *next = failures.get(&name).copied().unwrap_or(last + 1);
-            again += events.iter().filter(|event| event.sequence_number >= *next).count();
+            match failures.get(&name) {
+                None => self.go_to(partition, events.last().map_or(0, |event| event.sequence_number) + 1),
+                Some(failed) => {
+                    if *failed > self.next[partition] {
+                        self.go_to(partition, *failed);
+                    }
+                    self.count_failure(partition, events);
+                }
+            }
+            again += events.iter().filter(|event| event.sequence_number >= self.next[partition]).count();
         }
         Polled::Batch { records, again }
     }
+
+    fn go_to(&mut self, partition: usize, next: u64) {
+        self.next[partition] = next;
+        self.attempts[partition] = 0;
+    }
+
+    /// Counts a failed attempt. Beyond the maximum number of retries the rest of the batch is discarded.
+    fn count_failure(&mut self, partition: usize, events: &[StoredEvent]) {
+        self.attempts[partition] += 1;
+        let Some(last) = events.last() else { return };
+        if self.limits.retries.is_some_and(|retries| self.attempts[partition] > retries) {
+            self.discard(partition, last.sequence_number);
+        }
+    }
+
+    /// Discards the records that are older than the maximum age: they are not sent even once.
+    fn discard_old(&mut self) {
+        let Some(oldest) = self.limits.max_age.and_then(|age| self.clock.now().checked_sub(age)) else { return };
+        for partition in 0..self.next.len() {
+            let events = self.emulator.read(&self.hub, partition as u32, self.next[partition], usize::MAX);
+            let old = events.iter().take_while(|event| enqueued(event).is_some_and(|time| time < oldest));
+            if let Some(last) = old.last() {
+                self.discard(partition, last.sequence_number);
+            }
+        }
+    }
+
+    fn discard(&mut self, partition: usize, last: u64) {
+        self.discarded.push(Discarded { partition: partition as u32, first: self.next[partition], last });
+        self.go_to(partition, last + 1);
+    }
+}
+
+fn enqueued(event: &StoredEvent) -> Option<SystemTime> {
+    OffsetDateTime::parse(&event.enqueued_time, &Rfc3339).ok().map(SystemTime::from)
 }
 
 fn name(hub: &str, partition: usize) -> String {
@@ -226,6 +336,20 @@ mod tests {
             batch: true,
         };
         BTreeMap::from([("profiles-0".to_owned(), vec![event(15), event(16)])])
+    }
+
+    #[test]
+    fn a_destination_limits_retries_to_ten_unless_another_number_is_set() {
+        let queue = json!({ "OnFailure": { "Destination": "arn:aws:sqs:eu-central-1:123456789012:given-up" } });
+        let retries = |configuration: Value| Limits::of(&configuration).retries;
+        assert_eq!(retries(json!({})), None);
+        assert_eq!(retries(json!({ "MaximumRetryAttempts": -1 })), None);
+        assert_eq!(retries(json!({ "DestinationConfig": queue })), Some(10));
+        assert_eq!(retries(json!({ "DestinationConfig": queue, "MaximumRetryAttempts": -1 })), Some(10));
+        assert_eq!(retries(json!({ "DestinationConfig": queue, "MaximumRetryAttempts": 10_000 })), Some(10_000));
+        assert_eq!(retries(json!({ "DestinationConfig": { "OnFailure": { "Destination": "" } } })), None);
+        let age = |seconds: i64| Limits::of(&json!({ "MaximumRecordAgeInSeconds": seconds })).max_age;
+        assert_eq!((age(-1), age(86_400)), (None, Some(Duration::from_secs(86_400))));
     }
 
     #[test]

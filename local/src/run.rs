@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::extract::ConnectInfo;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Json, Router, middleware};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -31,6 +31,7 @@ use crate::inlet::{self, Inlet};
 use crate::kinds::KINDS;
 use crate::lambda_api::LambdaApi;
 use crate::moto::{self, Moto, MotoError};
+use crate::own_address::guard_control_routes;
 use crate::poller::Poller;
 use crate::queue_source::{self, Mapping};
 use crate::random;
@@ -430,6 +431,7 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
     if let Some((function, tokens)) = control {
         router = router.merge(gateway::control_router(function, tokens));
     }
+    let router = router.layer(middleware::from_fn(guard_control_routes));
     tasks.spawn(async move {
         if let Err(error) = gateway::serve(gateway_listener, router).await {
             eprintln!("gateway: {error}");
@@ -498,6 +500,7 @@ fn control_config(
     let mut config = function_config(FLOW_SERVICE, &[], options, folder, info);
     config.environment.push(("PUBLIC_URL".to_owned(), url.to_owned()));
     config.environment.push(("LOG_GROUP".to_owned(), LOG_GROUP.to_owned()));
+    config.environment.push(("ORG_CLAIM_TYPE".to_owned(), "list".to_owned()));
     let hosts = format!("{},{}", emulator.url().replace("http://", ""), inlet.host());
     config.environment.push(("EMULATOR_HOSTS".to_owned(), hosts));
     config.environment.push(("PLATFORM_INGEST_FUNCTION".to_owned(), PLATFORM_INGEST.to_owned()));

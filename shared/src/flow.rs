@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use crate::event::{Event, Header, Kind, Reason, Rejection};
 use crate::event_hubs::EventHub;
@@ -20,7 +21,7 @@ pub struct Flow<O> {
     /// Of a disabled one nothing is sent.
     pub enabled: bool,
     pub options: O,
-    pub senders: Senders,
+    pub senders: Arc<Senders>,
     pub hub: EventHub,
 }
 

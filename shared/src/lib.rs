@@ -20,6 +20,7 @@ pub mod parking;
 mod partitioning;
 pub mod parts;
 mod queue;
+pub mod reads;
 pub mod rejects;
 mod relay;
 pub mod sas;

@@ -1,18 +1,18 @@
 //! The queue trigger: batches of SQS records, each a raw event, answered with exactly the records that must come again.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lambda_events::sqs::SqsBatchResponse;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::answer::Cause;
 use crate::event::{Reason, Rejection};
-use crate::event_hubs::Outcome;
+use crate::event_hubs::{Outcome, Report};
 use crate::flow::{Flow, MAX_MESSAGES_BYTES, Mapping};
 use crate::function::Invocation;
 use crate::message::Message;
@@ -42,14 +42,13 @@ pub async fn handle<O: DeserializeOwned + Default>(
     let names: Vec<Option<Cow<'_, str>>> = records.iter().map(Record::flow).collect();
     let flows = flows(relay, &names, sending_ends.min(began + LOOKING_UP)).await;
     // The place among `flows` of each record's own; behind them all where the name can't be read.
-    let place_of = |name: &Option<Cow<'_, str>>| {
-        flows.iter().position(|(known, _)| Some(*known) == name.as_deref()).unwrap_or(flows.len())
-    };
-    let places: Vec<usize> = names.iter().map(place_of).collect();
+    let known: HashMap<&str, usize> = flows.iter().enumerate().map(|(place, (name, _))| (*name, place)).collect();
+    let place_of = |name: &Option<Cow<'_, str>>| name.as_deref().and_then(|name| known.get(name).copied());
+    let places: Vec<usize> = names.iter().map(|name| place_of(name).unwrap_or(flows.len())).collect();
     let flow_at = |place: usize| flows.get(place).map(|(_, flow)| flow);
     let mut counts: Vec<Counts> = std::iter::repeat_with(Counts::default).take(flows.len() + 1).collect();
 
-    // Which records come again. On a FIFO queue what stands behind one of them in its group does too, or would overtake.
+    // The records that are returned to the queue. On a FIFO queue, so are those behind one of them in its group.
     let mut failed = vec![false; records.len()];
     let groups: Vec<Option<String>> = records.iter().map(Record::fifo_group).collect();
     let hold_groups = |failed: &mut Vec<bool>| {
@@ -103,7 +102,9 @@ pub async fn handle<O: DeserializeOwned + Default>(
                 .map(|rejected| (position, relay.reject(name, rejected.rejection, Source::Queue, rejected.body))),
         );
     }
-    reject(relay, records, rejects, request_id, sending_ends.min(began + KEEPING), &mut failed).await;
+    for (record, kept) in reject(relay, records, rejects, request_id, sending_ends.min(began + KEEPING)).await {
+        failed[record] |= !kept;
+    }
     hold_groups(&mut failed);
     // What comes again is counted then.
     for (position, mapping) in mappings.iter().enumerate().filter(|(position, _)| !failed[*position]) {
@@ -112,66 +113,55 @@ pub async fn handle<O: DeserializeOwned + Default>(
         }
     }
 
+    // All records of a flow are one load; of a FIFO queue each record is, behind those of its group.
     let mut loads: Vec<Load<'_>> = std::iter::repeat_with(Load::default).take(flows.len()).collect();
+    let mut sequences: HashMap<&str, Vec<(usize, Load<'_>)>> = HashMap::new();
     for (position, mapping) in mappings.into_iter().enumerate() {
-        let Some(load) = loads.get_mut(places[position]).filter(|_| !failed[position]) else { continue };
+        if failed[position] || places[position] == flows.len() {
+            continue;
+        }
+        let load = match &groups[position] {
+            None => &mut loads[places[position]],
+            Some(group) => {
+                let sequence = sequences.entry(group).or_default();
+                sequence.push((places[position], Load::default()));
+                &mut sequence.last_mut().expect("one was just added").1
+            }
+        };
         for (note, count) in mapping.notes {
             *counts[places[position]].notes.entry(note).or_default() += count;
         }
         load.origins.extend(mapping.events.into_iter().map(|event| Origin { record: position, event }));
         load.messages.extend(mapping.messages);
     }
-    let to_send = loads.into_iter().enumerate().filter_map(|(place, load)| {
-        let flow = flow_at(place)?.as_deref().ok()?;
-        (!load.messages.is_empty()).then_some((place, flow, load))
-    });
-    let sendings = to_send.map(async |(place, flow, load)| {
-        let report = flow.hub.send(&load.messages, sending_ends).await;
-        // Parking would give up the order that a FIFO queue keeps.
-        let to_park: Vec<(usize, Cause)> = report
-            .outcomes
-            .iter()
-            .enumerate()
-            .filter_map(|(position, outcome)| match outcome {
-                Outcome::Unsent(cause) if groups[load.origins[position].record].is_none() => Some((position, *cause)),
-                _ => None,
-            })
-            .collect();
-        let parked = match to_park.first() {
-            None => Vec::new(),
-            Some((_, cause)) => {
-                let messages: Vec<&Message<'_>> =
-                    to_park.iter().map(|(position, _)| &load.messages[*position]).collect();
-                relay.park(flow, *cause, &messages, parking_ends).await
-            }
-        };
-        let parked: HashSet<usize> =
-            to_park.into_iter().zip(parked).filter(|(_, parked)| *parked).map(|((position, _), _)| position).collect();
-        (place, flow, load, report, parked)
-    });
+    let times = Times { sending_ends, parking_ends };
+    let sender = Sender { relay, records, request_id, times };
+    let loads = loads.into_iter().enumerate().filter_map(|load| to_send(&flows, load));
+    let loads = loads.map(|(place, flow, load)| sender.send(place, flow, load));
+    let sequences = sequences
+        .into_values()
+        .map(|sequence| sender.send_in_order(sequence.into_iter().filter_map(|load| to_send(&flows, load)).collect()));
+    let (sent, in_order) = join(join_all(loads), join_all(sequences)).await;
     let mut refused: Vec<(usize, Reject<'_>)> = Vec::new();
-    for (place, flow, load, report, parked) in join_all(sendings).await {
-        let counts = &mut counts[place];
-        counts.sent(&report);
-        counts.parked += parked.len();
-        for (position, (outcome, origin)) in report.outcomes.iter().zip(&load.origins).enumerate() {
-            match outcome {
-                Outcome::Delivered => {}
-                Outcome::Unsent(_) => failed[origin.record] |= !parked.contains(&position),
-                // An event that made several messages is kept once.
-                Outcome::Refused(_)
-                    if refused.last().is_some_and(|(_, last)| last.body.as_ptr() == origin.event.as_ptr()) => {}
-                Outcome::Refused(refusal) => {
-                    let (rejection, body) = (Rejection::refused(*refusal), origin.event.as_bytes());
-                    refused.push((origin.record, relay.reject(&flow.id, rejection, Source::Queue, body)));
-                }
-            }
+    let mut rejected: Vec<(usize, Reason)> = Vec::new();
+    for sent in &sent {
+        sent.count(&mut counts[sent.place], &mut failed);
+        refused.extend(sent.refused(relay));
+    }
+    for (sent, stored) in &in_order {
+        for sent in sent {
+            sent.count(&mut counts[sent.place], &mut failed);
+        }
+        rejected.extend(stored.iter().map(|(record, reason, _)| (*record, *reason)));
+        for (record, ..) in stored.iter().filter(|(.., kept)| !kept) {
+            failed[*record] = true;
         }
     }
-    let reasons: Vec<(usize, Reason)> =
-        refused.iter().map(|(record, Reject { rejection, .. })| (*record, rejection.reason)).collect();
-    reject(relay, records, refused, request_id, parking_ends, &mut failed).await;
-    for (record, reason) in reasons.into_iter().filter(|(record, _)| !failed[*record]) {
+    rejected.extend(refused.iter().map(|(record, Reject { rejection, .. })| (*record, rejection.reason)));
+    for (record, kept) in reject(relay, records, refused, request_id, parking_ends).await {
+        failed[record] |= !kept;
+    }
+    for (record, reason) in rejected.into_iter().filter(|(record, _)| !failed[*record]) {
         counts[places[record]].reject(reason);
     }
     for counts in &counts {
@@ -218,30 +208,145 @@ struct Origin<'a> {
     event: &'a str,
 }
 
+/// A flow that records name, or why it can't be used.
+type Named<'n, O> = (&'n str, Result<Arc<Flow<O>>, NoFlow>);
+
+/// A load with its flow, unless there is nothing to send.
+fn to_send<'f, 'm, O>(
+    flows: &'f [Named<'_, O>],
+    (place, load): (usize, Load<'m>),
+) -> Option<(usize, &'f Flow<O>, Load<'m>)> {
+    let flow = flows.get(place)?.1.as_deref().ok()?;
+    (!load.messages.is_empty()).then_some((place, flow, load))
+}
+
+/// The ends of sending and parking.
+#[derive(Clone, Copy)]
+struct Times {
+    sending_ends: Instant,
+    parking_ends: Instant,
+}
+
+/// What sending the loads of one batch needs.
+struct Sender<'s, 'a, O> {
+    relay: &'s Relay<O>,
+    records: &'s [Record<'a>],
+    request_id: &'s str,
+    times: Times,
+}
+
+/// A load that was sent.
+struct Sent<'s, 'm, O> {
+    place: usize,
+    flow: &'s Flow<O>,
+    load: Load<'m>,
+    report: Report,
+    /// The positions of messages that are parked.
+    parked: HashSet<usize>,
+}
+
+/// Rejects of a sequence: the record, the reason, and whether the copy is stored.
+type Stored = Vec<(usize, Reason, bool)>;
+
+impl<'s, O> Sender<'s, '_, O> {
+    /// Sends a load, and parks what could not be sent.
+    async fn send<'m>(&self, place: usize, flow: &'s Flow<O>, load: Load<'m>) -> Sent<'s, 'm, O> {
+        let mut sent = self.send_only(place, flow, load).await;
+        let to_park: Vec<(usize, Cause)> = sent
+            .report
+            .outcomes
+            .iter()
+            .enumerate()
+            .filter_map(|(position, outcome)| match outcome {
+                Outcome::Unsent(cause) => Some((position, *cause)),
+                _ => None,
+            })
+            .collect();
+        if let Some((_, cause)) = to_park.first() {
+            let messages: Vec<&Message<'_>> =
+                to_park.iter().map(|(position, _)| &sent.load.messages[*position]).collect();
+            let parked = self.relay.park(flow, *cause, &messages, self.times.parking_ends).await;
+            let parked = to_park.iter().zip(parked).filter(|(_, parked)| *parked).map(|((position, _), _)| *position);
+            sent.parked = parked.collect();
+        }
+        sent
+    }
+
+    /// Sends the records of a message group one after another, until one is neither delivered nor rejected: a record never
+    /// overtakes the ones before it. Parking would give up the order.
+    async fn send_in_order<'m>(&self, sequence: Vec<(usize, &'s Flow<O>, Load<'m>)>) -> (Vec<Sent<'s, 'm, O>>, Stored) {
+        let (mut all, mut stored) = (Vec::new(), Stored::new());
+        for (place, flow, load) in sequence {
+            let sent = self.send_only(place, flow, load).await;
+            let mut is_done = !sent.report.outcomes.iter().any(|outcome| matches!(outcome, Outcome::Unsent(_)));
+            let refused = sent.refused(self.relay);
+            let reasons: Vec<Reason> = refused.iter().map(|(_, reject)| reject.rejection.reason).collect();
+            if is_done && !refused.is_empty() {
+                let kept = reject(self.relay, self.records, refused, self.request_id, self.times.parking_ends).await;
+                is_done = kept.iter().all(|(_, kept)| *kept);
+                stored.extend(kept.into_iter().zip(reasons).map(|((record, kept), reason)| (record, reason, kept)));
+            }
+            all.push(sent);
+            if !is_done {
+                break;
+            }
+        }
+        (all, stored)
+    }
+
+    async fn send_only<'m>(&self, place: usize, flow: &'s Flow<O>, load: Load<'m>) -> Sent<'s, 'm, O> {
+        let report = flow.hub.send(&load.messages, self.times.sending_ends).await;
+        Sent { place, flow, load, report, parked: HashSet::new() }
+    }
+}
+
+impl<'m, O> Sent<'_, 'm, O> {
+    /// Counts the outcomes, and marks the records of which a message is neither delivered nor parked.
+    fn count(&self, counts: &mut Counts, failed: &mut [bool]) {
+        counts.sent(&self.report);
+        counts.parked += self.parked.len();
+        for (position, (outcome, origin)) in self.report.outcomes.iter().zip(&self.load.origins).enumerate() {
+            if matches!(outcome, Outcome::Unsent(_)) {
+                failed[origin.record] |= !self.parked.contains(&position);
+            }
+        }
+    }
+
+    /// The events that the hub refused, each once also if several messages were made from it.
+    fn refused<'r>(&'r self, relay: &'r Relay<O>) -> Vec<(usize, Reject<'r>)> {
+        let mut refused: Vec<(usize, Reject<'r>)> = Vec::new();
+        for (outcome, origin) in self.report.outcomes.iter().zip(&self.load.origins) {
+            let Outcome::Refused(refusal) = outcome else { continue };
+            let body = origin.event.as_bytes();
+            if refused.last().is_none_or(|(_, last)| last.body.as_ptr() != body.as_ptr()) {
+                let rejection = Rejection::refused(*refusal);
+                refused.push((origin.record, relay.reject(&self.flow.id, rejection, Source::Queue, body)));
+            }
+        }
+        refused
+    }
+}
+
 /// The flows that records name, each looked up once. They are few: most queues bring events of one.
 async fn flows<'n, O: DeserializeOwned + Default>(
     relay: &Relay<O>,
     names: &'n [Option<Cow<'_, str>>],
     deadline: Instant,
-) -> Vec<(&'n str, Result<Arc<Flow<O>>, NoFlow>)> {
-    let mut known: Vec<&str> = Vec::new();
-    for name in names.iter().flatten() {
-        if !known.contains(&name.as_ref()) {
-            known.push(name);
-        }
-    }
-    join_all(known.into_iter().map(async |name| (name, relay.flow(name, deadline).await))).await
+) -> Vec<Named<'n, O>> {
+    let mut known = HashSet::new();
+    let mut distinct: Vec<&str> = names.iter().flatten().map(AsRef::as_ref).collect();
+    distinct.retain(|name| known.insert(*name));
+    join_all(distinct.into_iter().map(async |name| (name, relay.flow(name, deadline).await))).await
 }
 
-/// Keeps copies of rejected events; a record of which one can't be kept has failed.
+/// Stores copies of rejected events. Returns for each its record, and whether the copy is stored.
 async fn reject<O>(
     relay: &Relay<O>,
     records: &[Record<'_>],
     rejects: Vec<(usize, Reject<'_>)>,
     request_id: &str,
     deadline: Instant,
-    failed: &mut [bool],
-) {
+) -> Vec<(usize, bool)> {
     for (record, Reject { rejection, .. }) in rejects.iter().take(MOST_LINES) {
         tracing::warn!(
             request_id,
@@ -253,7 +358,5 @@ async fn reject<O>(
     }
     let (of_records, rejects): (Vec<usize>, Vec<Reject<'_>>) = rejects.into_iter().unzip();
     let kept = relay.parts.keep(&rejects, deadline).await;
-    for (record, kept) in of_records.into_iter().zip(kept) {
-        failed[record] |= !kept;
-    }
+    of_records.into_iter().zip(kept).collect()
 }

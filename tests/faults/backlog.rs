@@ -649,6 +649,9 @@ pub async fn renewal(seed: u64, plan: Renewal) -> Outcome {
     failures.push((unknown == 1, format!("{unknown} envelopes of an unknown version are parked (1)")));
     drop(pollers);
     let mut outcome = Outcome::of(ledger.compare(&system, &parked_messages(&system)));
+    // The queue's clock runs ahead, so that messages are delivered again while they are handled.
+    outcome.partial = true;
+    outcome.require(system.parked() == 1, format!("{} messages are parked at the end (1)", system.parked()));
     for (holds, figure) in failures {
         outcome.require(holds, figure);
     }

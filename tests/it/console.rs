@@ -1,5 +1,6 @@
 //! The page of `local run`, as a user has it in the browser.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -91,6 +92,63 @@ async fn picture(browser: &Browser, name: &str) {
     if let Some(folder) = std::env::var_os("SCREENSHOTS") {
         std::fs::write(Path::new(&folder).join(name), browser.screenshot().await).unwrap();
     }
+}
+
+/// The paths of the control routes, as the sources of `local` declare them: text that begins with a slash and an underscore.
+fn control_routes() -> BTreeSet<String> {
+    let mut routes = BTreeSet::new();
+    let mut folders = vec![Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../local/src")).to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(path).unwrap();
+                let literals = text.split('"').skip(1).step_by(2);
+                let paths = literals.filter(|text| text.starts_with("/_") && !text.contains([' ', '?', '\n']));
+                routes.extend(paths.map(str::to_owned));
+            }
+        }
+    }
+    routes
+}
+
+#[tokio::test]
+async fn control_routes_respond_only_to_this_machines_own_names() {
+    let run = Run::start().await;
+    let info = run.http.get(format!("{}/_local/info", run.url)).send().await.unwrap().text().await.unwrap();
+    let info: Value = serde_json::from_str(&info).unwrap();
+    let inlet = info["source"]["recordsUrl"].as_str().unwrap().split("/_inlet").next().unwrap().to_owned();
+    let get =
+        async |url: &str, host: &str| run.http.get(url).header("host", host).send().await.unwrap().status().as_u16();
+    let routes = control_routes();
+    for start in ["/_local/info", "/_emulator/faults", "/_inlet/records"] {
+        assert!(routes.contains(start), "{routes:?}");
+    }
+    for route in &routes {
+        let at = match route.split('/').nth(1).unwrap() {
+            "_local" => run.url.as_str(),
+            "_emulator" => info["hubUrl"].as_str().unwrap(),
+            "_inlet" => &inlet,
+            other => panic!("{other}: which server has it?"),
+        };
+        let path =
+            route.split('/').map(|part| if part.starts_with('{') { "x" } else { part }).collect::<Vec<_>>().join("/");
+        let (url, port) = (format!("{at}{path}"), at.rsplit(':').next().unwrap());
+        for foreign in ["rebind.evil.example", "127.0.0.1.evil.example", "host.docker.internal"] {
+            assert_eq!(get(&url, &format!("{foreign}:{port}")).await, 403, "{route} as {foreign}");
+        }
+        for own in ["127.0.0.1", "localhost", "192.168.1.5"] {
+            assert_ne!(get(&url, &format!("{own}:{port}")).await, 403, "{route} as {own}");
+        }
+    }
+    // Containers reach the data routes by other names.
+    let webhook = run.http.post(format!("{}/audience-change", run.url)).bearer_auth("local-sender");
+    let webhook = webhook.header("host", "host.docker.internal").header("content-type", "application/json");
+    assert_eq!(webhook.body(DOCUMENTED).send().await.unwrap().status(), 200);
+    let raw = run.http.post(format!("{}/x/messages", info["hubUrl"].as_str().unwrap()));
+    assert_eq!(raw.header("host", "host.docker.internal").send().await.unwrap().status(), 401, "it asks for a token");
 }
 
 #[tokio::test]

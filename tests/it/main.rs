@@ -36,6 +36,7 @@ mod signing;
 mod source_flows;
 mod sqs;
 mod stack;
+mod supply_chain;
 mod telemetry;
 mod template;
 mod transport;

@@ -347,16 +347,43 @@ async fn good_elements_of_an_array_are_delivered_when_the_bad_ones_can_be_kept()
 }
 
 #[tokio::test]
-async fn a_large_rejected_body_is_kept_in_part() {
+async fn a_large_rejected_body_of_a_webhook_is_kept_in_part_and_that_of_a_record_whole_or_returned() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
     let body: String = std::iter::repeat_with(|| fastrand::char('!'..'~')).take(3_000_000).collect();
-    assert!(system.failures(&[record("a", &body)]).await.is_empty());
+    // The queue has the only complete copy of the record, and good records are not affected.
+    assert_eq!(system.failures(&[record("a", &body[..1_000_000]), record("b", DOCUMENTED)]).await, ["a"]);
+    assert_eq!(system.stored(), 1);
+    let mut to_no_flow = record("a", &event_of("p").replace("value1", &body[..990_000].replace(['"', '\\'], "x")));
+    to_no_flow["messageAttributes"] = flow_attribute("gone");
+    assert_eq!(system.failures(&[to_no_flow]).await, ["a"]);
+    assert!(cloud.take(&cloud.rejected).await.is_empty());
+    let whole = &body[..500_000];
+    assert!(system.failures(&[record("a", whole)]).await.is_empty());
+    let kept = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!((kept.len(), kept[0].get("truncated")), (1, None));
+    assert_eq!(unpacked(kept[0]["body"].as_str().unwrap()), whole.as_bytes());
+
+    system.post(&body).await.problem(400);
     let kept = rejected(&cloud.take(&cloud.rejected).await);
     assert_eq!(kept[0]["truncated"], true);
     let part = unpacked(kept[0]["body"].as_str().unwrap());
     assert!(part.len() > 700_000 && body.as_bytes().starts_with(&part), "{} bytes", part.len());
+}
+
+#[tokio::test]
+async fn a_record_with_an_endless_flow_name_is_rejected_with_the_start_of_it() {
+    let cloud = Cloud::start().await;
+    let hub = emulator(&[HUB]).await;
+    let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
+    let mut endless = record("a", DOCUMENTED);
+    endless["messageAttributes"] = flow_attribute(&"\u{1}".repeat(200_000));
+    assert!(system.failures(&[endless]).await.is_empty());
+    let kept = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!((kept.len(), &kept[0]["reason"]), (1, &json!("unknown_flow")));
+    assert_eq!(kept[0]["flow"].as_str().unwrap().chars().count(), 256);
+    assert_eq!(unpacked(kept[0]["body"].as_str().unwrap()), DOCUMENTED.as_bytes());
 }
 
 #[tokio::test]
@@ -380,8 +407,10 @@ async fn senders_change_their_secret_without_a_deployment() {
         assert_eq!(post(path, "sender-token-2").await, 200);
         assert_eq!(post(path, SENDER_TOKEN).await, 401);
         cloud.change_secret(secret, "not a list").await;
-        assert_eq!(post(path, "sender-token-3").await, 503, "whether it is a new one can't be told");
-        assert_eq!(post(path, "sender-token-2").await, 200, "an unusable list leaves the one in hand");
+        assert_eq!(post(path, "sender-token-3").await, 503, "it may be a new one");
+        assert_eq!(post(path, "sender-token-2").await, 503, "an invalid list accepts no sender");
+        cloud.change_secret(secret, r#"[{"type":"bearer","secret":"sender-token-2"}]"#).await;
+        until("the list is read again", async || post(path, "sender-token-2").await == 200).await;
     }
     assert_eq!(function.instances(), 1);
 }

@@ -1,10 +1,12 @@
 //! The queue trigger: batches answered with exactly the records that must come again.
 
 use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
-use local::emulator::Config;
-use serde_json::json;
+use local::emulator::{Action, Config, Emulator, Fault, StoredEvent};
+use serde_json::{Value, json};
 
+use crate::cloud::{Cloud, emulator};
 use crate::harness::*;
 
 fn distinct(count: usize) -> Vec<serde_json::Value> {
@@ -150,7 +152,84 @@ async fn on_a_fifo_queue_nothing_overtakes_a_failed_record_of_its_group() {
     let small_hub = Config { max_bytes: 4000, ..hub_config() };
     let system = start_with(small_hub, &[]).await;
     records[2]["body"] = event_of("p").replace("value1", &"x".repeat(5000)).into();
-    assert_eq!(system.failures(&records).await, ["m2", "m4"], "m4 comes again although it was stored");
+    assert_eq!(system.failures(&records).await, ["m2", "m4"]);
+    assert_eq!(system.stored(), 4, "m0, and all of the other group; m4 is not sent before m2 is stored somewhere");
+}
+
+/// The record in a group of a FIFO queue, for a flow.
+fn in_group(mut record: Value, group: &str, flow: &str) -> Value {
+    record["eventSourceARN"] = "arn:aws:sqs:eu-central-1:123456789012:audience-change.fifo".into();
+    record["attributes"]["MessageGroupId"] = group.into();
+    record["messageAttributes"] = json!({ "flow": { "stringValue": flow, "dataType": "String" } });
+    record
+}
+
+fn profiles(hub: &Emulator, name: &str) -> Vec<String> {
+    let profile = |event: &StoredEvent| serde_json::from_str::<Value>(&event.body).unwrap()["profileId"].clone();
+    hub.events(name).iter().map(|event| profile(event).as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_record_of_a_group_is_sent_only_after_those_before_it_whatever_their_subject_or_flow() {
+    let cloud = Cloud::start().await;
+    let hub = emulator(&[HUB, "other"]).await;
+    cloud.flow("flow-a", "audience-change", &hub, "other", json!({})).await;
+    let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
+    let record = |n: usize, group: &str, flow: &str| {
+        in_group(record(&format!("m{n}"), &event_of(&format!("profile-{n}"))), group, flow)
+    };
+    let records = [
+        record(0, "g", "flow-a"),
+        record(1, "g", "default"),
+        record(2, "h", "default"),
+        record(3, "g", "flow-a"),
+        record(4, "h", "default"),
+    ];
+    let stored = |name: &str| {
+        let mut profiles = profiles(&system.hub, name);
+        profiles.sort_unstable();
+        profiles
+    };
+    // An outage of the first record's hub.
+    system.hub.script([lasting(Fault { hub: Some("other".to_owned()), ..status(500, None, "") })]);
+    assert_eq!(system.failures(&records).await, ["m0", "m1", "m3"]);
+    assert_eq!(stored(HUB), ["profile-2", "profile-4"], "the other group is delivered at once");
+    assert!(stored("other").is_empty());
+    assert!(cloud.take(&cloud.parking).await.is_empty());
+    system.hub.clear_faults();
+    let again: Vec<Value> = [0, 1, 3].map(|n| records[n].clone()).to_vec();
+    assert!(system.failures(&again).await.is_empty());
+    assert_eq!(stored(HUB), ["profile-1", "profile-2", "profile-4"]);
+    assert_eq!(stored("other"), ["profile-0", "profile-3"]);
+
+    // What is filtered or rejected stops nothing.
+    let mut records: Vec<Value> = (10..14).map(|n| record(n, "g", "default")).collect();
+    records[0]["body"] = "unreadable".into();
+    records[1]["body"] = event_of("x").replace("[\"4\"]", "[]").into();
+    system.hub.script([status(400, None, "")]);
+    assert!(system.failures(&records).await.is_empty());
+    assert_eq!(stored(HUB), ["profile-1", "profile-13", "profile-2", "profile-4"], "the hub has refused profile-12");
+    assert_eq!(cloud.take(&cloud.rejected).await.len(), 2);
+}
+
+#[tokio::test]
+async fn groups_are_sent_concurrently_and_to_the_partitions_of_their_subjects() {
+    let system = start(&[("PARTITIONING", "partitions:4")]).await;
+    let records = distinct(10);
+    assert!(system.failures(&records).await.is_empty());
+    let partitions = |hub: &Emulator| -> HashMap<String, u32> {
+        let events = hub.events(HUB);
+        profiles(hub, HUB).into_iter().zip(events.iter().map(|event| event.partition)).collect()
+    };
+    let expected = partitions(&system.hub);
+    system.hub.clear();
+    system.hub.script([lasting(fault(Action::Delay { ms: 500 }))]);
+    let records: Vec<Value> =
+        records.into_iter().enumerate().map(|(n, record)| in_group(record, &format!("g{n}"), "default")).collect();
+    let began = Instant::now();
+    assert!(system.failures(&records).await.is_empty());
+    assert!(began.elapsed() < Duration::from_secs(4), "one after another would take 5 s");
+    assert_eq!(partitions(&system.hub), expected);
 }
 
 #[tokio::test]

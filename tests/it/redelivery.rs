@@ -622,9 +622,10 @@ async fn fifo_records_return_at_once_while_the_hub_is_known_to_fail() {
     let function = stack.function("audience-change", &[("PARTITIONING", "subject")]);
     stack.hub.script([lasting(status(500, None, ""))]);
     let mut records: Vec<Value> = (0..50).map(|n| record(&format!("m{n}"), &event_of(&format!("p{n}")))).collect();
-    for record in &mut records {
+    // The first record of each group is tried, and three failures in a row open the circuit.
+    for (n, record) in records.iter_mut().enumerate() {
         record["eventSourceARN"] = "arn:aws:sqs:eu-central-1:123456789012:audience-change.fifo".into();
-        record["attributes"]["MessageGroupId"] = "group".into();
+        record["attributes"]["MessageGroupId"] = format!("group-{}", n % 5).into();
     }
     let system = System { hub: emulator(&[HUB]).await, function };
     assert_eq!(system.failures(&records).await.len(), 50);

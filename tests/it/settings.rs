@@ -1,5 +1,7 @@
 //! A setting that can't be used ends the process before its first invocation, with one ERROR line that names it.
 
+use serde_json::json;
+
 use crate::harness::*;
 
 const CONNECTION: &str = "Endpoint=sb://ns.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey=topsecret";
@@ -20,9 +22,19 @@ async fn each_unusable_setting_is_named() {
             vec![("EVENT_HUBS_CONNECTION_STRING", CONNECTION), ("EVENT_HUBS_SECRET_ID", "s")],
         ),
         (
-            "EVENT_HUBS_SECRET_ID",
-            "can't connect",
-            [vec![("EVENT_HUBS_SECRET_ID", "s")], closed_region.to_vec()].concat(),
+            "EVENT_HUB_NAME",
+            "letters, digits",
+            [vec![("EVENT_HUBS_SECRET_ID", "s"), ("EVENT_HUB_NAME", "-hub/x")], closed_region.to_vec()].concat(),
+        ),
+        (
+            "FLOW_OPTIONS",
+            "not valid JSON",
+            [vec![("EVENT_HUBS_SECRET_ID", "s"), ("FLOW_OPTIONS", "{")], closed_region.to_vec()].concat(),
+        ),
+        (
+            "SENDER_AUTH",
+            "the array is empty",
+            [vec![("EVENT_HUBS_SECRET_ID", "s"), ("SENDER_AUTH", "[]")], closed_region.to_vec()].concat(),
         ),
         ("EVENT_HUB_NAME", "missing", vec![("EVENT_HUBS_CONNECTION_STRING", CONNECTION)]),
         (
@@ -104,6 +116,14 @@ async fn each_unusable_setting_is_named() {
 
 fn with_hub(setting: (&'static str, &'static str)) -> Vec<(&'static str, &'static str)> {
     vec![("EVENT_HUBS_CONNECTION_STRING", CONNECTION), ("EVENT_HUB_NAME", "hub"), setting]
+}
+
+#[tokio::test]
+async fn the_type_of_the_organisation_claim_is_text_or_list() {
+    for value in ["both", "Text", "[a]"] {
+        let line = init_failure_of("flow-service", &[("FLOWS_TABLE", "t"), ("ORG_CLAIM_TYPE", value)]).await;
+        assert_eq!((&line["variable"], &line["problem"]), (&json!("ORG_CLAIM_TYPE"), &json!("expected text or list")));
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use local::emulator::Emulator;
+use local::emulator::{Emulator, ROOT_KEY_NAME};
 use local::inlet::{Config, Inlet};
 use local::lambda_api::{Fault, LambdaApi};
 use local::runner::{Function, FunctionConfig};
@@ -17,6 +17,7 @@ use crate::aws::boto3;
 use crate::cloud::*;
 use crate::control::{Answer, Caller, attribute, control_with, host, spec, text};
 use crate::harness::{HUB, System, binary, delivered, event_of};
+use crate::stack::Stack;
 
 const EVENT_HUBS: &str = "bf9f5905-92b7-48bf-bf20-455bc6b60a4e";
 const DATA_LAKE: &str = "c604ff05-7f1a-43c0-8e18-33bf874cb11c";
@@ -70,7 +71,6 @@ impl World {
             &[
                 ("EMULATOR_HOSTS", &hosts),
                 ("PLATFORM_INGEST_FUNCTION", "platform-ingest"),
-                ("GIVEN_UP_QUEUE_ARN", "arn:aws:sqs:eu-central-1:123456789012:given-up"),
                 ("AWS_ENDPOINT_URL_LAMBDA", &lambda.url()),
                 ("AWS_ENDPOINT_URL_DYNAMODB", &format!("http://{}", table.address())),
             ],
@@ -204,7 +204,6 @@ async fn a_hubs_events_reach_the_inlet_until_the_flow_is_disabled_or_deleted() {
     let access = &mapping["SourceAccessConfigurations"][0];
     assert_eq!(access["Type"], "BASIC_AUTH");
     assert!(text(&access["URI"]).contains(":secret:eventhubs-relay/flows/connections/"), "{access}");
-    assert_eq!(mapping["MaximumRecordAgeInSeconds"], 86_400);
 
     let path = format!("/flows/{id}");
     world.api.post(&format!("{path}/action?op=disable"), &Value::Null).await.expect(200);
@@ -223,6 +222,59 @@ async fn a_hubs_events_reach_the_inlet_until_the_flow_is_disabled_or_deleted() {
     assert_eq!(attribute(&world.cloud, &format!("FLOW#{id}"), "kind").await, None);
     for unused in [format!("/targetConnections/{target}"), format!("/sourceConnections/{source}")] {
         assert_eq!(world.api.delete(&unused).await.status, 204, "{unused}");
+    }
+}
+
+/// The settings that decide which records a mapping discards or retries.
+fn settings(mapping: &Value) -> Value {
+    // A parameter of the template may be a text.
+    let number = |name: &str| match &mapping[name] {
+        Value::String(text) => text.parse::<i64>().unwrap().into(),
+        other => other.clone(),
+    };
+    json!({
+        "retries": number("MaximumRetryAttempts"), "age": number("MaximumRecordAgeInSeconds"),
+        "destination": mapping["DestinationConfig"]["OnFailure"]["Destination"],
+        "batch": number("BatchSize"), "bisect": mapping["BisectBatchOnFunctionError"],
+        "responses": mapping["FunctionResponseTypes"],
+        "pollers": mapping["ProvisionedPollerConfig"]["MinimumPollers"],
+    })
+}
+
+#[tokio::test]
+async fn the_templates_mapping_and_those_of_flows_keep_records_as_long_as_the_hub_does() {
+    let world = World::start().await;
+    world.flow(json!({ "eventHubName": HUB })).await;
+    let expected = json!({
+        "retries": -1, "age": -1, "destination": null, "batch": 1000, "bisect": true,
+        "responses": ["ReportBatchItemFailures"], "pollers": 1,
+    });
+    assert_eq!(settings(&world.mapping()), expected);
+    let stack = Stack::new(&[("SourceHub", HUB)]);
+    let resources = stack.resources();
+    assert_eq!(settings(&resources["PlatformIngestHub"]["Properties"]), expected);
+}
+
+#[tokio::test]
+async fn the_next_change_of_a_flow_removes_the_limits_of_an_older_mapping() {
+    let world = World::start().await;
+    let (_, id) = world.flow(json!({ "eventHubName": HUB })).await;
+    let current = settings(&world.mapping());
+    let destination = json!({ "OnFailure": { "Destination": "arn:aws:sqs:eu-central-1:123456789012:given-up" } });
+    let url = format!("{}/2015-03-31/event-source-mappings/{}", world.lambda.url(), text(&world.mapping()["UUID"]));
+    let http = shared::build_http_client(None).unwrap().client();
+    for older in [
+        json!({ "MaximumRecordAgeInSeconds": 86_400 }),
+        json!({ "MaximumRetryAttempts": 10 }),
+        json!({ "DestinationConfig": destination }),
+        json!({ "MaximumRecordAgeInSeconds": 86_400, "DestinationConfig": destination }),
+    ] {
+        assert!(http.put(&url).body(older.to_string()).send().await.unwrap().status().is_success());
+        assert_ne!(settings(&world.mapping()), current, "{older}");
+        // The flow is enabled already: nothing else of it changes.
+        world.api.post(&format!("/flows/{id}/action?op=enable"), &Value::Null).await.expect(200);
+        assert_eq!(settings(&world.mapping()), current, "{older}");
+        assert_eq!(world.mapping()["State"], "Enabled");
     }
 }
 
@@ -271,6 +323,61 @@ async fn a_consumer_group_serves_one_flow_of_one_tenant() {
     // Another hub's group of that name is another one.
     let source = theirs.source(&connection, json!({ "eventHubName": OTHER_HUB, "consumerGroup": "ours" })).await;
     theirs.create(&source, &target).await.expect(201);
+}
+
+#[tokio::test]
+async fn a_consumer_group_is_claimed_only_with_a_key_that_the_namespace_accepts() {
+    let world = World::start().await;
+    // An attacker knows the namespace, and invents a key.
+    let attacker = World { api: Caller { organisation: "globex@AdobeOrg", ..world.api.clone() }, ..world };
+    let invented = json!({
+        "name": "invented", "connectionSpec": spec(EVENT_HUBS),
+        "auth": { "specName": "Azure EventHub authentication credentials", "params": {
+            "sasKeyName": ROOT_KEY_NAME, "sasKey": "aW52ZW50ZWQ=", "namespace": host(&attacker.hub),
+        } },
+    });
+    let connection = attacker.api.post("/connections?validate=false", &invented).await.id();
+    let source = json!({
+        "name": "source", "connectionSpec": spec(EVENT_HUBS), "baseConnectionId": connection,
+        "data": { "format": "json" }, "params": { "eventHubName": HUB },
+    });
+    let source = attacker.api.post("/sourceConnections?validate=false", &source).await.id();
+    let mut target = attacker.target(json!({}));
+    for member in ["imsSecretId", "imsTokenUrl"] {
+        target["params"].as_object_mut().unwrap().remove(member);
+    }
+    let target = attacker.api.post("/targetConnections", &target).await.id();
+    let refused = attacker.create(&source, &target).await.expect(400);
+    assert!(text(&refused["message"]).contains("refuses the key"), "{refused}");
+    attacker.nothing_is_left().await;
+
+    // Whoever holds the key gets the default group, and the attacker does not learn of it.
+    let owner = World { api: Caller { organisation: ORGANISATION, ..attacker.api.clone() }, ..attacker };
+    let (own_source, own_flow) = owner.flow(json!({ "eventHubName": HUB })).await;
+    let attacker = World { api: Caller { organisation: "globex@AdobeOrg", ..owner.api.clone() }, ..owner };
+    assert_eq!(attacker.create(&source, &target).await.expect(400), refused);
+
+    // A group is also claimed by a change, of the source or of the flow.
+    let owner = World { api: Caller { organisation: ORGANISATION, ..attacker.api.clone() }, ..attacker };
+    let path = format!("/sourceConnections/{own_source}");
+    let connection = text(&owner.api.item(&path).await["baseConnectionId"]);
+    let key = json!([{ "op": "replace", "path": "/auth/params/sasKey", "value": "another" }]);
+    owner.api.patch(&format!("/connections/{connection}"), "*", &key).await.expect(200);
+    let group = json!([{ "op": "add", "path": "/params/consumerGroup", "value": "theirs" }]);
+    let refused_key = |refused: Value| assert!(text(&refused["message"]).contains("refuses the key"), "{refused}");
+    refused_key(owner.api.patch(&path, "*", &group).await.expect(400));
+    let other = json!({
+        "name": "source", "connectionSpec": spec(EVENT_HUBS), "baseConnectionId": connection,
+        "data": { "format": "json" }, "params": { "eventHubName": OTHER_HUB },
+    });
+    let other = owner.api.post("/sourceConnections?validate=false", &other).await.id();
+    let by_flow = json!([{ "op": "replace", "path": "/sourceConnectionIds", "value": [other] }]);
+    refused_key(owner.api.patch(&format!("/flows/{own_flow}"), "*", &by_flow).await.expect(400));
+    assert_eq!(owner.groups().await, [format!("GROUP#{}#{HUB}#platform-ingest-{HUB}", host(&owner.hub))]);
+
+    // A namespace that can't be reached proves nothing either.
+    owner.hub.shutdown().await;
+    owner.api.patch(&path, "*", &group).await.expect(503);
 }
 
 #[tokio::test]

@@ -241,7 +241,13 @@ fn whatever_needs_an_operator_has_its_alarm_and_every_alarm_says_what_to_do() {
     for (name, _) in of_type(&resources, "AWS::SQS::Queue").filter(|(name, _)| name.ends_with("DeadLetters")) {
         assert!(is_watched("ApproximateNumberOfMessagesVisible", &format!("{name}/QueueName")), "{name}");
     }
+    // A consumer that does not run produces no dead letters: only the age shows it.
+    for queue in queue_mappings(&resources).keys() {
+        assert!(is_watched("ApproximateAgeOfOldestMessage", &format!("{queue}/QueueName")), "{queue}");
+    }
     assert!(is_watched("OldestParkedAge", "redelivery"));
+    // A record that the inlet does not accept waits in the hub for as long as the hub retains it.
+    assert!(is_watched("OffsetLag", "PlatformIngest"));
     for (name, _) in of_type(&resources, "AWS::ApiGatewayV2::Api") {
         assert!(is_watched("5xx", name), "{name}");
     }
@@ -515,6 +521,45 @@ fn parameters_of_parking_accept_what_lambda_and_redelivery_accept() {
 }
 
 #[test]
+fn the_queue_of_each_kind_has_an_age_alarm_with_its_parameter() {
+    let stack = Stack::new(&[("AlarmQueueAge", "321")]);
+    let resources = stack.resources();
+    assert_eq!(stack.template["Parameters"]["AlarmQueueAge"]["Default"], 900);
+    let alarms: Vec<&Value> = of_type(&resources, "AWS::CloudWatch::Alarm")
+        .filter(|(name, _)| name.ends_with("QueueAgeAlarm"))
+        .map(|(_, alarm)| alarm)
+        .collect();
+    assert_eq!(alarms.len(), queue_mappings(&resources).len() - 1, "redelivery's queue has ParkedAgeAlarm");
+    for alarm in alarms {
+        assert_eq!(alarm["MetricName"], "ApproximateAgeOfOldestMessage");
+        assert_eq!(alarm["ComparisonOperator"], "GreaterThanThreshold");
+        assert_eq!(alarm["Threshold"], "321");
+    }
+}
+
+#[test]
+fn the_age_of_source_records_is_unlimited_or_one_that_lambda_accepts() {
+    const MATCH: &str = "import json, re, sys; pattern, *texts = json.load(sys.stdin); \
+                         print(json.dumps([text for text in texts if re.search(pattern, text)]))";
+    let template = template();
+    let parameter = &template["Parameters"]["SourceMaximumAge"];
+    assert_eq!(parameter["Default"], "-1");
+    let valid = ["-1", "60", "99", "100", "86400", "599999", "604799", "604800"];
+    let invalid = ["0", "59", "604801", "700000", "-2", "", "060", "1e5"];
+    let mut given = vec![parameter["AllowedPattern"].as_str().unwrap()];
+    given.extend(valid.iter().chain(&invalid));
+    let mut python = Command::new(virtual_environment().join("bin/python"))
+        .args(["-c", MATCH])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    serde_json::to_writer(python.stdin.take().unwrap(), &given).unwrap();
+    let matching: Vec<String> = serde_json::from_slice(&python.wait_with_output().unwrap().stdout).unwrap();
+    assert_eq!(matching, valid);
+}
+
+#[test]
 fn every_queue_accepts_the_largest_message_that_the_code_sends() {
     let stack = Stack::new(&EVERYTHING);
     let resources = stack.resources();
@@ -523,7 +568,26 @@ fn every_queue_accepts_the_largest_message_that_the_code_sends() {
         assert_eq!(queue["MaximumMessageSize"], shared::sqs::MAX_BYTES, "{name}");
         queues += 1;
     }
-    assert_eq!(queues, 10);
+    assert_eq!(queues, 9);
+}
+
+#[test]
+fn every_queue_denies_requests_without_tls() {
+    let stack = Stack::new(&EVERYTHING);
+    let resources = stack.resources();
+    let mut protected = Vec::new();
+    for (name, policy) in of_type(&resources, "AWS::SQS::QueuePolicy") {
+        let statement = json!({
+            "Effect": "Deny", "Principal": "*", "Action": "sqs:*", "Resource": "*",
+            "Condition": { "Bool": { "aws:SecureTransport": "false" } },
+        });
+        assert!(policy["PolicyDocument"]["Statement"].as_array().unwrap().contains(&statement), "{name}");
+        protected.extend(policy["Queues"].as_array().unwrap().iter().map(|queue| queue.as_str().unwrap().to_owned()));
+    }
+    protected.sort_unstable();
+    // A second policy of one queue would replace the first.
+    let queues: Vec<&str> = of_type(&resources, "AWS::SQS::Queue").map(|(name, _)| name).collect();
+    assert_eq!(protected, queues);
 }
 
 #[test]
@@ -624,7 +688,7 @@ fn the_control_api_alone_has_an_authorizer_and_writes_flows() {
         assert!(told.iter().any(|arns| arns.to_string().matches("PlatformIngest").count() == 2), "{statement}");
     }
     assert_eq!(variables["PLATFORM_INGEST_FUNCTION"]["Ref"], "PlatformIngest");
-    for always in ["PlatformIngest", "PlatformIngestRole", "PlatformIngestDeadLetters"] {
+    for always in ["PlatformIngest", "PlatformIngestRole"] {
         assert!(resources[always].get("Condition").is_none(), "{always}");
     }
     assert_eq!(resources["PlatformIngestHub"]["Condition"], "HasSource");

@@ -29,7 +29,7 @@ use crate::specs::{
     flow_spec,
 };
 use crate::store::{Document, Entity, FlowItem, MAX_BYTES, MAX_WRITES, Name, Store, Unwritten, Write};
-use crate::tenant::{Caller, Tenant};
+use crate::tenant::{Caller, OrgClaim, Tenant};
 
 /// Rounds of read, decide and write before a request gives way to the others.
 const ROUNDS: u32 = 10;
@@ -44,8 +44,7 @@ pub struct Api {
     pub sources: Option<SourceFlows>,
     pub hosts: Hosts,
     pub clock: Clock,
-    /// The claim of the token that names its organisations.
-    pub org_claim: String,
+    pub org_claim: OrgClaim,
     /// Where senders reach the webhooks; without it, where the caller reached this function.
     pub public_url: Option<String>,
     /// What one request to a hub may hold.
@@ -298,7 +297,33 @@ impl Api {
             Look::Unreachable(problem) if validate == Some(true) => {
                 unusable(format!("auth.params.namespace: it can't be reached: {problem}"))
             }
-            Look::NoManage | Look::Unreachable(_) => Ok(json!({})),
+            Look::NoManage | Look::Refused(_) | Look::Unreachable(_) => Ok(json!({})),
+        }
+    }
+
+    /// Checks that the caller holds a key of the namespace, before a consumer group of it is claimed: groups belong to the namespace,
+    /// and the first who claims one keeps it. Unlike [`Self::validate`] it needs proof, whatever `validate` says.
+    async fn prove(&self, connection: &Entity) -> Result<(), ApiError> {
+        let credentials = Credentials::of(connection, &self.hosts)?;
+        let key = self.key(connection).await?;
+        match self.hubs.look(&credentials.host, &credentials.key_name, &key).await {
+            Look::Hubs(_) | Look::NoManage => Ok(()),
+            Look::WrongKey => unusable(
+                "sourceConnectionIds: the namespace refuses the key of the source's connection; correct the key and retry",
+            ),
+            Look::Refused(status) => unusable(format!(
+                "sourceConnectionIds: the namespace did not confirm the key of the source's connection (it responded with {status}); \
+                 check that it accepts SAS keys, and its IP rules"
+            )),
+            Look::Unreachable(problem) => {
+                tracing::warn!(
+                    problem,
+                    "a namespace could not be reached to check a key; no consumer group was claimed"
+                );
+                Err(ApiError::Unavailable(
+                    "the namespace of the source's connection could not be reached to check its key; retry this request",
+                ))
+            }
         }
     }
 
@@ -433,6 +458,7 @@ impl Api {
         let mut flow = self.new_entity(caller, Collection::Flows, body);
         connections::check_secrets(&flow)?;
         let mut rounds = Rounds::until(deadline);
+        let mut proven = None;
         loop {
             let (source, target) = self.ends(tenant, &flow).await?;
             flows::check_ends(spec, &source.entity, &target.entity)?;
@@ -458,6 +484,10 @@ impl Api {
             {
                 let (item, connection) = self.source_item(sources, &flow, &source, &target, tenant).await?;
                 more["consumerGroup"] = item.reading.as_ref().map(|reading| reading.group.as_str()).into();
+                if proven.is_none() || proven != connection.secret {
+                    self.prove(connection).await?;
+                    proven.clone_from(&connection.secret);
+                }
                 let claim = begun.insert((sources, Box::pin(sources.begin(&item)).await?));
                 let item = Write::PutFlow { item: item.into(), seen: None };
                 writes.extend([Write::Unchanged(connection), item, Write::HoldsGroup(&claim.1)]);
@@ -874,9 +904,12 @@ impl Api {
                 }
                 let [source, target] =
                     [source, target].map(|end| End { entity: end.clone(), base: base(end).cloned() });
-                let (item, _) = self.source_item(sources, flow, &source, &target, tenant).await?;
-                if is_connection && served.key() != source_flows::group_key(&item) {
-                    return Err(moves());
+                let (item, connection) = self.source_item(sources, flow, &source, &target, tenant).await?;
+                if served.key() != source_flows::group_key(&item) {
+                    if is_connection {
+                        return Err(moves());
+                    }
+                    self.prove(connection).await?;
                 }
                 moved.push((served, item.clone()));
                 item
@@ -976,6 +1009,9 @@ impl Api {
             let sources = self.sources()?;
             let Some(served) = sources.served(&new.id).await? else { return Err(Unwritten::Lost) };
             let (item, connection) = self.source_item(sources, new, &source, &target, tenant).await?;
+            if served.key() != source_flows::group_key(&item) {
+                self.prove(connection).await?;
+            }
             claims.extend(Box::pin(sources.take_if_moved(&served, &item)).await?);
             writes.extend([Write::Unchanged(connection), Write::PutFlow { item: item.into(), seen }]);
         }
@@ -1084,6 +1120,7 @@ impl Api {
                     .to_owned(),
             ),
             (Look::WrongKey, _) => told(false, "the namespace refuses the key: wrong name or wrong key".to_owned()),
+            (Look::Refused(status), _) => told(false, refused(status)),
             (Look::Unreachable(problem), _) => told(false, format!("the namespace can't be reached: {problem}")),
         }
     }
@@ -1116,6 +1153,7 @@ impl Api {
             Look::WrongKey => {
                 Err(ApiError::Forbidden("the namespace refuses the key: wrong name or wrong key".to_owned()))
             }
+            Look::Refused(status) => Err(ApiError::Forbidden(refused(status))),
             Look::Unreachable(problem) => unusable(format!("the namespace can't be reached: {problem}")),
         }
     }
@@ -1159,6 +1197,13 @@ impl Rounds {
         self.began = Instant::now();
         Ok(())
     }
+}
+
+fn refused(status: u16) -> String {
+    format!(
+        "the namespace responded with {status}, which does not show whether it accepts the key; check that it accepts SAS keys, and its IP \
+         rules"
+    )
 }
 
 const UNSEEN: &str =

@@ -35,6 +35,9 @@ pub enum Look {
     /// The key is good; whether it may send can't be seen without sending.
     NoManage,
     WrongKey,
+    /// The namespace refuses the request for a reason that says nothing about the key: SAS keys are switched off, an IP rule, or
+    /// the time of the token. The status.
+    Refused(u16),
     Unreachable(String),
 }
 
@@ -153,7 +156,9 @@ fn look(status: u16, body: &str) -> Look {
         {
             Look::WrongKey
         }
-        401 | 403 => Look::NoManage,
+        // "'Manage' claim(s) are required to perform this operation" is said to a key that the namespace has accepted.
+        401 | 403 if body.contains("claim(s) are required") => Look::NoManage,
+        401 | 403 => Look::Refused(status),
         _ => Look::Unreachable(format!("it answered {status}")),
     }
 }
@@ -186,8 +191,21 @@ mod tests {
             (200, "<html/>".to_owned(), Look::Unreachable("its answer is no list of hubs".to_owned())),
             (401, error("40103: Invalid authorization token signature."), Look::WrongKey),
             (401, error("InvalidSignature: The token has an invalid signature."), Look::WrongKey),
-            (401, error("InvalidAudience"), Look::NoManage),
-            (403, String::new(), Look::NoManage),
+            (
+                401,
+                error("Unauthorized access. 'Manage' claim(s) are required to perform this operation."),
+                Look::NoManage,
+            ),
+            (403, error("'Manage' claim(s) are required"), Look::NoManage),
+            (401, error("InvalidAudience"), Look::Refused(401)),
+            (
+                401,
+                error("LocalAuthDisabled: Authorization failed because SAS authentication is disabled."),
+                Look::Refused(401),
+            ),
+            (401, error("ExpiredToken: The token is expired."), Look::Refused(401)),
+            (403, error("Ip has been prevented to connect to the endpoint."), Look::Refused(403)),
+            (403, String::new(), Look::Refused(403)),
             (404, String::new(), Look::Unreachable("it answered 404".to_owned())),
         ] {
             assert_eq!(look(status, &body), expected);

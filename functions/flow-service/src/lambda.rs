@@ -18,9 +18,9 @@ use crate::errors::ApiError;
 const BATCH_SIZE: i32 = 1000;
 const MIN_POLLERS: i32 = 1;
 const MAX_POLLERS: i32 = 2;
-/// Seconds after which events are given up, where their places are told to a queue; else never.
-const MAX_AGE: i32 = 86_400;
-const NEVER: i32 = -1;
+/// Maximum number of retries and maximum age of records in seconds: none, so that a record stays in the hub until the inlet accepts
+/// it or the hub's own retention ends. With an on-failure destination Lambda would stop after 10 retries, so there is none.
+const UNLIMITED: i32 = -1;
 /// The alias leads to what is deployed, so that a deployment reaches all flows.
 const LATEST: &str = "$LATEST";
 /// A mapping that is just being made or changed refuses the next change.
@@ -45,13 +45,11 @@ pub struct Source {
 pub struct Lambda {
     client: Client,
     function: String,
-    /// ARN of the queue that is told what was given up.
-    given_up: Option<String>,
 }
 
 impl Lambda {
-    pub fn new(client: Client, function: String, given_up: Option<String>) -> Self {
-        Self { client, function, given_up }
+    pub fn new(client: Client, function: String) -> Self {
+        Self { client, function }
     }
 
     /// Without what stands before it in an ARN, and without a version.
@@ -140,7 +138,7 @@ impl Lambda {
             SelfManagedEventSource::builder().endpoints(EndPointType::KafkaBootstrapServers, vec![server.clone()]);
         let position = if *latest { EventSourcePosition::Latest } else { EventSourcePosition::TrimHorizon };
         let pollers = ProvisionedPollerConfig::builder().minimum_pollers(MIN_POLLERS).maximum_pollers(MAX_POLLERS);
-        let mut create = self
+        let create = self
             .client
             .create_event_source_mapping()
             .function_name(alias)
@@ -156,19 +154,25 @@ impl Lambda {
             .provisioned_poller_config(pollers.build())
             .function_response_types(FunctionResponseType::ReportBatchItemFailures)
             .bisect_batch_on_function_error(true)
-            .maximum_record_age_in_seconds(if self.given_up.is_some() { MAX_AGE } else { NEVER })
+            .maximum_retry_attempts(UNLIMITED)
+            .maximum_record_age_in_seconds(UNLIMITED)
             .enabled(true);
-        if let Some(queue) = &self.given_up {
-            let queue = OnFailure::builder().destination(queue).build();
-            create = create.destination_config(DestinationConfig::builder().on_failure(queue).build());
-        }
         create.send().await.map(drop).map_err(|error| failed("CreateEventSourceMapping", &error))
     }
 
     async fn change_mapping(&self, mapping: &EventSourceMappingConfiguration, source: &Source) -> Result<(), ApiError> {
         let update = || {
-            let update = self.client.update_event_source_mapping().set_uuid(mapping.uuid.clone());
-            update.source_access_configurations(access(source)).enabled(source.enabled)
+            let mut update = self.client.update_event_source_mapping().set_uuid(mapping.uuid.clone());
+            if destination(mapping).is_some() {
+                // An empty text removes it.
+                let none = OnFailure::builder().destination("").build();
+                update = update.destination_config(DestinationConfig::builder().on_failure(none).build());
+            }
+            update
+                .source_access_configurations(access(source))
+                .maximum_retry_attempts(UNLIMITED)
+                .maximum_record_age_in_seconds(UNLIMITED)
+                .enabled(source.enabled)
         };
         let done = unless_in_use("UpdateEventSourceMapping", async || update().send().await).await?;
         done.map(drop).ok_or(ApiError::Unavailable("the source mapping went meanwhile; send it again"))
@@ -198,10 +202,20 @@ fn reads(mapping: &EventSourceMappingConfiguration, source: &Source) -> bool {
         && group == Some(&source.group)
 }
 
+/// Whether a mapping has all settings that can be changed. One from an earlier version may discard records.
 fn is_as(mapping: &EventSourceMappingConfiguration, source: &Source) -> bool {
     let states = if source.enabled { ["Enabled", "Enabling"] } else { ["Disabled", "Disabling"] };
     let secret = mapping.source_access_configurations().iter().any(|access| access.uri() == Some(&source.secret_arn));
-    secret && mapping.state().is_some_and(|state| states.contains(&state))
+    let discards_nothing = mapping.maximum_retry_attempts() == Some(UNLIMITED)
+        && mapping.maximum_record_age_in_seconds() == Some(UNLIMITED)
+        && destination(mapping).is_none();
+    secret && discards_nothing && mapping.state().is_some_and(|state| states.contains(&state))
+}
+
+/// The on-failure destination of a mapping.
+fn destination(mapping: &EventSourceMappingConfiguration) -> Option<&str> {
+    let destination = mapping.destination_config()?.on_failure()?.destination()?;
+    (!destination.is_empty()).then_some(destination)
 }
 
 /// Sends again what a mapping refuses because it is being changed. `None`: what it is for is not there.

@@ -29,8 +29,10 @@ use crate::sdk_http::SdkHttp;
 use crate::secrets::Secrets;
 use crate::source_flows::SourceFlows;
 use crate::store::Store;
+use crate::tenant::{ClaimForm, OrgClaim};
 
 const ORG_CLAIM: &str = "ORG_CLAIM";
+const ORG_CLAIM_TYPE: &str = "ORG_CLAIM_TYPE";
 const PUBLIC_URL: &str = "PUBLIC_URL";
 const NAMESPACE_SUFFIX: &str = "NAMESPACE_SUFFIX";
 const EMULATOR_HOSTS: &str = "EMULATOR_HOSTS";
@@ -38,8 +40,6 @@ const SECRETS_PREFIX: &str = "SECRETS_PREFIX";
 const LOG_GROUP: &str = "LOG_GROUP";
 /// Name or ARN of the function that serves flows from a hub.
 const PLATFORM_INGEST_FUNCTION: &str = "PLATFORM_INGEST_FUNCTION";
-/// ARN of the queue that is told which events of a hub were given up.
-const GIVEN_UP_QUEUE_ARN: &str = "GIVEN_UP_QUEUE_ARN";
 
 /// Of the time of an invocation, for the answer.
 const RESERVE: Duration = Duration::from_secs(1);
@@ -61,6 +61,11 @@ impl FlowService {
         let suffix = environment.get(NAMESPACE_SUFFIX);
         let hosts = Hosts::new(suffix.as_deref(), environment.get(EMULATOR_HOSTS).as_deref())
             .map_err(|problem| SettingsError::new(NAMESPACE_SUFFIX, problem))?;
+        let form = match environment.get(ORG_CLAIM_TYPE) {
+            None => ClaimForm::Text,
+            Some(text) => text.parse().map_err(|problem| SettingsError::new(ORG_CLAIM_TYPE, problem))?,
+        };
+        let org_claim = OrgClaim { name: environment.get(ORG_CLAIM).unwrap_or_else(|| "org".to_owned()), form };
         let access = Access::read(&environment, &http)?;
         let (dynamodb, secrets_manager) = (access.dynamodb(), access.secrets_manager());
         let prefix = environment.get(SECRETS_PREFIX).unwrap_or_else(|| "eventhubs-relay/flows/".to_owned());
@@ -68,7 +73,7 @@ impl FlowService {
         let log_group = environment.get(LOG_GROUP).or_else(|| environment.get("AWS_LAMBDA_LOG_GROUP_NAME"));
         let aws = Aws::new(http.clone(), environment.clone(), clock.clone());
         let sources = environment.get(PLATFORM_INGEST_FUNCTION).map(|function| {
-            let lambda = Lambda::new(access.lambda(), function, environment.get(GIVEN_UP_QUEUE_ARN));
+            let lambda = Lambda::new(access.lambda(), function);
             SourceFlows::new(lambda, Groups::new(dynamodb.clone(), table.clone()), clock.clone())
         });
         let public_url = environment.get(PUBLIC_URL).map(|url| url.trim_end_matches('/').to_owned());
@@ -81,7 +86,7 @@ impl FlowService {
                 sources,
                 hosts,
                 clock,
-                org_claim: environment.get(ORG_CLAIM).unwrap_or_else(|| "org".to_owned()),
+                org_claim,
                 public_url,
                 max_bytes: settings.max_batch_bytes as u64,
             },

@@ -35,13 +35,41 @@ pub struct Caller {
     pub client: String,
 }
 
+/// The claim of a token that names the caller's organisations.
+#[derive(Debug, Clone)]
+pub struct OrgClaim {
+    pub name: String,
+    pub form: ClaimForm,
+}
+
+/// The form of that claim. An operator says it, since an HTTP API passes the text `[a b]` for a list as well as for that text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClaimForm {
+    /// One organisation.
+    Text,
+    /// A list, or its text `[a b]`.
+    List,
+}
+
+impl std::str::FromStr for ClaimForm {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "text" => Ok(Self::Text),
+            "list" => Ok(Self::List),
+            _ => Err("expected text or list"),
+        }
+    }
+}
+
 const MAX_ORGANISATION: usize = 256;
 const MAX_SANDBOX: usize = 64;
 const DEFAULT_SANDBOX: &str = "prod";
 
 impl Caller {
     /// Checks the headers in the documented order. The gateway's authorizer has checked the token.
-    pub fn of(request: &Request, claim: &str) -> Result<Self, ApiError> {
+    pub fn of(request: &Request, claim: &OrgClaim) -> Result<Self, ApiError> {
         if request.header("authorization").is_none() {
             return Err(ApiError::TokenMissing);
         }
@@ -65,14 +93,20 @@ impl Caller {
     }
 }
 
-/// Whether a claim, a text or a list, names the organisation. HTTP APIs hand a list on as the text `[a b]`.
-fn names(claims: &Map<String, Value>, claim: &str, organisation: &str) -> bool {
-    match claims.get(claim) {
-        Some(Value::Array(list)) => list.iter().any(|one| one == organisation),
-        Some(Value::String(text)) => match text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
-            Some(list) => list.split([' ', ',']).any(|one| one == organisation),
-            None => text == organisation,
-        },
+/// Whether the claim names the organisation. A text is compared as a whole, whatever is in it. An element of a list names an
+/// organisation only if it can't be mistaken for two elements or for the text of a list.
+fn names(claims: &Map<String, Value>, claim: &OrgClaim, organisation: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"@._-".contains(&byte);
+    let is_plain = |name: &str| !name.is_empty() && name.bytes().all(plain);
+    match (claim.form, claims.get(&claim.name)) {
+        (ClaimForm::Text, Some(Value::String(text))) => text == organisation,
+        (ClaimForm::List, Some(Value::Array(list))) => {
+            is_plain(organisation) && list.iter().any(|one| one == organisation)
+        }
+        (ClaimForm::List, Some(Value::String(text))) => {
+            let list = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+            is_plain(organisation) && list.is_some_and(|list| list.split([' ', ',']).any(|one| one == organisation))
+        }
         _ => false,
     }
 }
@@ -82,9 +116,10 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn of(headers: &[(&str, &str)], claims: Value) -> Result<Caller, ApiError> {
+    fn of(headers: &[(&str, &str)], form: ClaimForm, claims: Value) -> Result<Caller, ApiError> {
         let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Caller::of(&Request { headers, claims: claims.as_object().cloned(), ..Request::default() }, "org")
+        let claim = OrgClaim { name: "org".to_owned(), form };
+        Caller::of(&Request { headers, claims: claims.as_object().cloned(), ..Request::default() }, &claim)
     }
 
     #[test]
@@ -96,32 +131,87 @@ mod tests {
             (&all[..1], ApiError::ApiKeyMissing),
             (&all[..2], ApiError::OrganisationMissing),
         ] {
-            assert_eq!(of(headers, claims.clone()).unwrap_err(), expected);
+            assert_eq!(of(headers, ClaimForm::Text, claims.clone()).unwrap_err(), expected);
         }
-        assert_eq!(of(&all, Value::Null).unwrap_err(), ApiError::TokenInvalid);
-        let caller = of(&all, claims).unwrap();
+        assert_eq!(of(&all, ClaimForm::Text, Value::Null).unwrap_err(), ApiError::TokenInvalid);
+        let caller = of(&all, ClaimForm::Text, claims).unwrap();
         assert_eq!(caller.tenant.key(), "a@AdobeOrg#prod");
         assert_eq!((caller.subject.as_str(), caller.client.as_str()), ("me", "k"));
     }
 
+    /// Whether a claim of that form names the organisation.
+    fn accepts(form: ClaimForm, claim: &Value, organisation: &str) -> bool {
+        let headers = [("authorization", "Bearer x"), ("x-api-key", "k"), ("x-gw-ims-org-id", organisation)];
+        match of(&headers, form, json!({ "org": claim })) {
+            Ok(caller) => {
+                assert_eq!(caller.tenant.organisation, organisation);
+                true
+            }
+            Err(error) => {
+                assert_eq!(error, ApiError::ProfileInvalid);
+                false
+            }
+        }
+    }
+
     #[test]
-    fn the_token_names_its_organisations_in_any_form() {
-        let all =
-            [("authorization", "Bearer x"), ("x-api-key", "k"), ("x-gw-ims-org-id", "b"), ("x-sandbox-name", "d")];
-        for claims in [json!({ "org": "b" }), json!({ "org": ["a", "b"] }), json!({ "org": "[a b]" })] {
-            assert_eq!(of(&all, claims).unwrap().tenant.key(), "b#d");
+    fn a_text_names_the_one_organisation_that_it_is() {
+        let accepts = |claim: Value, organisation: &str| accepts(ClaimForm::Text, &claim, organisation);
+        assert!(accepts(json!("victim"), "victim"));
+        assert!(accepts(json!("[victim]"), "[victim]"));
+        for claim in [
+            json!("[victim]"),
+            json!("[acme victim]"),
+            json!("[[victim]]"),
+            json!("acme victim"),
+            json!("acme,victim"),
+            json!(["victim"]),
+            json!({ "victim": 1 }),
+            json!(null),
+            json!(""),
+        ] {
+            assert!(!accepts(claim.clone(), "victim"), "{claim}");
         }
-        for claims in [json!({}), json!({ "org": "a b" }), json!({ "org": "[a bb]" }), json!({ "org": { "b": 1 } })] {
-            assert_eq!(of(&all, claims).unwrap_err(), ApiError::ProfileInvalid);
+    }
+
+    #[test]
+    fn a_list_names_its_plain_elements() {
+        let accepts = |claim: Value, organisation: &str| accepts(ClaimForm::List, &claim, organisation);
+        for organisation in ["acme", "victim@Org_1.a-b"] {
+            for claim in [
+                json!("[acme victim@Org_1.a-b]"),
+                json!("[acme,victim@Org_1.a-b]"),
+                json!(["acme", "victim@Org_1.a-b"]),
+            ] {
+                assert!(accepts(claim.clone(), organisation), "{claim}");
+            }
         }
-        // The text of a list names no organisation, nor does what only looks like one of its parts.
-        for (organisation, claim) in [("[a b]", "[a b]"), ("[a]", "[a]"), ("a b", "[a b]"), ("[]", "[]")] {
-            let mut odd = all;
-            odd[2].1 = organisation;
-            assert_eq!(of(&odd, json!({ "org": claim })).unwrap_err(), ApiError::ProfileInvalid, "{organisation}");
+        for claim in [
+            json!("[[victim]]"),
+            json!("[victim]]"),
+            json!("[[victim]"),
+            json!("victim"),
+            json!("[victim"),
+            json!("[victims]"),
+            json!(["acme victim"]),
+            json!(["[victim]"]),
+            json!([["victim"]]),
+            json!([]),
+            json!("[]"),
+        ] {
+            assert!(!accepts(claim.clone(), "victim"), "{claim}");
         }
-        let mut wrong = all;
-        wrong[3].1 = "a#b";
-        assert!(matches!(of(&wrong, json!({ "org": "b" })), Err(ApiError::BadRequest(_))));
+        for (claim, organisation) in
+            [(json!("[a b]"), "[a b]"), (json!("[a b]"), "a b"), (json!("[[a]]"), "[a]"), (json!(["a b"]), "a b")]
+        {
+            assert!(!accepts(claim.clone(), organisation), "{claim} {organisation}");
+        }
+    }
+
+    #[test]
+    fn a_sandbox_has_no_mark_that_separates_keys() {
+        let headers =
+            [("authorization", "Bearer x"), ("x-api-key", "k"), ("x-gw-ims-org-id", "b"), ("x-sandbox-name", "a#b")];
+        assert!(matches!(of(&headers, ClaimForm::Text, json!({ "org": "b" })), Err(ApiError::BadRequest(_))));
     }
 }

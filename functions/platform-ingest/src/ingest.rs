@@ -1,7 +1,8 @@
 //! One batch of records after another: partitions side by side, the records of one in their order, and of each partition the
 //! first that must come again.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -13,6 +14,7 @@ use shared::function::diagnostic;
 use shared::http::{Attempts, RetryPolicy};
 use shared::json;
 use shared::parts::Parts;
+use shared::reads::Reads;
 use shared::rejects::{Reject, Source};
 use shared::settings::{Environment, FLOWS_TABLE, Settings, SettingsError};
 use shared::sqs_event::sending_ends;
@@ -46,8 +48,11 @@ pub struct PlatformIngest {
     parts: Parts,
     hosts: LocalHosts,
     failures: BatchFailures,
-    of_default: Option<Arc<Inlet>>,
+    /// The options of the default flow, and its inlet once the client's secret could be read.
+    of_default: Option<(Options, Mutex<Option<Arc<Inlet>>>)>,
     of_flows: Opened<Inlet>,
+    /// The reads of the client secrets that could not be read, by flow.
+    unread: Mutex<HashMap<String, Reads>>,
 }
 
 /// Why nothing of a batch can be sent now.
@@ -73,6 +78,8 @@ enum Unresolved {
     Table(#[from] FlowTableError),
     #[error(transparent)]
     Secret(#[from] SettingsError),
+    #[error("its client secret could not be read several times; it is read again in some seconds")]
+    Unread,
 }
 
 /// A record that can be sent, by its position in its partition.
@@ -85,7 +92,7 @@ struct Item {
 #[derive(Default)]
 struct Ending {
     accepted: usize,
-    /// By position in the partition.
+    /// Rejections, by position in the partition.
     rejected: Vec<(usize, Rejection)>,
     /// The first position that must come again, and why, if that is the inlet's doing.
     stopped: Option<(usize, Option<Cause>)>,
@@ -94,13 +101,17 @@ struct Ending {
 
 impl PlatformIngest {
     /// # Errors
-    /// For a setting that is missing or can't be used.
+    /// A setting that is missing or can't be used is an error. A client secret that can't be read is not: it may be right at the next
+    /// read, and flows of the table don't need it.
     pub async fn open(environment: Environment, clock: Clock, deadline: Instant) -> Result<Self, SettingsError> {
         let settings = Settings::read(&environment)?;
         let hosts = LocalHosts::read(&environment);
         let failures = BatchFailures::read(&environment)?;
-        let target = match Options::from_environment(&environment)? {
-            Some(options) => Some(options.target(&hosts).map_err(OptionError::of_environment)?),
+        let options = match Options::from_environment(&environment)? {
+            Some(options) => {
+                options.target(&hosts).map_err(OptionError::of_environment)?;
+                Some(options)
+            }
             None if settings.flows_table.is_none() => {
                 let problem = format!("missing; set it to the inlet, or {FLOWS_TABLE} to the table of flows");
                 return Err(SettingsError::new(INLET_URL, problem));
@@ -108,17 +119,28 @@ impl PlatformIngest {
             None => None,
         };
         let parts = Parts::open(&settings, environment, clock)?;
-        let of_default = match target {
-            Some(target) => Some(Arc::new(Inlet::open(&parts, target, deadline).await?)),
-            None => None,
-        };
-        Ok(Self { parts, hosts, failures, of_default, of_flows: Opened::default() })
+        let of_default = options.map(|options| (options, Mutex::default()));
+        let function =
+            Self { parts, hosts, failures, of_default, of_flows: Opened::default(), unread: Mutex::default() };
+        if function.of_default.is_some()
+            && let Err(error) = function.inlet(DEFAULT_FLOW, deadline.min(Instant::now() + LOOKING_UP)).await
+        {
+            let variable = if let Unresolved::Secret(error) = &error { error.variable } else { INLET_URL };
+            tracing::error!(variable, problem = %error, "the default flow's records stay in the hub until its secret can be read");
+        }
+        Ok(function)
     }
 
     /// The inlet of a flow.
     async fn inlet(&self, flow: &str, deadline: Instant) -> Result<Arc<Inlet>, Unresolved> {
         if flow == DEFAULT_FLOW {
-            return self.of_default.clone().ok_or(Unresolved::NoDefault);
+            let (options, inlet) = self.of_default.as_ref().ok_or(Unresolved::NoDefault)?;
+            if let Some(inlet) = lock(inlet).clone() {
+                return Ok(inlet);
+            }
+            let opened = Arc::new(self.open_inlet(flow, options, deadline).await?);
+            *lock(inlet) = Some(opened.clone());
+            return Ok(opened);
         }
         let table = self.parts.flow_table.as_ref().ok_or(Unresolved::NoTable)?;
         let item = table.item(flow, deadline).await?.ok_or(Unresolved::Unknown)?;
@@ -128,13 +150,25 @@ impl PlatformIngest {
         if !item.enabled {
             return Err(Unresolved::Disabled);
         }
-        self.of_flows.get(flow, &item, self.open_flow(&item, deadline)).await
+        self.of_flows.get(flow, &item, self.open_flow(flow, &item, deadline)).await
     }
 
-    async fn open_flow(&self, item: &FlowItem, deadline: Instant) -> Result<Inlet, Unresolved> {
+    async fn open_flow(&self, flow: &str, item: &FlowItem, deadline: Instant) -> Result<Inlet, Unresolved> {
         let options = item.options.as_deref().ok_or(Unresolved::NoOptions)?;
         let options: Options = json::from_config(options).map_err(Unresolved::Options)?;
-        Ok(Inlet::open(&self.parts, options.target(&self.hosts)?, deadline).await?)
+        self.open_inlet(flow, &options, deadline).await
+    }
+
+    /// Opens a flow's inlet, unless that has failed too often in the last seconds.
+    async fn open_inlet(&self, flow: &str, options: &Options, deadline: Instant) -> Result<Inlet, Unresolved> {
+        let target = options.target(&self.hosts)?;
+        let now = self.parts.clock.unix_seconds();
+        if !lock(&self.unread).entry(flow.to_owned()).or_default().may_read(now) {
+            return Err(Unresolved::Unread);
+        }
+        let inlet = Inlet::open(&self.parts, target, deadline).await?;
+        lock(&self.unread).remove(flow);
+        Ok(inlet)
     }
 
     async fn handle(
@@ -271,6 +305,10 @@ impl PlatformIngest {
             counts.reject(rejection.reason);
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Function for PlatformIngest {
