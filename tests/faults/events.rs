@@ -73,19 +73,21 @@ fn profile_export(profile: &str) -> Event {
     Event { id: hex(canonical.as_bytes()), body }
 }
 
-/// Odd ones synchronous, even ones asynchronous: their ids differ in kind.
+/// Every second one is synchronous: its id is over the sorted, compact form of the whole context, as the members are written
+/// here. An asynchronous one has the id of its system job.
 fn dataverse_event(row: &str, n: u64) -> Event {
     const STEP: &str = "593db65c-9747-e811-a94f-000d3a395ecc";
     let mode = 1 - n % 2;
-    // Of a synchronous request several events share it.
+    // Several events of a synchronous request share it.
     let operation = if mode == 1 { format!("operation-{row}") } else { "request".to_owned() };
     let body = json!({
         "MessageName": "Create", "PrimaryEntityName": "lead", "PrimaryEntityId": row, "OrganizationName": "faults",
         "OperationId": operation, "CorrelationId": row, "Mode": mode, "Depth": 1,
         "OwningExtension": {"Id": STEP, "LogicalName": "sdkmessageprocessingstep"}, "InputParameters": [],
     });
-    let id = if mode == 1 { operation } else { joined(&["request", STEP, row, "Create", "1"]) };
-    Event { id, body: body.to_string() }
+    let body = body.to_string();
+    let id = if mode == 1 { operation } else { hex(body.as_bytes()) };
+    Event { id, body }
 }
 
 fn joined(fields: &[&str]) -> String {
