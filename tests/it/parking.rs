@@ -106,7 +106,8 @@ async fn queue_records_are_parked_too_and_redelivery_brings_all_of_them() {
     until("redelivery", async || system.stored() >= 200).await;
     assert_eq!(ids(&system.hub.events(HUB)), expected);
     let requests = system.requests() - at_the_hub;
-    assert!(requests <= 16, "packed as in the direct way: {requests} requests");
+    // One for each of 16 keys, and the probe, which may leave a second request for its key.
+    assert!(requests <= 18, "packed as in the direct way: {requests} requests");
     until("an empty queue", async || {
         let asked = json!({ "QueueUrl": cloud.parking, "AttributeNames": ["All"] });
         let told = cloud.call(shared::aws::Service::Sqs, "GetQueueAttributes", asked).await;
