@@ -119,7 +119,7 @@ pub fn start(
             let prepared = prepared.ok_or("the floor needs prepared bytes")?;
             let resource = format!("{}/{HUB}", sink.base());
             let expiry = shared::clock::Clock::system().unix_seconds() + 3600;
-            let token = shared::sas::sign(&resource, KEY_NAME, &KEY.into(), expiry);
+            let token = shared::event_hubs::token::sas::sign(&resource, KEY_NAME, &KEY.into(), expiry);
             let split = peer == Peer::FloorSplit;
             let file = places.work.join(format!(
                 "posts-{}-{}-{}.txt",

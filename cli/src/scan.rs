@@ -8,7 +8,7 @@ use aws_sdk_sqs::primitives::{DateTime, DateTimeFormat};
 use aws_sdk_sqs::types::Message;
 use futures_util::future::join_all;
 use serde::Serialize;
-use shared::parking::{Envelope, EnvelopeError, message_group, unpack};
+use shared::contract::parked::{Envelope, EnvelopeError, message_group, unpacked};
 use tokio::time::Instant;
 
 use crate::queue::{CallError, Counts, MAX_PER_CALL, Queue, Settle};
@@ -123,7 +123,7 @@ pub struct Seen {
 impl Seen {
     /// The unpacked envelope on one line. A body that can't be read is written unchanged, in a JSON object of its own.
     pub fn json_line(&self) -> String {
-        match (&self.contents, unpack(&self.body)) {
+        match (&self.contents, unpacked(&self.body)) {
             // A line break within JSON is white space: texts have it escaped.
             (Ok(_), Ok(json)) => json.replace(['\n', '\r'], " "),
             _ => serde_json::json!({ "unreadable": self.body }).to_string(),
@@ -312,7 +312,7 @@ impl Scan {
 }
 
 fn read(body: &str) -> Result<Contents, EnvelopeError> {
-    let json = unpack(body)?;
+    let json = unpacked(body)?;
     let envelope = Envelope::parse(&json)?;
     let messages = envelope.messages().count();
     let Envelope { head, .. } = envelope;

@@ -5,12 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use shared::aws::sqs::{MAX_BYTES, Queue};
 use shared::aws::{Aws, AwsError};
 use shared::clock::Clock;
-use shared::parking::{Head, pack};
-use shared::rejects::{Envelope, Source};
-use shared::settings::Environment;
-use shared::sqs::{MAX_BYTES, Queue};
+use shared::contract::codec::pack;
+use shared::contract::parked::Head;
+use shared::contract::rejected::{Envelope, Source};
+use shared::environment::Environment;
 use tokio::time::Instant;
 
 use crate::demo::{DemoError, info_of};

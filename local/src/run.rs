@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use shared::aws::{Aws, AwsError, Service};
 use shared::clock::Clock;
-use shared::settings::{self, Environment};
+use shared::environment::{self, Environment};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -393,8 +393,8 @@ async fn start(options: &Options, functions_folder: &Path) -> Result<System, Run
     for kind in KINDS {
         let connection = emulator.connection_string(SENDERS_KEY_NAME, Some(kind.hub));
         let hub: &[(&str, &str)] = match &aws {
-            Some(_) => &[(settings::CONNECTION_SECRET_ID, SENDERS_SECRET_ID), (settings::HUB_NAME, kind.hub)],
-            None => &[(settings::CONNECTION_STRING, &connection)],
+            Some(_) => &[(environment::CONNECTION_SECRET_ID, SENDERS_SECRET_ID), (environment::HUB_NAME, kind.hub)],
+            None => &[(environment::CONNECTION_STRING, &connection)],
         };
         let mut config = function_config(kind.name, hub, options, functions_folder, &info);
         config.observer = Some(observer.clone());
@@ -469,17 +469,17 @@ async fn keeping(aws: &Aws) -> Result<Keeping, AwsError> {
 /// `hub` are the variables that lead there.
 fn function_config(name: &str, hub: &[(&str, &str)], options: &Options, folder: &Path, info: &Info) -> FunctionConfig {
     let mut environment = vec![
-        (settings::SENDER_AUTH.to_owned(), options.sender_auth.clone()),
+        (environment::SENDER_AUTH.to_owned(), options.sender_auth.clone()),
         ("AWS_REGION".to_owned(), REGION.to_owned()),
     ];
     environment.extend(hub.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     if let Some(endpoint) = &info.aws_endpoint {
         environment.push(("AWS_ENDPOINT_URL".to_owned(), endpoint.clone()));
-        environment.push((settings::FLOWS_TABLE.to_owned(), FLOWS_TABLE.to_owned()));
+        environment.push((environment::FLOWS_TABLE.to_owned(), FLOWS_TABLE.to_owned()));
     }
     if let Some(keeping) = &info.keeping {
-        environment.push((settings::PARKING_QUEUE_URL.to_owned(), keeping.parking_queue_url.clone()));
-        environment.push((settings::REJECTED_QUEUE_URL.to_owned(), keeping.rejected_queue_url.clone()));
+        environment.push((environment::PARKING_QUEUE_URL.to_owned(), keeping.parking_queue_url.clone()));
+        environment.push((environment::REJECTED_QUEUE_URL.to_owned(), keeping.rejected_queue_url.clone()));
     }
     let mut config = FunctionConfig::new(name, folder.join(name));
     config.environment = environment;

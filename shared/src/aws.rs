@@ -2,6 +2,9 @@
 //! 1.8 MB to the package and three times the CPU per call.
 
 mod endpoint;
+pub mod reads;
+pub mod secret;
+pub mod sqs;
 
 use std::time::Duration;
 
@@ -13,8 +16,8 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
+use crate::environment::Environment;
 use crate::http::{Attempt, Attempts, Http, RetryPolicy, TransportError, TransportKind};
-use crate::settings::Environment;
 
 /// An AWS service and how it is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +94,7 @@ fn told(error: &TransportError) -> String {
 const THROTTLED: [&str; 4] = ["Throttl", "ThroughputExceeded", "LimitExceeded", "TooManyRequests"];
 impl AwsError {
     /// Whether another attempt may succeed.
-    pub fn may_heal(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::NoAnswer { .. } => true,
             Self::Answer { status, code, .. } => {
@@ -156,7 +159,7 @@ impl Aws {
             };
             let is_lost =
                 matches!(&error, AwsError::NoAnswer { source, .. } if source.kind == TransportKind::ConnectionLost);
-            if !error.may_heal() || !attempts.again(is_lost, None).await {
+            if !error.is_transient() || !attempts.again(is_lost, None).await {
                 return Err(error);
             }
             last = Some(error);

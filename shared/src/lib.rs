@@ -1,43 +1,36 @@
 #![doc = include_str!("../README.md")]
 
-pub mod answer;
-pub mod aws;
-mod batch;
-pub mod clock;
-pub mod connection;
-pub mod connection_string;
-mod event;
-pub mod event_hubs;
-mod flow;
-pub mod flow_table;
-pub mod function;
-pub mod http;
-pub mod json;
-mod keeping;
-mod logging;
-mod message;
-pub mod parking;
-mod partitioning;
-pub mod parts;
-mod queue;
-pub mod reads;
-pub mod rejects;
-mod relay;
-pub mod sas;
+// Layers, from the top: a module uses only what is listed below it (`tests/it/layers.rs` checks it).
+pub mod lambda;
+
+pub mod trigger;
+
+pub mod pipeline;
+pub mod undelivered;
+
+pub mod flow;
 mod sender_auth;
-mod senders;
-pub mod settings;
-pub mod sqs;
-pub mod sqs_event;
-pub mod telemetry;
-mod webhook;
+
+pub mod event_hubs;
+
+pub mod contract;
+
+pub mod json;
+mod kind;
+mod message;
+
+pub mod aws;
+pub mod http;
+
+pub mod clock;
+pub mod environment;
 
 pub use self::http::build as build_http_client;
 pub use clock::rfc3339;
-pub use event::{Event, Header, Kind, Mapped, Reason, Rejection};
+pub use event_hubs::partitioning::Partitioning;
 pub use flow::DEFAULT_FLOW;
-pub use function::{Function, Invocation, run_function};
+pub use kind::{Event, Header, Kind, Mapped, Reason, Rejection};
+pub use lambda::{Function, run, run_function};
 pub use message::{Body, CloudEvent, JsonWriter, Message, Properties, canonical_digest, deterministic_id, digest};
-pub use partitioning::Partitioning;
-pub use relay::run;
 pub use sender_auth::SenderAuth;
+pub use trigger::deadline::Invocation;

@@ -1,5 +1,7 @@
 //! Who may send to a flow: the credentials that webhook senders can present, several at a time so that rotation has no gap.
 
+pub mod senders;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
@@ -9,8 +11,8 @@ use serde::Deserialize;
 use sha2::Sha256;
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::event::Header;
 use crate::json::{Object, from_config};
+use crate::kind::Header;
 
 /// How senders of a flow authenticate.
 #[derive(Debug)]

@@ -502,7 +502,7 @@ async fn live_traffic(system: Arc<System>, ledger: Arc<Ledger>, live: Arc<Live>,
     const PER_REQUEST: usize = 20;
     let (flow, hub) = (&FLOWS[B], hub_of(&system, B).url());
     let resource = format!("{hub}/{}", flow.hub);
-    let token = shared::sas::sign(&resource, &flow.name(), &first_key(flow).into(), 4_000_000_000);
+    let token = shared::event_hubs::token::sas::sign(&resource, &flow.name(), &first_key(flow).into(), 4_000_000_000);
     let token = token.expose_secret().to_owned();
     let mut ticks = interval(Duration::from_secs(1) * PER_REQUEST as u32 / (500 * units));
     for number in 0_usize.. {

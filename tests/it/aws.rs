@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use shared::aws::sqs::{Outgoing, Queue, Stored};
 use shared::aws::{Aws, Service};
 use shared::clock::Clock;
-use shared::settings::Environment;
-use shared::sqs::{Outgoing, Queue, Stored};
+use shared::environment::Environment;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -174,7 +174,7 @@ async fn a_flow_in_hand_survives_its_table() {
     let seconds = Arc::new(AtomicU64::new(1_700_000_000));
     let now = seconds.clone();
     let clock = Clock::from_fn(move || std::time::UNIX_EPOCH + Duration::from_secs(now.load(Ordering::Relaxed)));
-    let table = shared::flow_table::FlowTable::new(cloud.aws.clone(), TABLE.to_owned(), clock);
+    let table = shared::flow::table::FlowTable::new(cloud.aws.clone(), TABLE.to_owned(), clock);
     let item = async |id: &str| table.item(id, Instant::now() + Duration::from_secs(2)).await;
     let later = |more: u64| seconds.fetch_add(more, Ordering::Relaxed);
 

@@ -12,7 +12,7 @@ use local::runner::Function;
 use serde_json::{Value, json};
 use shared::aws::{Aws, Service};
 use shared::clock::Clock;
-use shared::settings::Environment;
+use shared::environment::Environment;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};

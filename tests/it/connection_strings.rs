@@ -1,7 +1,7 @@
 //! Our one grammar on the inputs on which two official SDKs were tried: where they disagree, the stricter reading holds.
 
 use serde_json::Value;
-use shared::connection_string::{ConnectionString, Credential};
+use shared::event_hubs::connection_string::{ConnectionString, Credential};
 
 /// What our grammar makes of each input of the fixture, in its order: the address and hub, or part of the error.
 const EXPECTED: [Result<(&str, Option<&str>), &str>; 13] = [

@@ -19,6 +19,7 @@ mod hub_answers;
 mod ingest;
 mod input;
 mod kafka;
+mod layers;
 mod mapping;
 mod parking;
 mod peer;

@@ -10,7 +10,8 @@ use local::sqs::{Config, Sqs, Stored};
 use serde_json::{Value, json};
 use shared::aws::{Aws, Service};
 use shared::clock::Clock;
-use shared::parking::{pack, unpack};
+use shared::contract::codec::pack;
+use shared::contract::parked::unpacked;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -140,7 +141,7 @@ async fn call(aws: &Aws, operation: &'static str, body: Value) -> Value {
 }
 
 fn envelope(message: &Stored) -> Value {
-    serde_json::from_str(&unpack(&message.body).unwrap()).unwrap()
+    serde_json::from_str(&unpacked(&message.body).unwrap()).unwrap()
 }
 
 /// Text that packs badly.
@@ -228,7 +229,7 @@ async fn a_refused_event_is_rejected_alone_and_its_neighbours_arrive_once() {
         let rejects = stack.rejects();
         assert_eq!(rejects.len(), 1, "{partitioning}");
         assert_eq!((&rejects[0]["reason"], &rejects[0]["source"]), (&json!("refused"), &json!("parking")));
-        let body: Value = serde_json::from_str(&unpack(rejects[0]["body"].as_str().unwrap()).unwrap()).unwrap();
+        let body: Value = serde_json::from_str(&unpacked(rejects[0]["body"].as_str().unwrap()).unwrap()).unwrap();
         assert_eq!(body["messages"].as_array().unwrap().len(), 1);
         assert_eq!(body["messages"][0]["subject"], "poison");
         drop(redelivery);

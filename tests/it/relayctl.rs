@@ -7,7 +7,8 @@ use std::process::{Command, Output, Stdio};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use shared::aws::Service;
-use shared::parking::{Envelope, pack};
+use shared::contract::codec::pack;
+use shared::contract::parked::Envelope;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 

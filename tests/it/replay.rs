@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use shared::aws::Service;
-use shared::parking::pack;
-use shared::sqs::{Outgoing, Queue, Stored};
+use shared::aws::sqs::{Outgoing, Queue, Stored};
+use shared::contract::codec::pack;
 use tokio::time::Instant;
 
 use crate::cloud::*;

@@ -9,7 +9,7 @@ use local::runner::Function;
 use serde_json::{Value, json};
 use shared::aws::{Aws, Service};
 use shared::clock::Clock;
-use shared::settings::Environment;
+use shared::environment::Environment;
 use tests::faults::proxy::{AwsFault, Proxy};
 use tokio::net::TcpListener;
 use tokio::time::Instant;

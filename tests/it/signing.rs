@@ -1,7 +1,7 @@
 //! SAS tokens against tokens that three independent SDKs made.
 
 use serde::Deserialize;
-use shared::sas::{expiry, sign};
+use shared::event_hubs::token::sas::{expiry, sign};
 
 #[derive(Deserialize)]
 struct Vectors {

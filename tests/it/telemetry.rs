@@ -6,7 +6,7 @@ use local::emulator::{Action, Emulator};
 use local::runner::Function;
 use serde_json::{Value, json};
 use shared::clock::Clock;
-use shared::telemetry::{METRICS, NAMESPACE};
+use shared::contract::metrics::{METRICS, NAMESPACE};
 
 use crate::cloud::{Cloud, emulator, until};
 use crate::harness::*;

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use shared::parking::{pack, unpack};
-use shared::telemetry;
+use shared::contract::codec::pack;
+use shared::contract::metrics;
+use shared::contract::parked::unpacked;
 
 use crate::harness::*;
 use crate::stack::{Stack, TRANSLATED};
@@ -162,7 +163,7 @@ const SQS_METRICS: [&str; 9] = [
 fn dashboard_and_alarms_watch_metrics_that_there_are() {
     let stack = Stack::new(&EVERYTHING);
     let resources = stack.resources();
-    let ours: BTreeSet<&str> = telemetry::METRICS.iter().map(|metric| metric.name).collect();
+    let ours: BTreeSet<&str> = metrics::METRICS.iter().map(|metric| metric.name).collect();
     let kinds: BTreeSet<String> = fs::read_dir(root().join("functions"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -171,7 +172,7 @@ fn dashboard_and_alarms_watch_metrics_that_there_are() {
         let of = dimensions.get(1).map(String::as_str);
         let dimension = dimensions.first().map(String::as_str);
         match (namespace.as_str(), dimension) {
-            (telemetry::NAMESPACE, _) => {
+            (metrics::NAMESPACE, _) => {
                 assert!(ours.contains(name.as_str()), "{place}: no function makes {name}");
                 assert!(of.is_none_or(|kind| kinds.contains(kind)), "{place}: {of:?} is no kind");
             }
@@ -273,7 +274,7 @@ fn whatever_needs_an_operator_has_its_alarm_and_every_alarm_says_what_to_do() {
     }
     let (_, section) = operations.split_once("\n## Metrics and logs\n").unwrap();
     let section = section.split("\n## ").next().unwrap();
-    for metric in telemetry::METRICS {
+    for metric in metrics::METRICS {
         let line = section.lines().find(|line| line.starts_with('|') && line.contains(&format!("`{}`", metric.name)));
         let line = line.unwrap_or_else(|| panic!("docs/operations.md does not explain {}", metric.name));
         assert!(line.contains(&metric.unit.to_ascii_lowercase()), "{line}");
@@ -565,7 +566,7 @@ fn every_queue_accepts_the_largest_message_that_the_code_sends() {
     let resources = stack.resources();
     let mut queues = 0;
     for (name, queue) in of_type(&resources, "AWS::SQS::Queue") {
-        assert_eq!(queue["MaximumMessageSize"], shared::sqs::MAX_BYTES, "{name}");
+        assert_eq!(queue["MaximumMessageSize"], shared::aws::sqs::MAX_BYTES, "{name}");
         queues += 1;
     }
     assert_eq!(queues, 9);
@@ -740,7 +741,7 @@ async fn sample_events_are_delivered() {
 /// How many messages reach the hub, once the parked envelope is for the hub of this test.
 async fn redelivered(event: &Value, environment: &Value) -> usize {
     let record = &event["Records"][0];
-    let mut envelope: Value = serde_json::from_str(&unpack(record["body"].as_str().unwrap()).unwrap()).unwrap();
+    let mut envelope: Value = serde_json::from_str(&unpacked(record["body"].as_str().unwrap()).unwrap()).unwrap();
     let connection = environment["EVENT_HUBS_CONNECTION_STRING"].as_str().unwrap();
     assert!(connection.contains(&format!("sb://{};", envelope["host"].as_str().unwrap())), "sam local delivers it");
     assert!(!connection.contains("EntityPath"), "redelivery sends to the hubs of all kinds");

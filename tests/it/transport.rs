@@ -12,8 +12,8 @@ use local::runner::Function;
 use serde_json::{Value, json};
 use shared::aws::{Aws, Service};
 use shared::clock::Clock;
+use shared::environment::Environment;
 use shared::http::{Attempt, Via};
-use shared::settings::Environment;
 use tokio::time::Instant;
 
 use crate::cloud::until;

@@ -6,8 +6,8 @@ use std::collections::hash_map::Entry;
 
 use percent_encoding::utf8_percent_encode;
 use serde_json::value::RawValue;
+use shared::event_hubs::token::sas::ENCODED;
 use shared::json::{Members, Object, escaped_len, explain, unreadable_place};
-use shared::sas::ENCODED;
 use shared::{Body, CloudEvent, Event, JsonWriter, Kind, Mapped, Message, Rejection, deterministic_id, rfc3339};
 
 use crate::event::{CallType, Fields, PartnerIds, required};

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use percent_encoding::utf8_percent_encode;
-use shared::sas::ENCODED;
+use shared::event_hubs::token::sas::ENCODED;
 use shared::{Body, CloudEvent, Event, Kind, Mapped, Message, Rejection, canonical_digest};
 
 use crate::context::{Context, is_id};

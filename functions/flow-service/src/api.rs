@@ -331,11 +331,11 @@ impl Api {
     async fn key(&self, connection: &Entity) -> Result<SecretString, ApiError> {
         let Some(secret) = &connection.secret else { return unusable("the connection has no key") };
         let secret = self.secrets.get(secret).await?;
-        let text = shared::settings::connection_string_of(&secret).ok();
-        let parsed =
-            text.and_then(|text| shared::connection_string::ConnectionString::parse(text.expose_secret()).ok());
+        let text = shared::contract::secret::connection_string_of(&secret).ok();
+        let parsed = text
+            .and_then(|text| shared::event_hubs::connection_string::ConnectionString::parse(text.expose_secret()).ok());
         match parsed.map(|parsed| parsed.credential) {
-            Some(shared::connection_string::Credential::Key { key, .. }) => Ok(key),
+            Some(shared::event_hubs::connection_string::Credential::Key { key, .. }) => Ok(key),
             _ => unusable("the connection's secret can't be used: give the key anew"),
         }
     }

@@ -2,8 +2,8 @@
 
 use secrecy::SecretString;
 use serde_json::{Map, Value, json};
-use shared::connection::is_hub_name;
-use shared::connection_string::{ConnectionString, Credential};
+use shared::event_hubs::connection::is_hub_name;
+use shared::event_hubs::connection_string::{ConnectionString, Credential};
 use shared::{Partitioning, SenderAuth};
 
 use crate::errors::{ApiError, unusable};

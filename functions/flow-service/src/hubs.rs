@@ -6,10 +6,10 @@ use http::header::AUTHORIZATION;
 use http::{HeaderValue, Method};
 use reqwest::{Request, Url};
 use secrecy::{ExposeSecret, SecretString};
-use shared::answer::Identifier;
 use shared::clock::Clock;
+use shared::event_hubs::response::Identifier;
+use shared::event_hubs::token::sas;
 use shared::http::{Attempts, Http, RetryPolicy, TransportKind};
-use shared::sas;
 use tokio::time::Instant;
 
 use crate::namespace::Host;

@@ -10,9 +10,10 @@ use lambda_runtime::Diagnostic;
 use serde_json::{Value, json};
 use shared::aws::Aws;
 use shared::clock::Clock;
-use shared::function::diagnostic;
+use shared::environment::{EXTRA_CA_CERTS, Environment, FLOWS_TABLE, SettingsError};
 use shared::http::Http;
-use shared::settings::{EXTRA_CA_CERTS, Environment, FLOWS_TABLE, Settings, SettingsError};
+use shared::lambda::diagnostic;
+use shared::lambda::settings::Settings;
 use shared::{Function, Invocation};
 use tokio::time::{Instant, timeout_at};
 
@@ -178,7 +179,7 @@ impl Access {
 }
 
 impl Function for FlowService {
-    type Answer = Value;
+    type Response = Value;
 
     async fn invoke(&self, event: &str, invocation: Invocation<'_>) -> Result<Value, Diagnostic> {
         let deadline = invocation.time_up.checked_sub(RESERVE).unwrap_or(invocation.time_up);

@@ -7,18 +7,21 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use lambda_runtime::Diagnostic;
-use shared::answer::Cause;
+use shared::aws::reads::Reads;
 use shared::clock::Clock;
-use shared::flow_table::{FlowItem, FlowTableError, Opened};
-use shared::function::diagnostic;
+use shared::contract::flow_item::FlowItem;
+use shared::contract::metrics;
+use shared::contract::rejected::{Reject, Source};
+use shared::environment::{Environment, FLOWS_TABLE, SettingsError};
+use shared::event_hubs::response::Cause;
+use shared::flow::table::{FlowTableError, Opened};
 use shared::http::{Attempts, RetryPolicy};
 use shared::json;
-use shared::parts::Parts;
-use shared::reads::Reads;
-use shared::rejects::{Reject, Source};
-use shared::settings::{Environment, FLOWS_TABLE, Settings, SettingsError};
-use shared::sqs_event::sending_ends;
-use shared::telemetry::{self, Counts, Line};
+use shared::lambda::diagnostic;
+use shared::lambda::settings::Settings;
+use shared::pipeline::services::Services;
+use shared::pipeline::telemetry::{Counts, Line};
+use shared::trigger::deadline::sending_ends;
 use shared::{DEFAULT_FLOW, Function, Invocation, Reason, Rejection};
 use tokio::time::Instant;
 
@@ -45,7 +48,7 @@ const ALIAS: &str = "flow-";
 
 /// Posts the records of Kafka batches to their flow's inlet.
 pub struct PlatformIngest {
-    parts: Parts,
+    services: Services,
     hosts: LocalHosts,
     failures: BatchFailures,
     /// The options of the default flow, and its inlet once the client's secret could be read.
@@ -118,10 +121,10 @@ impl PlatformIngest {
             }
             None => None,
         };
-        let parts = Parts::open(&settings, environment, clock)?;
+        let services = settings.services(environment, clock)?;
         let of_default = options.map(|options| (options, Mutex::default()));
         let function =
-            Self { parts, hosts, failures, of_default, of_flows: Opened::default(), unread: Mutex::default() };
+            Self { services, hosts, failures, of_default, of_flows: Opened::default(), unread: Mutex::default() };
         if function.of_default.is_some()
             && let Err(error) = function.inlet(DEFAULT_FLOW, deadline.min(Instant::now() + LOOKING_UP)).await
         {
@@ -142,7 +145,7 @@ impl PlatformIngest {
             *lock(inlet) = Some(opened.clone());
             return Ok(opened);
         }
-        let table = self.parts.flow_table.as_ref().ok_or(Unresolved::NoTable)?;
+        let table = self.services.flow_table.as_ref().ok_or(Unresolved::NoTable)?;
         let item = table.item(flow, deadline).await?.ok_or(Unresolved::Unknown)?;
         if item.kind != KIND {
             return Err(Unresolved::OtherKind(item.kind.clone()));
@@ -162,11 +165,11 @@ impl PlatformIngest {
     /// Opens a flow's inlet, unless that has failed too often in the last seconds.
     async fn open_inlet(&self, flow: &str, options: &Options, deadline: Instant) -> Result<Inlet, Unresolved> {
         let target = options.target(&self.hosts)?;
-        let now = self.parts.clock.unix_seconds();
+        let now = self.services.hubs.clock.unix_seconds();
         if !lock(&self.unread).entry(flow.to_owned()).or_default().may_read(now) {
             return Err(Unresolved::Unread);
         }
-        let inlet = Inlet::open(&self.parts, target, deadline).await?;
+        let inlet = Inlet::open(&self.services, target, deadline).await?;
         lock(&self.unread).remove(flow);
         Ok(inlet)
     }
@@ -175,7 +178,7 @@ impl PlatformIngest {
         &self,
         flow: &str,
         partitions: &[Partition<'_>],
-        Invocation { request_id, began, time_up }: Invocation<'_>,
+        Invocation { request_id, began, time_up, .. }: Invocation<'_>,
     ) -> Answer {
         let deadline = sending_ends(time_up);
         let received = partitions.iter().map(|partition| partition.records.len()).sum::<usize>();
@@ -191,7 +194,7 @@ impl PlatformIngest {
                 if !matches!(problem, Unresolved::Disabled) {
                     counts.causes.insert(Cause::Unexpected, received);
                 }
-                let mut line = Line::new(&self.parts, KIND, Some(flow), request_id);
+                let mut line = Line::new(&self.services, KIND, Some(flow), request_id);
                 line.property("trigger", "kafka");
                 line.counts(&counts);
                 line.number("records.failed", received as u128);
@@ -240,9 +243,9 @@ impl PlatformIngest {
                 );
             }
         }
-        let mut line = Line::new(&self.parts, KIND, Some(flow), request_id);
+        let mut line = Line::new(&self.services, KIND, Some(flow), request_id);
         line.property("trigger", "kafka");
-        line.count(telemetry::BATCH_SIZE, received);
+        line.count(metrics::BATCH_SIZE, received);
         line.counts(&counts);
         for (name, text) in [("inlet.problem", problem), ("inlet.transaction", transaction)] {
             if let Some(text) = text {
@@ -289,7 +292,7 @@ impl PlatformIngest {
                 received_at: None,
             })
             .collect();
-        let kept = self.parts.keep(&rejects, deadline).await;
+        let kept = self.services.keep(&rejects, deadline).await;
         let mut lost = places.iter().zip(&kept).filter(|(_, kept)| !**kept).map(|(place, _)| place).peekable();
         if let Some((.., rejection)) = lost.peek() {
             let (reason, detail) = (rejection.reason.word(), rejection.detail.as_ref());
@@ -312,20 +315,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Function for PlatformIngest {
-    type Answer = Answer;
+    type Response = Answer;
 
     async fn invoke(&self, event: &str, invocation: Invocation<'_>) -> Result<Answer, Diagnostic> {
-        self.invoke_as("", event, invocation).await
-    }
-
-    async fn invoke_as(
-        &self,
-        invoked_arn: &str,
-        event: &str,
-        invocation: Invocation<'_>,
-    ) -> Result<Answer, Diagnostic> {
         let partitions = partitions(event).map_err(|error| diagnostic("UnknownEvent", &error.to_string()))?;
-        let answer = self.handle(flow_of(invoked_arn), &partitions, invocation).await;
+        let answer = self.handle(flow_of(invocation.invoked_arn), &partitions, invocation).await;
         match self.failures {
             BatchFailures::Whole if !answer.batch_item_failures.is_empty() => {
                 Err(diagnostic("RecordsFailed", "some records were not ingested: the batch must come again"))

@@ -12,12 +12,12 @@ use reqwest::{Method, Request, Url};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use shared::Rejection;
-use shared::answer::Cause;
 use shared::clock::Clock;
+use shared::environment::SettingsError;
+use shared::event_hubs::response::Cause;
 use shared::http::{Attempt, Http};
 use shared::json;
-use shared::parts::Parts;
-use shared::settings::SettingsError;
+use shared::pipeline::services::Services;
 use tokio::time::Instant;
 
 use crate::kafka_event::Record;
@@ -95,7 +95,7 @@ pub struct Tally {
 }
 
 impl Inlet {
-    pub async fn open(parts: &Parts, target: Target, deadline: Instant) -> Result<Self, SettingsError> {
+    pub async fn open(services: &Services, target: Target, deadline: Instant) -> Result<Self, SettingsError> {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let of_flow = match &target.shape {
@@ -108,10 +108,10 @@ impl Inlet {
             }
         }
         let tokens = match target.ims {
-            Some(ims) => Some(token::open(parts, ims, deadline).await?),
+            Some(ims) => Some(token::open(services, ims, deadline).await?),
             None => None,
         };
-        let (http, clock) = (parts.http.clone(), parts.clock.clone());
+        let (http, clock) = (services.hubs.http.clone(), services.hubs.clock.clone());
         Ok(Self { http, clock, shape: target.shape, headers, tokens, refusals: AtomicU32::new(0) })
     }
 

@@ -38,7 +38,7 @@
 
 use reqwest::Url;
 use serde::Deserialize;
-use shared::settings::{Environment, SettingsError};
+use shared::environment::{Environment, SettingsError};
 
 use crate::envelope::{Envelope, Header};
 

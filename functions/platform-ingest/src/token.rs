@@ -9,14 +9,15 @@ use reqwest::{Method, Request};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use shared::answer::Cause;
 use shared::aws::Aws;
+use shared::aws::secret::SecretSource;
 use shared::clock::Clock;
+use shared::environment::SettingsError;
+use shared::event_hubs::response::Cause;
+use shared::event_hubs::token::sas::ENCODED;
 use shared::http::token_cache::{Issued, Issuer, TokenCache};
 use shared::http::{Attempts, Http, RetryPolicy};
-use shared::parts::Parts;
-use shared::sas::ENCODED;
-use shared::settings::{SecretSource, SettingsError};
+use shared::pipeline::services::Services;
 use tokio::time::Instant;
 
 use crate::settings::{IMS_SECRET_ID, IMS_TOKEN_URL, Ims};
@@ -80,13 +81,12 @@ struct Response<'a> {
 }
 
 /// Reads the client's secret.
-pub async fn open(parts: &Parts, ims: Ims, deadline: Instant) -> Result<Tokens, SettingsError> {
+pub async fn open(services: &Services, ims: Ims, deadline: Instant) -> Result<Tokens, SettingsError> {
     let source = SecretSource::secret(IMS_SECRET_ID, &ims.secret_id);
-    let secret =
-        source.text(&parts.aws, deadline).await.map_err(|error| SettingsError::unread(IMS_SECRET_ID, &error))?;
+    let secret = source.text(&services.hubs.aws, deadline).await.map_err(|error| error.of_setting(IMS_SECRET_ID))?;
     let client = client(&secret).map_err(|problem| SettingsError::new(IMS_SECRET_ID, problem))?;
-    let (http, aws, clock) = (parts.http.clone(), parts.aws.clone(), parts.clock.clone());
-    Ok(TokenCache::new(Service { ims, source, http, aws, clock, client }, parts.clock.clone()))
+    let (http, aws, clock) = (services.hubs.http.clone(), services.hubs.aws.clone(), services.hubs.clock.clone());
+    Ok(TokenCache::new(Service { ims, source, http, aws, clock, client }, services.hubs.clock.clone()))
 }
 
 impl Issuer for Service {

@@ -2,7 +2,7 @@
 
 use percent_encoding::utf8_percent_encode;
 use serde_json::value::RawValue;
-use shared::sas::ENCODED;
+use shared::event_hubs::token::sas::ENCODED;
 use shared::{Body, CloudEvent, Event, Kind, Mapped, Message, Rejection, canonical_digest, deterministic_id};
 
 use crate::options::{Options, Split};

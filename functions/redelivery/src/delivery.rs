@@ -5,12 +5,13 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use shared::answer::Cause;
+use shared::contract::parked::{Envelope, EnvelopeError, unpacked};
+use shared::contract::rejected::{Reject, Source};
 use shared::event_hubs::circuit::Admission;
+use shared::event_hubs::response::Cause;
 use shared::event_hubs::{EventHub, Outcome, Report};
-use shared::parking::{Envelope, EnvelopeError, MAX_MESSAGES, unpack};
-use shared::rejects::{Reject, Source};
-use shared::sqs_event::Record;
+use shared::trigger::sqs_event::Record;
+use shared::undelivered::parking::MAX_MESSAGES;
 use shared::{Message, Reason, Rejection};
 
 use crate::destinations::{Unresolved, Way};
@@ -118,7 +119,7 @@ impl Redelivery {
         let plan = self.plan(&way, &items, times).await;
 
         let unpacked: Vec<Unpacked> =
-            items.iter().map(|item| self.unpack(item, matches!(plan, Plan::Hold(_)), budget)).collect();
+            items.iter().map(|item| self.unpacked(item, matches!(plan, Plan::Hold(_)), budget)).collect();
         let mut unreadable = Vec::new();
         let mut envelopes: Vec<Option<Envelope<'_>>> = Vec::new();
         for (item, unpacked) in items.iter().zip(&unpacked) {
@@ -195,7 +196,7 @@ impl Redelivery {
     }
 
     async fn plan(&self, way: &Way, items: &[Item<'_>], times: Times) -> Plan {
-        let hub = match self.destinations.resolve(&self.parts, way, times.looking_up_ends).await {
+        let hub = match self.destinations.resolve(&self.services, way, times.looking_up_ends).await {
             Ok(hub) => hub,
             Err(Unresolved::Deleted) => return Plan::Reject,
             Err(problem) => {
@@ -220,14 +221,14 @@ impl Redelivery {
 
     /// Unpacks an envelope if its messages are needed: to be sent, to be gathered because they are few, or to be rejected
     /// because they are old.
-    fn unpack(&self, item: &Item<'_>, is_held: bool, budget: &Budget) -> Unpacked {
+    fn unpacked(&self, item: &Item<'_>, is_held: bool, budget: &Budget) -> Unpacked {
         if is_held && item.text.len() >= FULL_BYTES && !self.is_expired(item) {
             return Unpacked::NotNeeded;
         }
         if !budget.has_room() {
             return Unpacked::NoRoom;
         }
-        match unpack(item.text) {
+        match unpacked(item.text) {
             Ok(json) => {
                 budget.take(json.len());
                 Unpacked::Json(json)
@@ -295,7 +296,7 @@ impl Redelivery {
             let (Some(Outcome::Refused(refusal)), (item, place)) = (outcome, load.origins[position]) else { continue };
             let Some(envelope) = &envelopes[item] else { continue };
             positions.push(position);
-            rejects.push((&items[item], Rejection::refused(*refusal), envelope.with_messages([place])));
+            rejects.push((&items[item], refusal.rejection(), envelope.with_messages([place])));
         }
         let kept = self.store_rejects(&rejects, times).await;
         let stored = positions.into_iter().zip(&rejects).zip(kept).filter(|(_, kept)| *kept);
@@ -364,7 +365,7 @@ impl Redelivery {
                 received_at: Some(&item.head.first_seen),
             })
             .collect();
-        self.parts.keep(&rejects, times.storing_ends).await
+        self.services.keep(&rejects, times.storing_ends).await
     }
 }
 
@@ -384,8 +385,8 @@ struct Sent {
 
 #[cfg(test)]
 mod tests {
-    use shared::connection::Destination;
-    use shared::parking::Head;
+    use shared::contract::parked::Destination;
+    use shared::contract::parked::Head;
 
     use super::*;
 

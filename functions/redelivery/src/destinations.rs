@@ -3,12 +3,16 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use shared::connection::{Destination, Wanted};
+use shared::aws::secret::SecretSource;
+use shared::contract::parked::Destination;
+use shared::contract::parked::Head;
+use shared::environment::{HUB_NAME, SettingsError};
 use shared::event_hubs::EventHub;
-use shared::flow_table::Opened;
-use shared::parking::Head;
-use shared::parts::Parts;
-use shared::settings::{HUB_NAME, SecretSource, Settings, SettingsError};
+use shared::event_hubs::connection::Wanted;
+use shared::flow::open_hub;
+use shared::flow::table::Opened;
+use shared::lambda::settings::Settings;
+use shared::pipeline::services::Services;
 use tokio::time::Instant;
 
 /// Why an envelope's messages can't be sent now.
@@ -22,7 +26,7 @@ pub enum Unresolved {
     #[error("flow {0} is not the default one, and FLOWS_TABLE is not set")]
     NoTable(String),
     #[error(transparent)]
-    Table(#[from] shared::flow_table::FlowTableError),
+    Table(#[from] shared::flow::table::FlowTableError),
     #[error("the envelope names no secret, and redelivery has no connection of its own")]
     NoConnection,
     #[error("the envelope is for another hub than {HUB_NAME} of redelivery")]
@@ -68,10 +72,15 @@ impl Destinations {
     }
 
     /// The hub of `way`.
-    pub async fn resolve(&self, parts: &Parts, way: &Way, deadline: Instant) -> Result<Arc<EventHub>, Unresolved> {
+    pub async fn resolve(
+        &self,
+        services: &Services,
+        way: &Way,
+        deadline: Instant,
+    ) -> Result<Arc<EventHub>, Unresolved> {
         match way {
-            Way::Default(destination) => self.default_hub(parts, destination, deadline).await,
-            Way::Flow(flow) => self.hub_of_flow(parts, flow, deadline).await,
+            Way::Default(destination) => self.default_hub(services, destination, deadline).await,
+            Way::Flow(flow) => self.hub_of_flow(services, flow, deadline).await,
         }
     }
 
@@ -82,20 +91,25 @@ impl Destinations {
         }
     }
 
-    async fn hub_of_flow(&self, parts: &Parts, flow: &str, deadline: Instant) -> Result<Arc<EventHub>, Unresolved> {
-        let table = parts.flow_table.as_ref().ok_or_else(|| Unresolved::NoTable(flow.to_owned()))?;
+    async fn hub_of_flow(
+        &self,
+        services: &Services,
+        flow: &str,
+        deadline: Instant,
+    ) -> Result<Arc<EventHub>, Unresolved> {
+        let table = services.flow_table.as_ref().ok_or_else(|| Unresolved::NoTable(flow.to_owned()))?;
         let item = table.item(flow, deadline).await?.ok_or(Unresolved::Deleted)?;
         if !item.enabled {
             return Err(Unresolved::Disabled);
         }
-        Ok(self.of_flows.get(flow, &item, EventHub::of_item(parts, &item, deadline)).await?)
+        Ok(self.of_flows.get(flow, &item, open_hub(&services.hubs, &item, deadline)).await?)
     }
 
     /// The default flow's hub, with the secret that the envelope names. If there is none, or it is gone, redelivery's own
     /// connection is used, provided that it is for the very same hub.
     async fn default_hub(
         &self,
-        parts: &Parts,
+        services: &Services,
         destination: &Destination,
         deadline: Instant,
     ) -> Result<Arc<EventHub>, Unresolved> {
@@ -103,8 +117,8 @@ impl Destinations {
             return Ok(hub.clone());
         }
         let open = async |source, host| {
-            let wanted = Wanted { hub: Some(("hub", destination.hub.clone())), host };
-            EventHub::open(parts, source, wanted, self.settings.partitioning, deadline).await
+            let wanted = Wanted { setting: "hub", hub: Some(destination.hub.clone()), host };
+            services.hubs.open(source, wanted, self.settings.partitioning, deadline).await
         };
         let of_envelope = match &destination.secret_id {
             Some(id) => Some(open(SecretSource::secret("secretId", id), None).await),
@@ -112,7 +126,7 @@ impl Destinations {
         };
         let hub = match of_envelope {
             Some(Ok(hub)) => hub,
-            Some(Err(error)) if error.may_heal => return Err(error.into()),
+            Some(Err(error)) if error.is_transient => return Err(error.into()),
             Some(Err(of_envelope)) => {
                 let own = async { Ok(open(self.own_connection(destination)?, Some(destination.host.clone())).await?) };
                 own.await.map_err(|own: Unresolved| Unresolved::Secret { of_envelope, own: Box::new(own) })?

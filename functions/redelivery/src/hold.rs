@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use shared::Message;
-use shared::answer::Cause;
+use shared::aws::sqs::{Depth, Outgoing, Stored};
+use shared::contract::parked::{EnvelopeError, Head};
 use shared::event_hubs::Outcome;
-use shared::parking::{EnvelopeError, Head};
-use shared::sqs::{Depth, Outgoing, Stored};
-use shared::sqs_event::Record;
+use shared::event_hubs::response::Cause;
+use shared::trigger::sqs_event::Record;
 use tokio::time::{Instant, sleep};
 
 use crate::redelivery::{Ending, Item, Redelivery, Times};

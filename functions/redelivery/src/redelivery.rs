@@ -7,19 +7,23 @@ use std::time::{Duration, SystemTime};
 use aws_lambda_events::sqs::SqsBatchResponse;
 use futures_util::future::join_all;
 use lambda_runtime::Diagnostic;
-use shared::answer::Cause;
+use shared::aws::sqs::Depth;
 use shared::clock::{Clock, from_rfc3339};
-use shared::connection::Destination;
+use shared::contract::metrics;
+use shared::contract::parked::Destination;
+use shared::contract::parked::{EnvelopeError, Head};
+use shared::environment::{Environment, PARKING_QUEUE_URL, SettingsError};
 use shared::event_hubs::Report;
 use shared::event_hubs::circuit::{self, Admission, Circuit, Circuits, Policy};
 use shared::event_hubs::pace::Pace;
-use shared::function::diagnostic;
-use shared::parking::{EnvelopeError, Head, Parking};
-use shared::parts::Parts;
-use shared::settings::{Environment, PARKING_QUEUE_URL, Settings, SettingsError};
-use shared::sqs::Depth;
-use shared::sqs_event::{self, Record};
-use shared::telemetry::{self, Counts, Line};
+use shared::event_hubs::response::Cause;
+use shared::lambda::diagnostic;
+use shared::lambda::settings::Settings;
+use shared::pipeline::services::Services;
+use shared::pipeline::telemetry::{Counts, Line};
+use shared::trigger::deadline;
+use shared::trigger::sqs_event::{self, Record};
+use shared::undelivered::parking::Parking;
 use shared::{Function, Invocation, Reason};
 use tokio::time::Instant;
 
@@ -47,7 +51,7 @@ const JITTER: f64 = 0.1;
 
 /// Sends parked messages once their hub responds again.
 pub struct Redelivery {
-    pub(crate) parts: Parts,
+    pub(crate) services: Services,
     pub(crate) destinations: Destinations,
     pub(crate) waiting: Waiting,
     /// Circuits for refused credentials and wrong names: another way to the same hub may be right.
@@ -122,10 +126,10 @@ impl Redelivery {
             return Err(SettingsError::new(PARKING_QUEUE_URL, "missing; set it to the queue that this function reads"));
         }
         let waiting = Waiting::read(&environment)?;
-        let parts = Parts::open(&settings, environment, clock)?;
+        let services = settings.services(environment, clock)?;
         let policy = Policy { opens_after: 1, probe_interval: waiting.probe_interval, jitter: JITTER };
         Ok(Self {
-            parts,
+            services,
             destinations: Destinations::new(settings),
             waiting,
             ways: Circuits::new(policy),
@@ -136,17 +140,17 @@ impl Redelivery {
     }
 
     pub(crate) fn parking(&self) -> &Parking {
-        self.parts.parking.as_ref().expect("`open` requires a parking queue")
+        self.services.parking.as_ref().expect("`open` requires a parking queue")
     }
 
     pub(crate) fn now(&self) -> SystemTime {
-        self.parts.clock.now()
+        self.services.hubs.clock.now()
     }
 
     /// The pace towards a host, which is that of its namespace.
     pub(crate) fn pace(&self, host: &str) -> Arc<Pace> {
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(Pace::new(self.parts.clock.clone()));
+        let new = || Arc::new(Pace::new(self.services.hubs.clock.clone()));
         paces.entry(host.to_owned()).or_insert_with(new).clone()
     }
 
@@ -238,7 +242,7 @@ impl Redelivery {
 }
 
 impl Function for Redelivery {
-    type Answer = SqsBatchResponse;
+    type Response = SqsBatchResponse;
 
     async fn invoke(&self, event: &str, invocation: Invocation<'_>) -> Result<SqsBatchResponse, Diagnostic> {
         match sqs_event::records(event) {
@@ -251,8 +255,8 @@ impl Function for Redelivery {
 
 impl Redelivery {
     async fn handle(&self, records: &[Record<'_>], invocation: Invocation<'_>) -> SqsBatchResponse {
-        let Invocation { request_id, began, time_up } = invocation;
-        let responses_end = sqs_event::sending_ends(time_up);
+        let Invocation { request_id, began, time_up, .. } = invocation;
+        let responses_end = deadline::sending_ends(time_up);
         let last_response = responses_end.saturating_duration_since(began).mul_f64(LAST_RESPONSE);
         let sending_ends = responses_end.checked_sub(last_response).unwrap_or(began).min(began + SENDING);
         invocation.check_time(responses_end);
@@ -320,28 +324,28 @@ impl Redelivery {
         }
         let lines = by_flow.len() as u128;
         for (place, (flow, endings)) in by_flow.into_iter().enumerate() {
-            let mut line = Line::new(&self.parts, KIND, flow, request_id);
+            let mut line = Line::new(&self.services, KIND, flow, request_id);
             line.property("trigger", "parking");
-            line.count(telemetry::REDELIVERED, endings.iter().map(|ending| ending.delivered).sum());
-            line.count(telemetry::HELD, endings.iter().filter(|ending| ending.stays || ending.gathered > 0).count());
-            line.count(telemetry::GATHERED, endings.iter().map(|ending| ending.gathered).sum());
+            line.count(metrics::REDELIVERED, endings.iter().map(|ending| ending.delivered).sum());
+            line.count(metrics::HELD, endings.iter().filter(|ending| ending.stays || ending.gathered > 0).count());
+            line.count(metrics::GATHERED, endings.iter().map(|ending| ending.gathered).sum());
             let mut counts = if place == 0 { std::mem::take(&mut counts) } else { Counts::default() };
             for reason in endings.iter().flat_map(|ending| &ending.rejected) {
                 counts.reject(*reason);
             }
             line.counts(&counts);
             if place == 0 {
-                line.count(telemetry::BATCH_SIZE, records);
+                line.count(metrics::BATCH_SIZE, records);
                 let probes = || delivered.iter().filter_map(|delivered| delivered.probe);
-                line.count(telemetry::PROBES, probes().count());
-                line.count(telemetry::PROBES_FAILED, probes().filter(|failed| *failed).count());
-                line.count(telemetry::HUBS_DOWN, self.ways.count_open(self.now()) + self.places.count_open(self.now()));
+                line.count(metrics::PROBES, probes().count());
+                line.count(metrics::PROBES_FAILED, probes().filter(|failed| *failed).count());
+                line.count(metrics::HUBS_DOWN, self.ways.count_open(self.now()) + self.places.count_open(self.now()));
                 if let Some(units) = delivered.iter().filter_map(|delivered| delivered.units).reduce(f64::min) {
-                    line.decimal(telemetry::PACE_UNITS, units);
+                    line.decimal(metrics::PACE_UNITS, units);
                 }
                 if let Some(oldest) = oldest {
                     let age = self.now().duration_since(oldest).unwrap_or_default();
-                    line.metric(telemetry::OLDEST_PARKED_AGE, age.as_secs().into());
+                    line.metric(metrics::OLDEST_PARKED_AGE, age.as_secs().into());
                 }
                 line.number("duration_ms", began.elapsed().as_millis());
             }

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use shared::settings::{Environment, SettingsError};
+use shared::environment::{Environment, SettingsError};
 
 /// Seconds that a message waits after its first failure.
 const DELAY: &str = "REDELIVERY_DELAY";

@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shared::DEFAULT_FLOW;
-use shared::parking::{Envelope, unpack};
+use shared::contract::parked::{Envelope, unpacked};
 
 use crate::emulator::{Emulator, StoredEvent};
 use crate::runner::{Observed, What};
@@ -373,7 +373,7 @@ impl Ledger {
                 parked.attempts = attempts.unwrap_or_default();
                 continue;
             }
-            let Ok(json) = unpack(record["body"].as_str().unwrap_or_default()) else { continue };
+            let Ok(json) = unpacked(record["body"].as_str().unwrap_or_default()) else { continue };
             let Ok(envelope) = Envelope::parse(&json) else { continue };
             let messages: Vec<u64> = envelope.messages().map(|message| hash(&*message.id)).collect();
             let parked = Parked {
@@ -502,7 +502,7 @@ fn failed(answer: &Value) -> BTreeSet<&str> {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use shared::parking::pack;
+    use shared::contract::codec::pack;
 
     use super::*;
 

@@ -144,7 +144,8 @@ mod tests {
     }
 
     fn sign(resource: &str, name: &str, key: &str, expiry: u64) -> String {
-        secrecy::ExposeSecret::expose_secret(&shared::sas::sign(resource, name, &key.into(), expiry)).to_owned()
+        secrecy::ExposeSecret::expose_secret(&shared::event_hubs::token::sas::sign(resource, name, &key.into(), expiry))
+            .to_owned()
     }
 
     fn checked(token: Option<&str>) -> Result<(), (u16, String)> {

@@ -12,7 +12,9 @@ async fn start(config: Config) -> (Emulator, reqwest::Client) {
 fn token(emulator: &Emulator, hub: &str) -> String {
     let key = Config::default().keys.remove(0);
     let resource = format!("{}/{hub}", emulator.url());
-    shared::sas::sign(&resource, &key.name, &key.key.into(), 4_000_000_000).expose_secret().to_owned()
+    shared::event_hubs::token::sas::sign(&resource, &key.name, &key.key.into(), 4_000_000_000)
+        .expose_secret()
+        .to_owned()
 }
 
 async fn post(emulator: &Emulator, http: &reqwest::Client, path: &str, body: &str) -> reqwest::Result<(u16, String)> {

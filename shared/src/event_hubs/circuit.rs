@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use crate::answer::Cause;
+use crate::event_hubs::response::Cause;
 
 /// When a circuit opens, and how often it lets a request through.
 #[derive(Debug, Clone, Copy)]

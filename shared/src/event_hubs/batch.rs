@@ -6,9 +6,9 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::event_hubs::pace::Limit;
+use crate::event_hubs::partitioning::{Partitioning, Route};
 use crate::json::{escaped_len, push_string};
 use crate::message::Message;
-use crate::partitioning::{Partitioning, Route};
 
 /// Messages of one route, to be sent in requests that go out one after another.
 #[derive(Debug)]

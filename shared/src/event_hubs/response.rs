@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::http::{TransportError, TransportKind};
+use crate::kind::{Reason, Rejection};
 
 /// What to do after an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,16 @@ pub enum Disposition {
 pub enum Refusal {
     Malformed,
     TooLarge,
+}
+
+impl Refusal {
+    /// What the refusal of a single message says about its event.
+    pub fn rejection(self) -> Rejection {
+        match self {
+            Self::TooLarge => Rejection::too_large("the event is larger than the hub takes"),
+            Self::Malformed => Rejection { reason: Reason::Refused, detail: "the event hub refuses the event".into() },
+        }
+    }
 }
 
 /// Why events could not be delivered now. The words are stable: metrics and envelopes carry them.

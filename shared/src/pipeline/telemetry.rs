@@ -9,124 +9,21 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::answer::Cause;
+use super::services::Services;
 use crate::clock::rfc3339;
-use crate::event::Reason;
+use crate::contract::metrics::{self, Metric, NAMESPACE};
+use crate::event_hubs::response::Cause;
 use crate::event_hubs::{Outcome, Report};
-use crate::flow::Notes;
 use crate::json::push_string;
-use crate::parts::Parts;
-
-/// CloudWatch's namespace of all metrics.
-pub const NAMESPACE: &str = "EventHubsRelay";
-
-/// A metric's name and CloudWatch's word for its unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Metric {
-    pub name: &'static str,
-    pub unit: &'static str,
-}
-
-const fn count(name: &'static str) -> Metric {
-    Metric { name, unit: "Count" }
-}
-
-/// Events that came.
-pub const RECEIVED: Metric = count("Received");
-/// Events that make no message, as their flow's options say.
-pub const FILTERED: Metric = count("Filtered");
-/// Events that can never be delivered, and by reason below.
-pub const REJECTED: Metric = count("Rejected");
-/// Messages that the hub took of new events.
-pub const DELIVERED: Metric = count("Delivered");
-/// Messages stored for later.
-pub const PARKED: Metric = count("Parked");
-/// Parked messages that the hub accepted.
-pub const REDELIVERED: Metric = count("Redelivered");
-/// Messages of the parking queue that stay parked: hidden for a while, or stored again.
-pub const HELD: Metric = count("Held");
-/// Parked messages that were packed into fuller envelopes.
-pub const GATHERED: Metric = count("Gathered");
-/// Requests that test whether a failing hub responds again, and those of them that failed.
-pub const PROBES: Metric = count("Probes");
-pub const PROBES_FAILED: Metric = count("ProbesFailed");
-/// Destinations that an instance of redelivery does not send to at the end of an invocation, because they failed.
-pub const HUBS_DOWN: Metric = count("HubsDown");
-/// Queue records that came before: what they hold may be in the hub twice.
-pub const DUPLICATES: Metric = count("Duplicates");
-/// Records of a queue's batch.
-pub const BATCH_SIZE: Metric = count("BatchSize");
-/// Requests to the hub, repeats included, and the repeats alone.
-pub const REQUESTS: Metric = count("Requests");
-pub const RETRIES: Metric = count("Retries");
-/// Answers by which the hub asked for less.
-pub const THROTTLED: Metric = count("Throttled");
-/// Messages that could not be delivered at once, by class.
-pub const ERRORS_TIMEOUT: Metric = count("ErrorsTimeout");
-pub const ERRORS_INVALID_CREDENTIALS: Metric = count("ErrorsInvalidCredentials");
-pub const ERRORS_OTHER: Metric = count("ErrorsOther");
-/// Webhooks that had to be answered with a 5xx.
-pub const ERRORS_5XX: Metric = count("Errors5xx");
-/// From the first request to the last answer.
-pub const SEND_LATENCY: Metric = Metric { name: "SendLatency", unit: "Milliseconds" };
-/// Throughput units at which an instance of redelivery sends to the slowest of its namespaces.
-pub const PACE_UNITS: Metric = Metric { name: "PaceUnits", unit: "None" };
-/// Time since the oldest message of a parked batch was parked for the first time.
-pub const OLDEST_PARKED_AGE: Metric = Metric { name: "OldestParkedAge", unit: "Seconds" };
-
-/// All that any line can hold.
-pub const METRICS: [Metric; 30] = [
-    RECEIVED,
-    FILTERED,
-    REJECTED,
-    of_reason(Reason::Unreadable),
-    of_reason(Reason::Unmappable),
-    of_reason(Reason::TooLarge),
-    of_reason(Reason::UnknownFlow),
-    of_reason(Reason::Bug),
-    of_reason(Reason::Refused),
-    of_reason(Reason::Expired),
-    DELIVERED,
-    PARKED,
-    REDELIVERED,
-    HELD,
-    GATHERED,
-    PROBES,
-    PROBES_FAILED,
-    HUBS_DOWN,
-    DUPLICATES,
-    BATCH_SIZE,
-    REQUESTS,
-    RETRIES,
-    THROTTLED,
-    ERRORS_TIMEOUT,
-    ERRORS_INVALID_CREDENTIALS,
-    ERRORS_OTHER,
-    ERRORS_5XX,
-    SEND_LATENCY,
-    PACE_UNITS,
-    OLDEST_PARKED_AGE,
-];
-
-/// Rejected events of one reason.
-const fn of_reason(reason: Reason) -> Metric {
-    count(match reason {
-        Reason::Unreadable => "RejectedUnreadable",
-        Reason::Unmappable => "RejectedUnmappable",
-        Reason::TooLarge => "RejectedTooLarge",
-        Reason::UnknownFlow => "RejectedUnknownFlow",
-        Reason::Bug => "RejectedBug",
-        Reason::Refused => "RejectedRefused",
-        Reason::Expired => "RejectedExpired",
-    })
-}
+use crate::kind::Reason;
+use crate::pipeline::mapping::Notes;
 
 /// The classes by which a sender's own connector reports errors.
 fn of_cause(cause: Cause) -> Metric {
     match cause {
-        Cause::Timeout => ERRORS_TIMEOUT,
-        Cause::Unauthorized | Cause::TokenExpired | Cause::Forbidden => ERRORS_INVALID_CREDENTIALS,
-        _ => ERRORS_OTHER,
+        Cause::Timeout => metrics::ERRORS_TIMEOUT,
+        Cause::Unauthorized | Cause::TokenExpired | Cause::Forbidden => metrics::ERRORS_INVALID_CREDENTIALS,
+        _ => metrics::ERRORS_OTHER,
     }
 }
 
@@ -196,13 +93,13 @@ pub struct Line {
 
 impl Line {
     /// A line about a kind's events of one flow; of none where they name none that exists.
-    pub fn new(parts: &Parts, kind: &str, flow: Option<&str>, request_id: &str) -> Self {
-        let milliseconds = parts.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    pub fn new(services: &Services, kind: &str, flow: Option<&str>, request_id: &str) -> Self {
+        let milliseconds = services.hubs.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let mut line = Self {
             text: Vec::with_capacity(1024),
             metrics: Vec::with_capacity(512),
             milliseconds,
-            by_flow: parts.metrics_by_flow && flow.is_some(),
+            by_flow: services.metrics_by_flow && flow.is_some(),
         };
         line.text.extend_from_slice(b"{\"level\":\"INFO\"");
         line.property("timestamp", &i64::try_from(milliseconds).ok().and_then(rfc3339).unwrap_or_default());
@@ -254,15 +151,15 @@ impl Line {
 
     /// What became of the events.
     pub fn counts(&mut self, counts: &Counts) {
-        self.count(RECEIVED, counts.received);
-        self.count(FILTERED, counts.filtered);
-        self.count(REJECTED, counts.rejected.values().sum());
+        self.count(metrics::RECEIVED, counts.received);
+        self.count(metrics::FILTERED, counts.filtered);
+        self.count(metrics::REJECTED, counts.rejected.values().sum());
         for (reason, count) in &counts.rejected {
-            self.count(of_reason(*reason), *count);
+            self.count(metrics::of_reason(*reason), *count);
         }
-        self.count(DELIVERED, counts.delivered);
-        self.count(PARKED, counts.parked);
-        self.count(DUPLICATES, counts.duplicates);
+        self.count(metrics::DELIVERED, counts.delivered);
+        self.count(metrics::PARKED, counts.parked);
+        self.count(metrics::DUPLICATES, counts.duplicates);
         self.sending(counts);
         if !counts.notes.is_empty() {
             self.words("notes", counts.notes.iter().map(|(word, count)| (*word, *count as usize)));
@@ -271,13 +168,13 @@ impl Line {
 
     /// How the sending went.
     pub fn sending(&mut self, counts: &Counts) {
-        self.count(REQUESTS, counts.requests as usize);
-        self.count(RETRIES, counts.retries as usize);
-        self.count(THROTTLED, counts.throttled as usize);
+        self.count(metrics::REQUESTS, counts.requests as usize);
+        self.count(metrics::RETRIES, counts.retries as usize);
+        self.count(metrics::THROTTLED, counts.throttled as usize);
         if let Some(took) = counts.sending {
-            self.metric(SEND_LATENCY, took.as_millis());
+            self.metric(metrics::SEND_LATENCY, took.as_millis());
         }
-        for class in [ERRORS_TIMEOUT, ERRORS_INVALID_CREDENTIALS, ERRORS_OTHER] {
+        for class in [metrics::ERRORS_TIMEOUT, metrics::ERRORS_INVALID_CREDENTIALS, metrics::ERRORS_OTHER] {
             let of_class = counts.causes.iter().filter(|(cause, _)| of_cause(**cause) == class);
             self.count(class, of_class.map(|(_, count)| count).sum());
         }

@@ -1,125 +1,26 @@
 //! The configuration of a data-plane function, read once from the environment. A value that can't be used fails the init
 //! and names its variable; an empty one counts as absent, since templates can't leave a variable out as easily.
 
-use std::fmt;
 use std::sync::Arc;
 
 use reqwest::Url;
-use secrecy::{ExposeSecret, SecretString};
 
-use crate::aws::{Aws, AwsError};
-use crate::connection::Wanted;
-use crate::partitioning::Partitioning;
-
-/// Looks variables up; tests put their own in.
-#[derive(Clone)]
-pub struct Environment(Arc<Lookup>);
-
-type Lookup = dyn Fn(&str) -> Option<String> + Send + Sync;
-
-impl Environment {
-    /// The environment of the process.
-    pub fn process() -> Self {
-        Self(Arc::new(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())))
-    }
-
-    pub fn from_fn(lookup: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Self {
-        Self(Arc::new(lookup))
-    }
-
-    /// The value of `name`, unless it is unset or blank.
-    pub fn get(&self, name: &str) -> Option<String> {
-        (self.0)(name).filter(|value| !value.trim().is_empty())
-    }
-}
-
-/// A value that can't be used, by the name of its variable.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{variable}: {problem}")]
-pub struct SettingsError {
-    pub variable: &'static str,
-    pub problem: String,
-    /// It could not be read now; later it may.
-    pub may_heal: bool,
-}
-
-impl SettingsError {
-    pub fn new(variable: &'static str, problem: impl fmt::Display) -> Self {
-        Self { variable, problem: problem.to_string(), may_heal: false }
-    }
-
-    pub fn unread(variable: &'static str, error: &AwsError) -> Self {
-        Self { variable, problem: error.to_string(), may_heal: error.may_heal() }
-    }
-}
-
-pub const CONNECTION_STRING: &str = "EVENT_HUBS_CONNECTION_STRING";
-pub const CONNECTION_SECRET_ID: &str = "EVENT_HUBS_SECRET_ID";
-pub const HUB_NAME: &str = "EVENT_HUB_NAME";
-pub const SENDER_AUTH: &str = "SENDER_AUTH";
-pub const SENDER_AUTH_SECRET_ID: &str = "SENDER_AUTH_SECRET_ID";
-pub const FLOW_OPTIONS: &str = "FLOW_OPTIONS";
-const PARTITIONING: &str = "PARTITIONING";
-const MAX_BATCH_BYTES: &str = "EVENT_HUBS_MAX_BATCH_BYTES";
-pub const EXTRA_CA_CERTS: &str = "EXTRA_CA_CERTS";
-pub const FLOWS_TABLE: &str = "FLOWS_TABLE";
-pub const PARKING_QUEUE_URL: &str = "PARKING_QUEUE_URL";
-pub const REJECTED_QUEUE_URL: &str = "REJECTED_QUEUE_URL";
-const METRICS_BY_FLOW: &str = "METRICS_BY_FLOW";
-
-/// A secret text: in the environment, or in Secrets Manager.
-#[derive(Debug, Clone)]
-pub struct SecretSource {
-    pub variable: &'static str,
-    place: Place,
-}
-
-#[derive(Debug, Clone)]
-enum Place {
-    Environment(SecretString),
-    SecretsManager(String),
-}
-
-impl SecretSource {
-    fn read(
-        environment: &Environment,
-        value: &'static str,
-        secret_id: &'static str,
-    ) -> Result<Option<Self>, SettingsError> {
-        match (environment.get(value), environment.get(secret_id)) {
-            (Some(_), Some(_)) => Err(SettingsError::new(secret_id, format!("{value} is set too; set one of them"))),
-            (Some(text), None) => Ok(Some(Self { variable: value, place: Place::Environment(text.into()) })),
-            (None, Some(id)) => Ok(Some(Self { variable: secret_id, place: Place::SecretsManager(id) })),
-            (None, None) => Ok(None),
-        }
-    }
-
-    /// A secret that a flow's item or an envelope names.
-    pub fn secret(variable: &'static str, id: &str) -> Self {
-        Self { variable, place: Place::SecretsManager(id.to_owned()) }
-    }
-
-    /// Name or ARN of the secret, if it is one.
-    pub fn secret_id(&self) -> Option<&str> {
-        match &self.place {
-            Place::Environment(_) => None,
-            Place::SecretsManager(id) => Some(id),
-        }
-    }
-
-    /// Whether reading again can give something else.
-    pub fn can_change(&self) -> bool {
-        self.secret_id().is_some()
-    }
-
-    /// The text as it is now.
-    pub async fn text(&self, aws: &Aws, deadline: tokio::time::Instant) -> Result<SecretString, AwsError> {
-        match &self.place {
-            Place::Environment(text) => Ok(text.clone()),
-            Place::SecretsManager(id) => aws.secret(id, deadline).await,
-        }
-    }
-}
+use crate::aws::Aws;
+use crate::aws::secret::SecretSource;
+use crate::aws::sqs::Queue;
+use crate::clock::Clock;
+use crate::environment::{
+    CONNECTION_SECRET_ID, CONNECTION_STRING, EXTRA_CA_CERTS, Environment, FLOW_OPTIONS, FLOWS_TABLE, HUB_NAME,
+    MAX_BATCH_BYTES, METRICS_BY_FLOW, PARKING_QUEUE_URL, PARTITIONING, REJECTED_QUEUE_URL, SENDER_AUTH,
+    SENDER_AUTH_SECRET_ID, SettingsError,
+};
+use crate::event_hubs::Hubs;
+use crate::event_hubs::connection::Wanted;
+use crate::event_hubs::partitioning::Partitioning;
+use crate::flow::table::FlowTable;
+use crate::pipeline::services::Services;
+use crate::undelivered::parking::Parking;
+use crate::undelivered::rejects::Rejects;
 
 /// Everything a data-plane function is told.
 #[derive(Debug)]
@@ -159,7 +60,7 @@ impl Settings {
 
     /// The default flow's hub.
     pub fn wanted_hub(&self) -> Wanted {
-        Wanted { hub: self.hub_name.clone().map(|hub| (HUB_NAME, hub)), host: None }
+        Wanted { setting: HUB_NAME, hub: self.hub_name.clone(), host: None }
     }
 
     /// Whether AWS is called, and for which setting.
@@ -171,6 +72,28 @@ impl Settings {
             .or_else(|| set(&self.flows_table, FLOWS_TABLE))
             .or_else(|| set(&self.parking_queue_url, PARKING_QUEUE_URL))
             .or_else(|| set(&self.rejected_queue_url, REJECTED_QUEUE_URL))
+    }
+
+    /// Opens what these settings name. Calls nothing yet.
+    ///
+    /// # Errors
+    /// Fails if the certificates or the AWS credentials are not usable.
+    pub fn services(&self, environment: Environment, clock: Clock) -> Result<Services, SettingsError> {
+        let http = crate::http::build(self.extra_ca_certs.as_deref())
+            .map_err(|problem| SettingsError::new(EXTRA_CA_CERTS, problem))?;
+        let aws = Aws::new(http.clone(), environment, clock.clone());
+        if let Some(variable) = self.needs_aws() {
+            aws.check().map_err(|error| SettingsError::new(variable, error))?;
+        }
+        let queue = |url: &Option<String>| url.as_ref().map(|url| Queue::new(aws.clone(), url.clone()));
+        let table = |name: &String| Arc::new(FlowTable::new(aws.clone(), name.clone(), clock.clone()));
+        Ok(Services {
+            flow_table: self.flows_table.as_ref().map(table),
+            parking: queue(&self.parking_queue_url).map(Parking::new),
+            rejects: queue(&self.rejected_queue_url).map(|queue| Rejects::new(queue, clock.clone())),
+            metrics_by_flow: self.metrics_by_flow,
+            hubs: Hubs::new(http, aws, clock, self.max_batch_bytes),
+        })
     }
 
     /// Reads and checks all that can be checked without a call.
@@ -223,21 +146,6 @@ fn queue_url(environment: &Environment, variable: &'static str) -> Result<Option
         Ok(url) if ["http", "https"].contains(&url.scheme()) => Ok(Some(text)),
         _ => Err(SettingsError::new(variable, "expected the URL of an SQS queue (https://sqs.…), not its name or ARN")),
     }
-}
-
-/// The connection string of a secret: `{"username":"$ConnectionString","password":"Endpoint=sb://…"}`, the form that
-/// Lambda's Kafka source reads too, or the bare string.
-pub fn connection_string_of(secret: &SecretString) -> Result<SecretString, &'static str> {
-    #[derive(serde::Deserialize)]
-    struct BasicAuth {
-        password: SecretString,
-    }
-    if !secret.expose_secret().trim_start().starts_with('{') {
-        return Ok(secret.clone());
-    }
-    serde_json::from_str::<BasicAuth>(secret.expose_secret()).map(|secret| secret.password).map_err(
-        |_| "expected a connection string, or {\"username\":\"$ConnectionString\",\"password\":\"Endpoint=sb://…\"}",
-    )
 }
 
 /// The variables of proxies, as the HTTP client reads them.
@@ -325,13 +233,5 @@ mod tests {
         for value in ["*.windows.net", "a.example,b.example:443", "http://a.example", "a.example b.example"] {
             assert_eq!(variable("no_proxy", value), Some("no_proxy"), "{value}");
         }
-    }
-
-    #[test]
-    fn both_forms_of_the_secret_are_read() {
-        let read = |text: &str| connection_string_of(&text.into()).map(|text| text.expose_secret().to_owned());
-        assert_eq!(read("Endpoint=a").as_deref(), Ok("Endpoint=a"));
-        assert_eq!(read(r#"{"username":"$ConnectionString","password":"Endpoint=a"}"#).as_deref(), Ok("Endpoint=a"));
-        assert!(read(r#"{"user":"x"}"#).is_err());
     }
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 use secrecy::SecretString;
 use tokio::time::Instant;
 
+use crate::aws::reads::Reads;
+use crate::aws::secret::SecretSource;
 use crate::aws::{Aws, AwsError};
 use crate::clock::Clock;
-use crate::reads::Reads;
+use crate::environment::SettingsError;
 use crate::sender_auth::{Presented, SenderAuth};
-use crate::settings::{SecretSource, SettingsError};
 
 /// Number of seconds after which credentials are read again although they match: one that was removed is no longer valid.
 const MAX_AGE: u64 = 300;
@@ -135,7 +136,7 @@ impl Senders {
             Err(error) => {
                 current.failed_at = Some(now);
                 // Only an outage leaves the cached ones valid. Somebody may have deleted the secret to lock a sender out.
-                if !error.may_heal {
+                if !error.is_transient {
                     current.accepted = None;
                 }
                 self.report(&mut current, &error, now);
@@ -174,8 +175,7 @@ impl Senders {
 
 fn parse(source: &SecretSource, text: Result<SecretString, AwsError>) -> Result<SenderAuth, SettingsError> {
     let unusable = |problem: &dyn std::fmt::Display| SettingsError::new(source.variable, problem);
-    SenderAuth::parse(&text.map_err(|error| SettingsError::unread(source.variable, &error))?)
-        .map_err(|problem| unusable(&problem))
+    SenderAuth::parse(&text.map_err(|error| error.of_setting(source.variable))?).map_err(|problem| unusable(&problem))
 }
 
 #[cfg(test)]
@@ -186,7 +186,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
-    use crate::settings::Environment;
+    use crate::environment::Environment;
 
     /// A Secrets Manager that responds with the status and body that are set now.
     fn service() -> (String, Arc<Mutex<(u16, String)>>) {

@@ -1,18 +1,11 @@
-//! Rejected events: kept in a queue with the reason, so that they can be sent again once a mapping or an option is mended.
+//! A rejected event as it is stored, with the reason, so that it can be sent again once a mapping or an option is fixed.
 
 use std::borrow::Cow;
-use std::io::Read;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use flate2::read::GzDecoder;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
-use crate::clock::Clock;
-use crate::event::Rejection;
-use crate::parking::pack;
-use crate::sqs::{Outgoing, Queue, Stored};
+use super::codec::{pack, unpack};
+use crate::kind::Rejection;
 
 /// Maximum number of characters of a name (a kind, a flow), of a time, and of a detail. A sender may control them, and a
 /// message of limited size has to hold the body too. A flow's id has 64.
@@ -56,12 +49,6 @@ impl Source {
     }
 }
 
-/// The queue that keeps them.
-pub struct Rejects {
-    queue: Queue,
-    clock: Clock,
-}
-
 /// A rejected event as the queue holds it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -86,72 +73,25 @@ pub struct Envelope<'a> {
     pub truncated: bool,
 }
 
-/// What was read is no reject envelope of a known version. It never holds any of its text.
+/// What was read is not a reject envelope of a known version. It never holds any of its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the message is no reject envelope")]
-pub struct NoEnvelope;
+#[error("the message is not a reject envelope")]
+pub struct NotAnEnvelope;
 
 impl<'a> Envelope<'a> {
-    pub fn parse(json: &'a str) -> Result<Self, NoEnvelope> {
-        serde_json::from_str(json).ok().filter(|envelope: &Self| envelope.v == 1).ok_or(NoEnvelope)
+    pub fn parse(json: &'a str) -> Result<Self, NotAnEnvelope> {
+        serde_json::from_str(json).ok().filter(|envelope: &Self| envelope.v == 1).ok_or(NotAnEnvelope)
     }
 
     /// The body as it came.
-    pub fn body(&self) -> Result<Vec<u8>, NoEnvelope> {
-        let packed = STANDARD.decode(self.body.as_bytes()).map_err(|_| NoEnvelope)?;
-        let mut body = Vec::new();
-        GzDecoder::new(packed.as_slice()).read_to_end(&mut body).map_err(|_| NoEnvelope)?;
-        Ok(body)
-    }
-}
-
-impl Rejects {
-    pub fn new(queue: Queue, clock: Clock) -> Self {
-        Self { queue, clock }
-    }
-
-    /// Stores copies. Returns for each whether it is stored, in their order. A copy of a queue's message counts only if it is
-    /// complete.
-    pub async fn keep(&self, rejects: &[Reject<'_>], deadline: Instant) -> Vec<bool> {
-        let now = self.clock.rfc3339();
-        let mut kept = vec![false; rejects.len()];
-        let mut waiting: Vec<usize> = (0..rejects.len()).collect();
-        // A queue that refuses a size gets smaller parts of the bodies, until its refusals have shown what it accepts.
-        while !waiting.is_empty() {
-            let max_bytes = self.queue.max_bytes();
-            let mut envelopes: Vec<String> = Vec::with_capacity(waiting.len());
-            waiting.retain(|position| {
-                let reject = &rejects[*position];
-                let Some(envelope) = envelope(reject, reject.received_at.unwrap_or(&now), max_bytes) else {
-                    tracing::warn!(
-                        kind = reject.kind,
-                        reason = reject.rejection.reason.word(),
-                        bytes = reject.body.len(),
-                        "a rejected event is too large to be stored whole; its message is returned to its queue"
-                    );
-                    return false;
-                };
-                envelopes.push(envelope);
-                true
-            });
-            let outgoing: Vec<Outgoing<'_>> = envelopes.iter().map(|envelope| Outgoing::new(envelope)).collect();
-            let stored = self.queue.send(&outgoing, deadline).await;
-            for (position, stored) in waiting.iter().zip(&stored) {
-                kept[*position] = *stored == Stored::Yes;
-            }
-            if self.queue.max_bytes() == max_bytes {
-                break;
-            }
-            let mut stored = stored.iter();
-            waiting.retain(|_| stored.next() == Some(&Stored::TooLarge));
-        }
-        kept
+    pub fn body(&self) -> Result<Vec<u8>, NotAnEnvelope> {
+        unpack(&self.body).map_err(|_| NotAnEnvelope)
     }
 }
 
 /// The envelope of a rejected event, with its body or the first part of it that fits `max_bytes`. `None` if a body that has to be
 /// complete does not fit.
-fn envelope(reject: &Reject<'_>, received_at: &str, max_bytes: usize) -> Option<String> {
+pub fn envelope(reject: &Reject<'_>, received_at: &str, max_bytes: usize) -> Option<String> {
     let mut part = reject.body;
     loop {
         let envelope = Envelope {
@@ -191,7 +131,7 @@ fn limited(text: &str, max: usize) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Reason;
+    use crate::kind::Reason;
 
     fn reject<'a>(source: Source, flow: &'a str, detail: String, body: &'a [u8]) -> Reject<'a> {
         let rejection = Rejection { reason: Reason::UnknownFlow, detail: detail.into() };

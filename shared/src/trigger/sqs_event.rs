@@ -1,22 +1,15 @@
 //! SQS events: their records, and the answer that has some of them come again.
 
 use std::borrow::Cow;
-use std::time::Duration;
 
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
-use tokio::time::Instant;
 
-use crate::event::Rejection;
 use crate::flow::DEFAULT_FLOW;
 use crate::json::{Members, Object, Text, text};
-
-/// What is left of the function's time for answering: this, or a tenth of the timeout, whichever is more.
-const RESERVE: Duration = Duration::from_secs(2);
-/// Of that, as much for the answer alone.
-pub const ANSWERING: Duration = Duration::from_millis(500);
+use crate::kind::Rejection;
 
 /// What of a record is used; only its id must be readable for its failure to be told.
 #[derive(Deserialize)]
@@ -183,11 +176,4 @@ pub fn come_again<'r>(ids: impl Iterator<Item = &'r str>) -> SqsBatchResponse {
         })
         .collect();
     response
-}
-
-/// When the sending of a batch ends: what is left of the function's time is for parking and answering.
-pub fn sending_ends(time_up: Instant) -> Instant {
-    let now = Instant::now();
-    let reserve = RESERVE.max(time_up.saturating_duration_since(now) / 10);
-    time_up.checked_sub(reserve).unwrap_or(now)
 }

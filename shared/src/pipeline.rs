@@ -1,21 +1,34 @@
-//! Where events stay that can't be delivered: parked for later, or rejected with their reason. Both triggers end here.
+//! One path for every event: its flow, the mapping, the rejected events that are stored, sending, and parking.
 
-use crate::answer::Cause;
-use crate::event::Rejection;
-use crate::flow::Flow;
-use crate::message::Message;
-use crate::parking::Head;
-use crate::rejects::{Reject, Source};
-use crate::relay::Relay;
-use crate::telemetry::Counts;
+pub mod mapping;
+pub mod services;
+pub mod telemetry;
+
 use tokio::time::Instant;
 
-impl<O> Relay<O> {
+use crate::contract::parked::Head;
+use crate::contract::rejected::{Reject, Source};
+use crate::event_hubs::response::Cause;
+use crate::flow::Flow;
+use crate::flow::flows::Flows;
+use crate::kind::{Kind, Rejection};
+use crate::message::Message;
+use services::Services;
+use telemetry::Counts;
+
+/// One kind with its flows, and the services that its events need.
+pub struct Pipeline<O> {
+    pub kind: Kind<O>,
+    pub services: Services,
+    pub flows: Flows<O>,
+}
+
+impl<O> Pipeline<O> {
     /// Parks messages of a flow. Returns for each whether it is stored. Without a parking queue none is.
     pub async fn park(&self, flow: &Flow<O>, cause: Cause, messages: &[&Message<'_>], deadline: Instant) -> Vec<bool> {
-        let Some(parking) = &self.parts.parking else { return vec![false; messages.len()] };
+        let Some(parking) = &self.services.parking else { return vec![false; messages.len()] };
         let destination = flow.hub.destination().await;
-        let now = self.parts.clock.rfc3339();
+        let now = self.services.hubs.clock.rfc3339();
         let head = Head::new(self.kind.name, flow.id.as_str(), &destination, now, cause.word());
         parking.park(&head, messages, deadline).await
     }

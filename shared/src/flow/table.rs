@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::aws::{Aws, AwsError, Service};
 use crate::clock::Clock;
-use crate::partitioning::Partitioning;
+use crate::contract::flow_item::{Attributes, FlowItem};
 
 /// How long an item is used without a look at the table, in seconds: for as long a change may go unnoticed.
 const FRESH: u64 = 60;
@@ -23,23 +23,6 @@ const PATIENCE: Duration = Duration::from_millis(600);
 /// Ids that do not exist are asked for by anybody; they must not fill the memory.
 const MOST_ABSENT: usize = 1000;
 
-/// A flow as the control API wrote it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FlowItem {
-    pub kind: String,
-    pub enabled: bool,
-    /// The kind's options, JSON.
-    pub options: Option<String>,
-    /// Of the secret that says how senders authenticate.
-    pub auth_secret_id: Option<String>,
-    /// Of the secret with the connection string.
-    pub connection_secret_id: String,
-    /// Host, and port if it is not the usual one, that the connection string must have.
-    pub host: Option<String>,
-    pub hub: String,
-    pub partitioning: Partitioning,
-}
-
 /// Why a flow's item can't be had.
 #[derive(Debug, thiserror::Error)]
 pub enum FlowTableError {
@@ -50,8 +33,8 @@ pub enum FlowTableError {
 }
 
 impl FlowTableError {
-    fn may_heal(&self) -> bool {
-        matches!(self, Self::Table(error) if error.may_heal())
+    fn is_transient(&self) -> bool {
+        matches!(self, Self::Table(error) if error.is_transient())
     }
 }
 
@@ -96,7 +79,7 @@ impl FlowTable {
             (Ok(Some(item)), Some(known)) if *known == item => (Some(known), FRESH),
             (Ok(Some(item)), _) => (Some(Arc::new(item)), FRESH),
             (Ok(None), _) => (None, FRESH_ABSENCE),
-            (Err(error), Some(known)) if error.may_heal() => {
+            (Err(error), Some(known)) if error.is_transient() => {
                 tracing::warn!(%error, flow = id, "going on with the flow as it was read before");
                 (Some(known), PAUSE)
             }
@@ -171,43 +154,6 @@ impl<T> Opened<T> {
 struct Answer {
     #[serde(rename = "Item")]
     item: Option<Attributes>,
-}
-
-type Attributes = HashMap<String, Attribute>;
-
-/// An attribute of a DynamoDB item; of a type other than text only its being there counts.
-#[derive(Deserialize)]
-struct Attribute {
-    #[serde(rename = "S")]
-    text: Option<String>,
-}
-
-impl FlowItem {
-    fn read(attributes: &Attributes) -> Result<Self, String> {
-        let text = |name: &str| match attributes.get(name) {
-            None => Ok(None),
-            Some(Attribute { text: Some(text) }) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
-            Some(Attribute { text: None }) => Err(format!("`{name}`: expected text")),
-        };
-        let needed = |name: &str| text(name)?.ok_or_else(|| format!("`{name}`: missing"));
-        Ok(Self {
-            kind: needed("kind")?,
-            enabled: match needed("state")?.as_str() {
-                "enabled" => true,
-                "disabled" => false,
-                _ => return Err("`state`: expected enabled or disabled".to_owned()),
-            },
-            options: text("options")?,
-            auth_secret_id: text("authSecretId")?,
-            connection_secret_id: needed("connectionSecretId")?,
-            host: text("host")?,
-            hub: needed("hub")?,
-            partitioning: match text("partitioning")? {
-                None => Partitioning::default(),
-                Some(text) => text.parse().map_err(|problem| format!("`partitioning`: {problem}"))?,
-            },
-        })
-    }
 }
 
 /// Flows have UUIDs; everything that is no such plain word is not asked for.

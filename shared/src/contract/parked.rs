@@ -1,35 +1,28 @@
-//! Parked messages: stored in a queue with everything that is needed to deliver them later, but never a key.
+//! The parking envelope: messages of one flow, stored in a queue with everything that is needed to deliver them later, but
+//! never a key.
 
 use std::borrow::Cow;
-use std::io::{Read, Write};
-use std::ops::Range;
-use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use flate2::Compression;
-use flate2::read::GzDecoder;
-use flate2::write::GzEncoder;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::time::Instant;
 
+use super::codec::{NotPacked, pack, unpack, unpack_start};
 use crate::message::{Body, Message, Properties, digest};
-use crate::sqs::{Outgoing, Queue, Stored};
 
-/// Target size of an envelope's messages in bytes, so that a batch of envelopes fits redelivery's memory. One large
-/// message may exceed it.
-const TARGET_BYTES: usize = 1_000_000;
-/// Maximum number of messages of an envelope.
-pub const MAX_MESSAGES: usize = 1_000;
-/// Number of bytes that an envelope leaves free of the queue's maximum, for what is put around it if it is rejected.
-const MARGIN: usize = 2048;
-/// Maximum size of an unpacked envelope in bytes: no function writes a larger one.
-const MAX_UNPACKED: u64 = 64_000_000;
 /// Number of characters of a packed envelope, and of the unpacked bytes, among which its head is. Names and ids are
-/// shorter; base64 is decoded in groups of four.
+/// shorter.
 const HEAD_CHARACTERS: usize = 8192;
 const HEAD_BYTES: u64 = 16_384;
+
+/// Where messages go, without a key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Destination {
+    /// Host, and port if it is not the usual one.
+    pub host: String,
+    pub hub: String,
+    /// Name or ARN of the secret that holds the connection string.
+    pub secret_id: Option<String>,
+}
 
 /// What an envelope says about its messages: whose they are, where they go, since when and why they wait.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,12 +82,18 @@ pub enum EnvelopeError {
     Version(u32),
 }
 
+impl From<NotPacked> for EnvelopeError {
+    fn from(NotPacked: NotPacked) -> Self {
+        Self::Encoding
+    }
+}
+
 impl<'a> Head<'a> {
     /// The head of an envelope of the current version.
     pub fn new(
         kind: impl Into<Cow<'a, str>>,
         flow: impl Into<Cow<'a, str>>,
-        destination: &'a crate::connection::Destination,
+        destination: &'a Destination,
         first_seen: impl Into<Cow<'a, str>>,
         reason: impl Into<Cow<'a, str>>,
     ) -> Self {
@@ -113,12 +112,7 @@ impl<'a> Head<'a> {
     /// Reads the head of a packed envelope. Unless the head is unusually long, only the start is unpacked.
     pub fn read(text: &str) -> Result<Head<'static>, EnvelopeError> {
         const MESSAGES: &[u8] = b",\"messages\":";
-        let text = text.trim_ascii();
-        let start = text.as_bytes().get(..HEAD_CHARACTERS).unwrap_or(text.as_bytes());
-        let packed = STANDARD.decode(start).map_err(|_| EnvelopeError::Encoding)?;
-        let mut json = Vec::new();
-        // The start ends inside the compressed data: what came before that is enough.
-        let _ = GzDecoder::new(packed.as_slice()).take(HEAD_BYTES).read_to_end(&mut json);
+        let mut json = unpack_start(text, HEAD_CHARACTERS, HEAD_BYTES)?;
         if let Some(end) = find(&json, MESSAGES) {
             json.truncate(end);
             json.push(b'}');
@@ -126,8 +120,7 @@ impl<'a> Head<'a> {
                 return Ok(head.into_owned());
             }
         }
-        let json = unpack(text)?;
-        Head::parse(&json).map(Head::into_owned)
+        Head::parse(&unpacked(text)?).map(Head::into_owned)
     }
 
     fn parse(json: &str) -> Result<Head<'_>, EnvelopeError> {
@@ -164,7 +157,7 @@ impl<'a> Head<'a> {
 }
 
 impl<'a> Envelope<'a> {
-    /// Reads what [`unpack`] returned.
+    /// Reads what [`unpacked`] returned.
     pub fn parse(json: &'a str) -> Result<Self, EnvelopeError> {
         match serde_json::from_str::<Self>(json) {
             Ok(envelope) if envelope.head.v == 1 && envelope.messages.iter().all(|parked| is_string(parked.body)) => {
@@ -213,101 +206,13 @@ fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
     bytes.windows(needle.len()).position(|window| window == needle)
 }
 
-/// Gzip, then base64: a queue refuses control characters, and an escaped event of a megabyte would not fit its limit.
-pub fn pack(bytes: &[u8]) -> String {
-    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-    let packed = gzip.write_all(bytes).and_then(|()| gzip.finish());
-    STANDARD.encode(packed.expect("a Vec accepts every write"))
-}
-
-/// The JSON of a message of the queue.
-pub fn unpack(text: &str) -> Result<String, EnvelopeError> {
-    let packed = STANDARD.decode(text.trim_ascii()).map_err(|_| EnvelopeError::Encoding)?;
-    let mut json = String::new();
-    GzDecoder::new(packed.as_slice())
-        .take(MAX_UNPACKED)
-        .read_to_string(&mut json)
-        .map_err(|_| EnvelopeError::Encoding)?;
-    Ok(json)
-}
-
-/// The queue of parked messages.
-pub struct Parking {
-    queue: Queue,
-}
-
-impl Parking {
-    pub fn new(queue: Queue) -> Self {
-        Self { queue }
-    }
-
-    pub fn queue(&self) -> &Queue {
-        &self.queue
-    }
-
-    /// Parks messages of one flow. Returns for each whether it is stored, in their order.
-    pub async fn park(&self, head: &Head<'_>, messages: &[&Message<'_>], deadline: Instant) -> Vec<bool> {
-        self.store(head, messages, Duration::ZERO, |_, _| true, deadline).await
-    }
-
-    /// Parks messages that are parked already, for `delay`. What was packed is unpacked and compared before it is stored,
-    /// since the originals are deleted then.
-    pub async fn park_again(
-        &self,
-        head: &Head<'_>,
-        messages: &[&Message<'_>],
-        delay: Duration,
-        deadline: Instant,
-    ) -> Vec<bool> {
-        self.store(head, messages, delay, is_intact, deadline).await
-    }
-
-    /// `check` is a parameter, so that functions that never park again do not contain the code that reads envelopes.
-    async fn store(
-        &self,
-        head: &Head<'_>,
-        messages: &[&Message<'_>],
-        delay: Duration,
-        check: fn(&str, &[&Message<'_>]) -> bool,
-        deadline: Instant,
-    ) -> Vec<bool> {
-        let group = head.group();
-        let mut stored = vec![false; messages.len()];
-        let mut waiting = chunks(messages);
-        while !waiting.is_empty() {
-            let max_bytes = self.queue.max_bytes().saturating_sub(MARGIN);
-            // Reversed, so that the first comes off the end.
-            waiting.reverse();
-            let mut packed: Vec<(Range<usize>, String)> = Vec::new();
-            while let Some(range) = waiting.pop() {
-                let part = &messages[range.clone()];
-                let text = seal(head, part);
-                if text.len() > max_bytes && part.len() > 1 {
-                    let [first, second] = halves(range);
-                    waiting.extend([second, first]);
-                } else if check(&text, part) {
-                    packed.push((range, text));
-                } else {
-                    tracing::error!("a packed envelope did not unpack to its messages; it is not stored");
-                }
-            }
-            let outgoing: Vec<Outgoing<'_>> =
-                packed.iter().map(|(_, text)| Outgoing { body: text, group: Some(&group), delay }).collect();
-            let outcomes = self.queue.send(&outgoing, deadline).await;
-            for ((range, _), outcome) in packed.into_iter().zip(outcomes) {
-                match outcome {
-                    Stored::Yes => stored[range].fill(true),
-                    Stored::TooLarge if range.len() > 1 => waiting.extend(halves(range)),
-                    Stored::TooLarge | Stored::No => {}
-                }
-            }
-        }
-        stored
-    }
+/// The JSON of a packed envelope.
+pub fn unpacked(text: &str) -> Result<String, EnvelopeError> {
+    String::from_utf8(unpack(text)?).map_err(|_| EnvelopeError::Encoding)
 }
 
 /// The packed envelope of `messages`.
-fn seal(head: &Head<'_>, messages: &[&Message<'_>]) -> String {
+pub fn seal(head: &Head<'_>, messages: &[&Message<'_>]) -> String {
     let parked = messages.iter().map(|message| Parked {
         id: message.id.as_str().into(),
         subject: message.subject.as_ref().into(),
@@ -318,8 +223,8 @@ fn seal(head: &Head<'_>, messages: &[&Message<'_>]) -> String {
 }
 
 /// Whether a packed envelope contains exactly these messages.
-fn is_intact(text: &str, messages: &[&Message<'_>]) -> bool {
-    let Ok(json) = unpack(text) else { return false };
+pub fn is_intact(text: &str, messages: &[&Message<'_>]) -> bool {
+    let Ok(json) = unpacked(text) else { return false };
     let Ok(envelope) = Envelope::parse(&json) else { return false };
     let same = |(parked, message): (&Parked<'_>, &&Message<'_>)| {
         parked.id == message.id && parked.body.get().as_bytes() == message.body.as_bytes()
@@ -327,32 +232,9 @@ fn is_intact(text: &str, messages: &[&Message<'_>]) -> bool {
     envelope.messages.len() == messages.len() && envelope.messages.iter().zip(messages).all(same)
 }
 
-fn halves(range: Range<usize>) -> [Range<usize>; 2] {
-    let middle = range.start + range.len() / 2;
-    [range.start..middle, middle..range.end]
-}
-
-/// Positions of messages that make an envelope each.
-fn chunks(messages: &[&Message<'_>]) -> Vec<Range<usize>> {
-    let (mut chunks, mut start, mut bytes) = (Vec::new(), 0, 0);
-    for (position, message) in messages.iter().enumerate() {
-        let size = message.body.len() + message.properties.as_bytes().len();
-        if position > start && (bytes + size > TARGET_BYTES || position - start == MAX_MESSAGES) {
-            chunks.push(start..position);
-            (start, bytes) = (position, 0);
-        }
-        bytes += size;
-    }
-    if start < messages.len() {
-        chunks.push(start..messages.len());
-    }
-    chunks
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection::Destination;
 
     fn messages(count: usize, body: &str) -> Vec<Message<'static>> {
         let message = |n: usize| Message {
@@ -397,16 +279,5 @@ mod tests {
         assert!(is_intact(&packed, &all));
         assert!(!is_intact(&packed, &two));
         assert!(!is_intact(&packed[..packed.len() / 2], &all));
-    }
-
-    #[test]
-    fn envelopes_have_at_most_a_thousand_messages_and_a_megabyte() {
-        let lengths = |count, body: &str| {
-            let messages = messages(count, body);
-            let messages: Vec<_> = messages.iter().collect();
-            chunks(&messages).iter().map(|chunk| chunk.len()).collect::<Vec<_>>()
-        };
-        assert_eq!(lengths(2_500, "x"), [1_000, 1_000, 500]);
-        assert_eq!(lengths(5, &"x".repeat(400_000)), [2, 2, 1]);
     }
 }

@@ -17,17 +17,20 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::answer::Refusal;
-use crate::event::{Header, Reason, Rejection};
+use crate::contract::metrics;
+use crate::contract::rejected::{Reject, Source};
 use crate::event_hubs::Outcome;
-use crate::flow::{DEFAULT_FLOW, Flow, Mapping, is_compressed};
-use crate::function::Invocation;
+use crate::event_hubs::response::Refusal;
+use crate::flow::flows::NoFlow;
+use crate::flow::{DEFAULT_FLOW, Flow};
 use crate::json::{Members, Text};
-use crate::rejects::{Reject, Source};
-use crate::relay::{NoFlow, Relay};
+use crate::kind::{Header, Reason, Rejection};
+use crate::pipeline::Pipeline;
+use crate::pipeline::mapping::{Mapping, is_compressed};
+use crate::pipeline::telemetry::{Counts, Line};
 use crate::sender_auth::Presented;
-use crate::senders::Sender;
-use crate::telemetry::{self, Counts, Line};
+use crate::sender_auth::senders::Sender;
+use crate::trigger::deadline::Invocation;
 
 /// Sending ends this long after the invocation began: some senders hang up after 2 s, cold start included.
 const SENDING: Duration = Duration::from_millis(1200);
@@ -125,25 +128,25 @@ struct Told {
 
 /// Handles one request. Every ending is an answer; none is an error of the function.
 pub async fn handle<O: DeserializeOwned + Default>(
-    relay: &Relay<O>,
+    pipeline: &Pipeline<O>,
     request: &HttpRequest<'_>,
     invocation: Invocation<'_>,
 ) -> ApiGatewayV2httpResponse {
-    let Invocation { request_id, began, time_up } = invocation;
+    let Invocation { request_id, began, time_up, .. } = invocation;
     let parking_ends = (began + PARKING).min(time_up.checked_sub(RESERVE).unwrap_or(began));
     let times = Times { sending_ends: parking_ends.checked_sub(PARKING - SENDING).unwrap_or(began), parking_ends };
     invocation.check_time(times.sending_ends);
     let mut told = Told::default();
-    let answer = answer(relay, request, times, &mut told).await;
+    let answer = answer(pipeline, request, times, &mut told).await;
     let status = answer.status();
-    let mut line = Line::new(&relay.parts, relay.kind.name, told.flow.as_deref(), request_id);
+    let mut line = Line::new(&pipeline.services, pipeline.kind.name, told.flow.as_deref(), request_id);
     line.property("trigger", "webhook");
     line.number("status", status.into());
     if !told.reason.is_empty() {
         line.property("reason", told.reason);
     }
     line.counts(&told.counts);
-    line.count(telemetry::ERRORS_5XX, usize::from(status >= 500));
+    line.count(metrics::ERRORS_5XX, usize::from(status >= 500));
     line.number("duration_ms", began.elapsed().as_millis());
     line.write("webhook answered");
     respond(&answer, request_id)
@@ -157,19 +160,19 @@ struct Times {
 }
 
 async fn answer<O: DeserializeOwned + Default>(
-    relay: &Relay<O>,
+    pipeline: &Pipeline<O>,
     request: &HttpRequest<'_>,
     times: Times,
     told: &mut Told,
 ) -> Answer {
     let stage = request.request_context.stage.as_ref().map_or("$default", |stage| stage.0.as_ref());
-    let Some(flow_id) = flow_of(&request.raw_path.0, stage, relay.kind.name) else {
-        return Answer::problem(404, format!("no such path; expected /{0} or /{0}/{{flow}}", relay.kind.name));
+    let Some(flow_id) = flow_of(&request.raw_path.0, stage, pipeline.kind.name) else {
+        return Answer::problem(404, format!("no such path; expected /{0} or /{0}/{{flow}}", pipeline.kind.name));
     };
     if !matches!(request.request_context.http.method.0.as_ref(), "POST" | "PUT") {
         return Answer::problem(405, "expected POST or PUT");
     }
-    let flow = match relay.flow(&flow_id, times.sending_ends).await {
+    let flow = match pipeline.flows.get(&flow_id, times.sending_ends).await {
         Ok(flow) => flow,
         Err(NoFlow::Unknown) => return Answer::problem(404, "no such flow"),
         Err(NoFlow::Unavailable) => {
@@ -187,7 +190,7 @@ async fn answer<O: DeserializeOwned + Default>(
         headers: &headers,
         raw_query: request.raw_query_string.as_ref().map_or("", |query| query.0.as_ref()),
         body: body.as_deref(),
-        now: relay.parts.clock.unix_seconds(),
+        now: pipeline.services.hubs.clock.unix_seconds(),
     };
     told.flow = Some(flow.id.clone());
     match flow.senders.identify(&presented, times.sending_ends).await {
@@ -201,7 +204,7 @@ async fn answer<O: DeserializeOwned + Default>(
         return Answer::problem(409, "the flow is disabled");
     }
     let mapping = match &body {
-        Some(body) => flow.map_bytes(&relay.kind, body, &headers),
+        Some(body) => flow.map_bytes(&pipeline.kind, body, &headers),
         None => {
             let as_it_came = request.body.as_ref().map_or("", |body| body.0.as_ref()).as_bytes();
             Mapping::rejected(Rejection::unreadable("the body is marked as base64, and is not"), as_it_came)
@@ -215,11 +218,11 @@ async fn answer<O: DeserializeOwned + Default>(
         let rejects: Vec<Reject<'_>> = mapping
             .rejects()
             .into_iter()
-            .map(|rejected| relay.reject(&flow.id, rejected.rejection, Source::Webhook, rejected.body))
+            .map(|rejected| pipeline.reject(&flow.id, rejected.rejection, Source::Webhook, rejected.body))
             .collect();
-        let kept = relay.parts.keep(&rejects, times.sending_ends).await;
+        let kept = pipeline.services.keep(&rejects, times.sending_ends).await;
         // All bad; or some, and nowhere to keep them: then nothing is sent.
-        let is_final = mapping.rejections.len() == mapping.received || relay.parts.rejects.is_none();
+        let is_final = mapping.rejections.len() == mapping.received || pipeline.services.rejects.is_none();
         // What is to be sent again is counted then.
         if is_final || !kept.contains(&false) {
             for rejected in &mapping.rejections {
@@ -240,11 +243,17 @@ async fn answer<O: DeserializeOwned + Default>(
     if mapping.messages.is_empty() {
         return Answer::Handled { status: "filtered", messages: 0, rejected };
     }
-    send(relay, &flow, &mapping, times, told).await
+    send(pipeline, &flow, &mapping, times, told).await
 }
 
 /// Sends the messages, parks what could not be sent, keeps what the hub refused.
-async fn send<O>(relay: &Relay<O>, flow: &Flow<O>, mapping: &Mapping<'_>, times: Times, told: &mut Told) -> Answer {
+async fn send<O>(
+    pipeline: &Pipeline<O>,
+    flow: &Flow<O>,
+    mapping: &Mapping<'_>,
+    times: Times,
+    told: &mut Told,
+) -> Answer {
     let messages = &mapping.messages;
     let report = flow.hub.send(messages, times.sending_ends).await;
     told.counts.sent(&report);
@@ -267,9 +276,9 @@ async fn send<O>(relay: &Relay<O>, flow: &Flow<O>, mapping: &Mapping<'_>, times:
     }
     if let Some(cause) = first_cause {
         told.reason = cause.word();
-        relay.tell_operator(&told.counts);
+        pipeline.tell_operator(&told.counts);
         told.counts.parked =
-            relay.park(flow, cause, &unsent, times.parking_ends).await.into_iter().filter(|parked| *parked).count();
+            pipeline.park(flow, cause, &unsent, times.parking_ends).await.into_iter().filter(|parked| *parked).count();
         // What is unsent must come again, whatever else became of the rest.
         if told.counts.parked < unsent.len() {
             return Answer::problem(
@@ -279,19 +288,17 @@ async fn send<O>(relay: &Relay<O>, flow: &Flow<O>, mapping: &Mapping<'_>, times:
         }
     }
     if let Some((_, refusal)) = refused_events.first() {
-        let first = Rejection::refused(*refusal);
+        let first = refusal.rejection();
         told.reason = first.reason.word();
         rejected += refused_events.len();
         for (_, refusal) in &refused_events {
-            told.counts.reject(Rejection::refused(*refusal).reason);
+            told.counts.reject(refusal.rejection().reason);
         }
         let rejects: Vec<Reject<'_>> = refused_events
             .iter()
-            .map(|(event, refusal)| {
-                relay.reject(&flow.id, Rejection::refused(*refusal), Source::Webhook, event.as_bytes())
-            })
+            .map(|(event, refusal)| pipeline.reject(&flow.id, refusal.rejection(), Source::Webhook, event.as_bytes()))
             .collect();
-        let kept = relay.parts.keep(&rejects, times.parking_ends).await;
+        let kept = pipeline.services.keep(&rejects, times.parking_ends).await;
         let all = messages.len() == report.outcomes.iter().filter(|o| matches!(o, Outcome::Refused(_))).count();
         if all || kept.contains(&false) {
             return Answer::rejected(&first);
@@ -370,12 +377,17 @@ fn problem(status: u16, detail: &str, request_id: &str) -> String {
 
 /// The answer when the function itself failed: never a crash, which a gateway would turn into a 500 that some senders do
 /// not repeat.
-pub fn failed<O>(relay: &Relay<O>, request_id: &str) -> ApiGatewayV2httpResponse {
-    refuse(relay, request_id, Reason::Bug, &Answer::problem(503, "the relay failed on this request; send it again"))
+pub fn failed<O>(pipeline: &Pipeline<O>, request_id: &str) -> ApiGatewayV2httpResponse {
+    refuse(
+        pipeline,
+        request_id,
+        Reason::Bug,
+        &Answer::problem(503, "the pipeline failed on this request; send it again"),
+    )
 }
 
 /// The answer to an HTTP event that can't be read as one, such as one of payload 1.0.
-pub fn unreadable<O>(relay: &Relay<O>, request_id: &str, is_payload_1: bool) -> ApiGatewayV2httpResponse {
+pub fn unreadable<O>(pipeline: &Pipeline<O>, request_id: &str, is_payload_1: bool) -> ApiGatewayV2httpResponse {
     if is_payload_1 && !PAYLOAD_1_REPORTED.swap(true, Ordering::Relaxed) {
         tracing::warn!(
             request_id,
@@ -384,16 +396,16 @@ pub fn unreadable<O>(relay: &Relay<O>, request_id: &str, is_payload_1: bool) -> 
         );
     }
     let detail = "the request can't be read; expected an HTTP API event, payload 2.0";
-    refuse(relay, request_id, Reason::Unreadable, &Answer::problem(400, detail))
+    refuse(pipeline, request_id, Reason::Unreadable, &Answer::problem(400, detail))
 }
 
-fn refuse<O>(relay: &Relay<O>, request_id: &str, reason: Reason, answer: &Answer) -> ApiGatewayV2httpResponse {
+fn refuse<O>(pipeline: &Pipeline<O>, request_id: &str, reason: Reason, answer: &Answer) -> ApiGatewayV2httpResponse {
     let status = answer.status();
-    let mut line = Line::new(&relay.parts, relay.kind.name, None, request_id);
+    let mut line = Line::new(&pipeline.services, pipeline.kind.name, None, request_id);
     line.property("trigger", "webhook");
     line.number("status", status.into());
     line.property("reason", reason.word());
-    line.count(telemetry::ERRORS_5XX, usize::from(status >= 500));
+    line.count(metrics::ERRORS_5XX, usize::from(status >= 500));
     line.write("webhook answered");
     respond(answer, request_id)
 }

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 
-use crate::answer::Refusal;
 use crate::message::Message;
 
 /// An event kind: a name, an options type and one pure mapping.
@@ -114,14 +113,6 @@ impl Rejection {
     /// An event that makes more than can be sent.
     pub fn too_large(detail: impl Into<Cow<'static, str>>) -> Self {
         Self { reason: Reason::TooLarge, detail: detail.into() }
-    }
-
-    /// What a hub's refusal of a single message says about its event.
-    pub fn refused(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::TooLarge => Self::too_large("the event is larger than the hub takes"),
-            Refusal::Malformed => Self { reason: Reason::Refused, detail: "the event hub refuses the event".into() },
-        }
     }
 
     pub(crate) fn unreadable(detail: impl Into<Cow<'static, str>>) -> Self {

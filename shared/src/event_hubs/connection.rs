@@ -6,11 +6,14 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
 use crate::aws::Aws;
+use crate::aws::secret::SecretSource;
 use crate::clock::Clock;
-use crate::connection_string::{ConnectionString, Credential};
+use crate::contract::parked::Destination;
+use crate::contract::secret::connection_string_of;
+use crate::environment::SettingsError;
+use crate::event_hubs::connection_string::{ConnectionString, Credential};
+use crate::event_hubs::token::sas;
 use crate::http::token_cache::{Held, Issued, Issuer, NotIssued, TokenCache};
-use crate::sas;
-use crate::settings::{HUB_NAME, SecretSource, SettingsError, connection_string_of};
 
 /// The service's own limit in seconds, and the version of its interface, as in every sample of the reference.
 const QUERY: &str = "timeout=60&api-version=2014-01";
@@ -31,21 +34,13 @@ pub struct Access {
 #[derive(Debug, Clone, Copy)]
 pub struct TokenExpired;
 
-/// Where messages go, without a key.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Destination {
-    /// With its port, if that is not the usual one.
-    pub host: String,
-    pub hub: String,
-    /// Of the secret that holds the connection string.
-    pub secret_id: Option<String>,
-}
-
-/// Which hub of which namespace a connection string may lead to.
-#[derive(Debug, Clone, Default)]
+/// Which hub of which namespace a connection string may point to.
+#[derive(Debug, Clone)]
 pub struct Wanted {
-    /// The hub, and the setting that names it. Without it the connection string's `EntityPath` does.
-    pub hub: Option<(&'static str, String)>,
+    /// The setting that names the hub.
+    pub setting: &'static str,
+    /// The hub. Without it the connection string's `EntityPath` names it.
+    pub hub: Option<String>,
     /// Host, and port if it is not the usual one. Without it any will do.
     pub host: Option<String>,
 }
@@ -79,7 +74,7 @@ impl Connection {
         clock: Clock,
         deadline: Instant,
     ) -> Result<Self, SettingsError> {
-        let secret = source.text(&aws, deadline).await.map_err(|error| SettingsError::unread(source.variable, &error));
+        let secret = source.text(&aws, deadline).await.map_err(|error| error.of_setting(source.variable));
         let target = Target::of(&secret?, source.variable, &wanted)?;
         if let Credential::Signature(token) = &target.credential {
             let problem = match sas::expiry(token) {
@@ -153,7 +148,7 @@ impl Issuer for Signer {
         }
         let secret = self.source.text(&self.aws, deadline).await;
         let target = secret
-            .map_err(|error| SettingsError::unread(self.source.variable, &error))
+            .map_err(|error| error.of_setting(self.source.variable))
             .and_then(|secret| Target::of(&secret, self.source.variable, &self.wanted));
         match target {
             Ok(target) => self.target = target,
@@ -171,23 +166,26 @@ impl Target {
         let text = connection_string_of(secret).map_err(|problem| unusable(&problem))?;
         let parsed = ConnectionString::parse(text.expose_secret()).map_err(|error| unusable(&error))?;
         let (variable, hub) = match (&wanted.hub, parsed.entity_path.as_deref()) {
-            (Some((variable, hub)), Some(entity_path)) if !hub.eq_ignore_ascii_case(entity_path) => {
+            (Some(hub), Some(entity_path)) if !hub.eq_ignore_ascii_case(entity_path) => {
                 return Err(SettingsError::new(
-                    variable,
+                    wanted.setting,
                     "names another hub than the connection string's `EntityPath`",
                 ));
             }
-            // Names compare without case; the connection string's is a copy of Azure's.
-            (Some((variable, _)), Some(entity_path)) => (*variable, entity_path),
-            (Some((variable, hub)), None) => (*variable, hub.as_str()),
+            // Names are compared without case; the connection string's is a copy of Azure's.
+            (Some(_), Some(entity_path)) => (wanted.setting, entity_path),
+            (Some(hub), None) => (wanted.setting, hub.as_str()),
             (None, Some(entity_path)) => (source, entity_path),
             (None, None) => {
-                return Err(SettingsError::new(HUB_NAME, "missing, and the connection string has no `EntityPath`"));
+                return Err(SettingsError::new(
+                    wanted.setting,
+                    "missing, and the connection string has no `EntityPath`",
+                ));
             }
         };
         let host = parsed.base_url.split_once("://").map_or(parsed.base_url.as_str(), |(_, host)| host);
         if wanted.host.as_ref().is_some_and(|wanted| !wanted.eq_ignore_ascii_case(host)) {
-            return Err(SettingsError::new(source, "the connection string leads to another host"));
+            return Err(SettingsError::new(source, "the connection string points to another host"));
         }
         if !is_hub_name(hub) {
             return Err(SettingsError::new(

@@ -10,16 +10,20 @@ use futures_util::future::{join, join_all};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use crate::answer::Cause;
-use crate::event::{Reason, Rejection};
+use crate::contract::metrics;
+use crate::contract::rejected::{Reject, Source};
+use crate::event_hubs::response::Cause;
 use crate::event_hubs::{Outcome, Report};
-use crate::flow::{Flow, MAX_MESSAGES_BYTES, Mapping};
-use crate::function::Invocation;
+use crate::flow::Flow;
+use crate::flow::flows::NoFlow;
+use crate::kind::{Reason, Rejection};
 use crate::message::Message;
-use crate::rejects::{Reject, Source};
-use crate::relay::{NoFlow, Relay};
-use crate::sqs_event::{ANSWERING, Record, come_again, sending_ends};
-use crate::telemetry::{self, Counts, Line};
+use crate::pipeline::Pipeline;
+use crate::pipeline::mapping::{MAX_MESSAGES_BYTES, Mapping};
+use crate::pipeline::telemetry::{Counts, Line};
+use crate::trigger::deadline::Invocation;
+use crate::trigger::deadline::{ANSWERING, sending_ends};
+use crate::trigger::sqs_event::{Record, come_again};
 
 /// As long one flow that can't be looked up may keep the others waiting.
 const LOOKING_UP: Duration = Duration::from_secs(3);
@@ -30,17 +34,17 @@ const MOST_LINES: usize = 10;
 
 /// Handles one batch.
 pub async fn handle<O: DeserializeOwned + Default>(
-    relay: &Relay<O>,
+    pipeline: &Pipeline<O>,
     records: &[Record<'_>],
     invocation: Invocation<'_>,
 ) -> SqsBatchResponse {
-    let Invocation { request_id, began, time_up } = invocation;
+    let Invocation { request_id, began, time_up, .. } = invocation;
     let sending_ends = sending_ends(time_up);
     invocation.check_time(sending_ends);
     let parking_ends = time_up.checked_sub(ANSWERING).unwrap_or(began);
     // Of each record; `None` where the name can't be read.
     let names: Vec<Option<Cow<'_, str>>> = records.iter().map(Record::flow).collect();
-    let flows = flows(relay, &names, sending_ends.min(began + LOOKING_UP)).await;
+    let flows = flows(pipeline, &names, sending_ends.min(began + LOOKING_UP)).await;
     // The place among `flows` of each record's own; behind them all where the name can't be read.
     let known: HashMap<&str, usize> = flows.iter().enumerate().map(|(place, (name, _))| (*name, place)).collect();
     let place_of = |name: &Option<Cow<'_, str>>| name.as_deref().and_then(|name| known.get(name).copied());
@@ -79,7 +83,7 @@ pub async fn handle<O: DeserializeOwned + Default>(
                 failed[position] = true;
                 Mapping::default()
             }
-            (Some(Ok(flow)), Ok(body)) => flow.map(&relay.kind, body, &[]),
+            (Some(Ok(flow)), Ok(body)) => flow.map(&pipeline.kind, body, &[]),
             (Some(Ok(_)), Err(rejection)) => rejected(rejection),
         };
         bytes += mapping.bytes;
@@ -99,10 +103,10 @@ pub async fn handle<O: DeserializeOwned + Default>(
             mapping
                 .rejects()
                 .into_iter()
-                .map(|rejected| (position, relay.reject(name, rejected.rejection, Source::Queue, rejected.body))),
+                .map(|rejected| (position, pipeline.reject(name, rejected.rejection, Source::Queue, rejected.body))),
         );
     }
-    for (record, kept) in reject(relay, records, rejects, request_id, sending_ends.min(began + KEEPING)).await {
+    for (record, kept) in reject(pipeline, records, rejects, request_id, sending_ends.min(began + KEEPING)).await {
         failed[record] |= !kept;
     }
     hold_groups(&mut failed);
@@ -135,7 +139,7 @@ pub async fn handle<O: DeserializeOwned + Default>(
         load.messages.extend(mapping.messages);
     }
     let times = Times { sending_ends, parking_ends };
-    let sender = Sender { relay, records, request_id, times };
+    let sender = Sender { pipeline, records, request_id, times };
     let loads = loads.into_iter().enumerate().filter_map(|load| to_send(&flows, load));
     let loads = loads.map(|(place, flow, load)| sender.send(place, flow, load));
     let sequences = sequences
@@ -146,7 +150,7 @@ pub async fn handle<O: DeserializeOwned + Default>(
     let mut rejected: Vec<(usize, Reason)> = Vec::new();
     for sent in &sent {
         sent.count(&mut counts[sent.place], &mut failed);
-        refused.extend(sent.refused(relay));
+        refused.extend(sent.refused(pipeline));
     }
     for (sent, stored) in &in_order {
         for sent in sent {
@@ -158,14 +162,14 @@ pub async fn handle<O: DeserializeOwned + Default>(
         }
     }
     rejected.extend(refused.iter().map(|(record, Reject { rejection, .. })| (*record, rejection.reason)));
-    for (record, kept) in reject(relay, records, refused, request_id, parking_ends).await {
+    for (record, kept) in reject(pipeline, records, refused, request_id, parking_ends).await {
         failed[record] |= !kept;
     }
     for (record, reason) in rejected.into_iter().filter(|(record, _)| !failed[*record]) {
         counts[places[record]].reject(reason);
     }
     for counts in &counts {
-        relay.tell_operator(counts);
+        pipeline.tell_operator(counts);
     }
     hold_groups(&mut failed);
 
@@ -178,11 +182,11 @@ pub async fn handle<O: DeserializeOwned + Default>(
             continue;
         }
         let known = flows.get(place).filter(|(_, flow)| !matches!(flow, Err(NoFlow::Unknown))).map(|(name, _)| *name);
-        let mut line = Line::new(&relay.parts, relay.kind.name, known, request_id);
+        let mut line = Line::new(&pipeline.services, pipeline.kind.name, known, request_id);
         line.property("trigger", "queue");
         line.counts(counts);
         if is_first {
-            line.count(telemetry::BATCH_SIZE, records.len());
+            line.count(metrics::BATCH_SIZE, records.len());
             line.number("duration_ms", began.elapsed().as_millis());
         }
         line.number("lines", lines as u128);
@@ -229,7 +233,7 @@ struct Times {
 
 /// What sending the loads of one batch needs.
 struct Sender<'s, 'a, O> {
-    relay: &'s Relay<O>,
+    pipeline: &'s Pipeline<O>,
     records: &'s [Record<'a>],
     request_id: &'s str,
     times: Times,
@@ -265,7 +269,7 @@ impl<'s, O> Sender<'s, '_, O> {
         if let Some((_, cause)) = to_park.first() {
             let messages: Vec<&Message<'_>> =
                 to_park.iter().map(|(position, _)| &sent.load.messages[*position]).collect();
-            let parked = self.relay.park(flow, *cause, &messages, self.times.parking_ends).await;
+            let parked = self.pipeline.park(flow, *cause, &messages, self.times.parking_ends).await;
             let parked = to_park.iter().zip(parked).filter(|(_, parked)| *parked).map(|((position, _), _)| *position);
             sent.parked = parked.collect();
         }
@@ -279,10 +283,10 @@ impl<'s, O> Sender<'s, '_, O> {
         for (place, flow, load) in sequence {
             let sent = self.send_only(place, flow, load).await;
             let mut is_done = !sent.report.outcomes.iter().any(|outcome| matches!(outcome, Outcome::Unsent(_)));
-            let refused = sent.refused(self.relay);
+            let refused = sent.refused(self.pipeline);
             let reasons: Vec<Reason> = refused.iter().map(|(_, reject)| reject.rejection.reason).collect();
             if is_done && !refused.is_empty() {
-                let kept = reject(self.relay, self.records, refused, self.request_id, self.times.parking_ends).await;
+                let kept = reject(self.pipeline, self.records, refused, self.request_id, self.times.parking_ends).await;
                 is_done = kept.iter().all(|(_, kept)| *kept);
                 stored.extend(kept.into_iter().zip(reasons).map(|((record, kept), reason)| (record, reason, kept)));
             }
@@ -313,14 +317,14 @@ impl<'m, O> Sent<'_, 'm, O> {
     }
 
     /// The events that the hub refused, each once also if several messages were made from it.
-    fn refused<'r>(&'r self, relay: &'r Relay<O>) -> Vec<(usize, Reject<'r>)> {
+    fn refused<'r>(&'r self, pipeline: &'r Pipeline<O>) -> Vec<(usize, Reject<'r>)> {
         let mut refused: Vec<(usize, Reject<'r>)> = Vec::new();
         for (outcome, origin) in self.report.outcomes.iter().zip(&self.load.origins) {
             let Outcome::Refused(refusal) = outcome else { continue };
             let body = origin.event.as_bytes();
             if refused.last().is_none_or(|(_, last)| last.body.as_ptr() != body.as_ptr()) {
-                let rejection = Rejection::refused(*refusal);
-                refused.push((origin.record, relay.reject(&self.flow.id, rejection, Source::Queue, body)));
+                let rejection = refusal.rejection();
+                refused.push((origin.record, pipeline.reject(&self.flow.id, rejection, Source::Queue, body)));
             }
         }
         refused
@@ -329,19 +333,19 @@ impl<'m, O> Sent<'_, 'm, O> {
 
 /// The flows that records name, each looked up once. They are few: most queues bring events of one.
 async fn flows<'n, O: DeserializeOwned + Default>(
-    relay: &Relay<O>,
+    pipeline: &Pipeline<O>,
     names: &'n [Option<Cow<'_, str>>],
     deadline: Instant,
 ) -> Vec<Named<'n, O>> {
     let mut known = HashSet::new();
     let mut distinct: Vec<&str> = names.iter().flatten().map(AsRef::as_ref).collect();
     distinct.retain(|name| known.insert(*name));
-    join_all(distinct.into_iter().map(async |name| (name, relay.flow(name, deadline).await))).await
+    join_all(distinct.into_iter().map(async |name| (name, pipeline.flows.get(name, deadline).await))).await
 }
 
 /// Stores copies of rejected events. Returns for each its record, and whether the copy is stored.
 async fn reject<O>(
-    relay: &Relay<O>,
+    pipeline: &Pipeline<O>,
     records: &[Record<'_>],
     rejects: Vec<(usize, Reject<'_>)>,
     request_id: &str,
@@ -357,6 +361,6 @@ async fn reject<O>(
         );
     }
     let (of_records, rejects): (Vec<usize>, Vec<Reject<'_>>) = rejects.into_iter().unzip();
-    let kept = relay.parts.keep(&rejects, deadline).await;
+    let kept = pipeline.services.keep(&rejects, deadline).await;
     of_records.into_iter().zip(kept).collect()
 }

@@ -5,7 +5,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::settings::Environment;
+use crate::environment::Environment;
 
 /// The crates that log.
 const OURS: [&str; 4] = ["flow_service", "platform_ingest", "redelivery", "shared"];

@@ -12,57 +12,28 @@ use serde::Serialize;
 use serde::de::IgnoredAny;
 use tokio::time::{Instant, sleep};
 
+use super::logging;
 use crate::clock::Clock;
+use crate::environment::{Environment, SettingsError};
 use crate::json::explain;
-use crate::logging;
-use crate::settings::{Environment, SettingsError};
+use crate::trigger::deadline::Invocation;
 
 /// What is read at the start may take this long; Lambda gives the init 10 s.
 const INIT_TIMEOUT: Duration = Duration::from_secs(8);
 /// Before what could not be read is read again.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// One invocation, beside its event.
-#[derive(Debug, Clone, Copy)]
-pub struct Invocation<'a> {
-    pub request_id: &'a str,
-    pub began: Instant,
-    /// When the function would be stopped.
-    pub time_up: Instant,
-}
-
-impl Invocation<'_> {
-    /// Reports a function whose timeout is so short that no time is left to send. Its events are returned each time, until
-    /// they end up in a dead-letter queue.
-    pub fn check_time(&self, sending_ends: Instant) {
-        if sending_ends <= self.began {
-            tracing::error!(
-                request_id = self.request_id,
-                hint = "raise the function's timeout; 28 s is the template's",
-                "the invocation began with less time than is reserved for the response; nothing is sent"
-            );
-        }
-    }
-}
-
 /// What handles invocations.
 pub trait Function: Sized + Send + Sync + 'static {
-    type Answer: Serialize + Send;
+    type Response: Serialize + Send;
 
     /// Handles one event, given as it came. An error means that nobody is there to be answered: the event is no trigger's, or all
     /// of its records must come again.
-    fn invoke(&self, event: &str, invocation: Invocation<'_>)
-    -> impl Future<Output = Result<Self::Answer, Diagnostic>>;
-
-    /// The same, told by which ARN it was invoked: an alias there may say what the event does not.
-    fn invoke_as(
+    fn invoke(
         &self,
-        _invoked_arn: &str,
         event: &str,
         invocation: Invocation<'_>,
-    ) -> impl Future<Output = Result<Self::Answer, Diagnostic>> {
-        self.invoke(event, invocation)
-    }
+    ) -> impl Future<Output = Result<Self::Response, Diagnostic>>;
 }
 
 /// Runs a function until the runtime ends it. A setting that can't be used ends the process before its first invocation,
@@ -87,7 +58,7 @@ pub fn run_function<F: Function>(
                 Ok(function) => break Arc::new(function),
                 Err(error) => error,
             };
-            if !error.may_heal || Instant::now() + PAUSE >= deadline {
+            if !error.is_transient || Instant::now() + PAUSE >= deadline {
                 tracing::error!(
                     variable = error.variable,
                     problem = error.problem,
@@ -110,10 +81,15 @@ pub fn run_function<F: Function>(
                 let began = Instant::now();
                 let time_up = began + remaining(&clock, &context);
                 async move {
-                    let invocation = Invocation { request_id: &context.request_id, began, time_up };
+                    let invocation = Invocation {
+                        request_id: &context.request_id,
+                        invoked_arn: &context.invoked_function_arn,
+                        began,
+                        time_up,
+                    };
                     let event = std::str::from_utf8(&bytes)
-                        .map_err(|_| diagnostic("UnknownTrigger", "the event is not UTF-8, as every trigger's is"))?;
-                    function.invoke_as(&context.invoked_function_arn, event, invocation).await
+                        .map_err(|_| super::diagnostic("UnknownTrigger", "the event is not UTF-8, as every trigger's is"))?;
+                    function.invoke(event, invocation).await
                 }
             }
         });
@@ -148,10 +124,4 @@ fn unreadable_header(error: &(dyn std::error::Error + 'static)) -> Option<String
 fn remaining(clock: &Clock, context: &Context) -> Duration {
     let now = clock.now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Duration::from_millis(context.deadline).saturating_sub(now)
-}
-
-/// An error of the function, logged.
-pub fn diagnostic(error_type: &str, error_message: &str) -> Diagnostic {
-    tracing::error!(reason = error_type, "{error_message}");
-    Diagnostic { error_type: error_type.to_owned(), error_message: error_message.to_owned() }
 }

@@ -1,0 +1,3 @@
+//! What authorises a request to a hub.
+
+pub mod sas;

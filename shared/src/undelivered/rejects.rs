@@ -1,0 +1,57 @@
+//! The queue of rejected events.
+
+use tokio::time::Instant;
+
+use crate::aws::sqs::{Outgoing, Queue, Stored};
+use crate::clock::Clock;
+use crate::contract::rejected::{Reject, envelope};
+
+/// The queue that keeps them.
+pub struct Rejects {
+    queue: Queue,
+    clock: Clock,
+}
+
+impl Rejects {
+    pub fn new(queue: Queue, clock: Clock) -> Self {
+        Self { queue, clock }
+    }
+
+    /// Stores copies. Returns for each whether it is stored, in their order. A copy of a queue's message counts only if it is
+    /// complete.
+    pub async fn keep(&self, rejects: &[Reject<'_>], deadline: Instant) -> Vec<bool> {
+        let now = self.clock.rfc3339();
+        let mut kept = vec![false; rejects.len()];
+        let mut waiting: Vec<usize> = (0..rejects.len()).collect();
+        // A queue that refuses a size gets smaller parts of the bodies, until its refusals have shown what it accepts.
+        while !waiting.is_empty() {
+            let max_bytes = self.queue.max_bytes();
+            let mut envelopes: Vec<String> = Vec::with_capacity(waiting.len());
+            waiting.retain(|position| {
+                let reject = &rejects[*position];
+                let Some(envelope) = envelope(reject, reject.received_at.unwrap_or(&now), max_bytes) else {
+                    tracing::warn!(
+                        kind = reject.kind,
+                        reason = reject.rejection.reason.word(),
+                        bytes = reject.body.len(),
+                        "a rejected event is too large to be stored whole; its message is returned to its queue"
+                    );
+                    return false;
+                };
+                envelopes.push(envelope);
+                true
+            });
+            let outgoing: Vec<Outgoing<'_>> = envelopes.iter().map(|envelope| Outgoing::new(envelope)).collect();
+            let stored = self.queue.send(&outgoing, deadline).await;
+            for (position, stored) in waiting.iter().zip(&stored) {
+                kept[*position] = *stored == Stored::Yes;
+            }
+            if self.queue.max_bytes() == max_bytes {
+                break;
+            }
+            let mut stored = stored.iter();
+            waiting.retain(|_| stored.next() == Some(&Stored::TooLarge));
+        }
+        kept
+    }
+}
