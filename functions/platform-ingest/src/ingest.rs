@@ -292,7 +292,7 @@ impl PlatformIngest {
                 received_at: None,
             })
             .collect();
-        let kept = self.services.keep(&rejects, deadline).await;
+        let kept = self.services.store_rejected(&rejects, deadline).await;
         let mut lost = places.iter().zip(&kept).filter(|(_, kept)| !**kept).map(|(place, _)| place).peekable();
         if let Some((.., rejection)) = lost.peek() {
             let (reason, detail) = (rejection.reason.word(), rejection.detail.as_ref());

@@ -365,7 +365,7 @@ impl Redelivery {
                 received_at: Some(&item.head.first_seen),
             })
             .collect();
-        self.services.keep(&rejects, times.storing_ends).await
+        self.services.store_rejected(&rejects, times.storing_ends).await
     }
 }
 

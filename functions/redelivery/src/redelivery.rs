@@ -297,7 +297,7 @@ impl Redelivery {
         self.write_lines(&delivered, records.len(), oldest, request_id, began);
 
         let stays = delivered.iter().flat_map(|delivered| &delivered.endings).filter(|ending| ending.stays);
-        sqs_event::come_again(stays.map(|ending| records[ending.position].message_id.0.as_ref()))
+        sqs_event::retried(stays.map(|ending| records[ending.position].message_id.0.as_ref()))
     }
 
     /// One line for each flow, the first with what belongs to the batch; unreadable records have a line without a flow.

@@ -22,9 +22,9 @@ pub struct Services {
 
 impl Services {
     /// Stores copies of rejected events. Returns for each whether it is stored, in their order. Without a rejected queue none is.
-    pub async fn keep(&self, rejects: &[Reject<'_>], deadline: Instant) -> Vec<bool> {
+    pub async fn store_rejected(&self, rejects: &[Reject<'_>], deadline: Instant) -> Vec<bool> {
         match &self.rejects {
-            Some(queue) => queue.keep(rejects, deadline).await,
+            Some(queue) => queue.store(rejects, deadline).await,
             None => vec![false; rejects.len()],
         }
     }

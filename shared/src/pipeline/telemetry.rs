@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::Outcome;
 use super::services::Services;
 use crate::clock::rfc3339;
 use crate::contract::metrics::{self, Metric, NAMESPACE};
 use crate::event_hubs::response::Cause;
-use crate::event_hubs::{Outcome, Report};
+use crate::event_hubs::{self, Report};
 use crate::json::push_string;
 use crate::kind::Reason;
 use crate::pipeline::mapping::Notes;
@@ -54,12 +55,25 @@ impl Counts {
         *self.rejected.entry(reason).or_default() += 1;
     }
 
+    /// Counts what happened to a body, without the hub's report and the rejected events.
+    pub fn add(&mut self, outcome: &Outcome) {
+        self.parked += outcome.parked;
+        for (note, count) in &outcome.notes {
+            *self.notes.entry(note).or_default() += count;
+        }
+    }
+
+    /// Counts the rejected events of a body that is not retried.
+    pub fn add_rejected(&mut self, outcome: &Outcome) {
+        outcome.rejected.iter().for_each(|reason| self.reject(*reason));
+    }
+
     pub fn sent(&mut self, report: &Report) {
         for outcome in &report.outcomes {
             match outcome {
-                Outcome::Delivered => self.delivered += 1,
-                Outcome::Unsent(cause) => *self.causes.entry(*cause).or_default() += 1,
-                Outcome::Refused(_) => {}
+                event_hubs::Outcome::Delivered => self.delivered += 1,
+                event_hubs::Outcome::Unsent(cause) => *self.causes.entry(*cause).or_default() += 1,
+                event_hubs::Outcome::Refused(_) => {}
             }
         }
         self.requests += report.requests;

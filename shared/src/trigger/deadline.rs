@@ -4,19 +4,20 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What is left of the function's time for answering: this, or a tenth of the timeout, whichever is more.
+/// Minimum part of a batch's time that is reserved for parking and responding. A tenth of the remaining time is reserved if that is
+/// more.
 const RESERVE: Duration = Duration::from_secs(2);
-/// Of that, as much for the answer alone.
-pub const ANSWERING: Duration = Duration::from_millis(500);
+/// Part of the reserve that only the response may use; parking ends before it.
+pub const RESPONDING: Duration = Duration::from_millis(500);
 
-/// One invocation, beside its event.
+/// One invocation, without its event.
 #[derive(Debug, Clone, Copy)]
 pub struct Invocation<'a> {
     pub request_id: &'a str,
     /// The ARN that the caller invoked: an alias in it may say what the event does not.
     pub invoked_arn: &'a str,
     pub began: Instant,
-    /// When the function would be stopped.
+    /// Time at which Lambda stops the function.
     pub time_up: Instant,
 }
 
@@ -34,7 +35,7 @@ impl Invocation<'_> {
     }
 }
 
-/// When the sending of a batch ends: what is left of the function's time is for parking and answering.
+/// The time at which the sending of a batch ends. The rest of the function's time is for parking and responding.
 pub fn sending_ends(time_up: Instant) -> Instant {
     let now = Instant::now();
     let reserve = RESERVE.max(time_up.saturating_duration_since(now) / 10);

@@ -15,19 +15,16 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::time::Instant;
 
 use crate::contract::metrics;
-use crate::contract::rejected::{Reject, Source};
-use crate::event_hubs::Outcome;
-use crate::event_hubs::response::Refusal;
+use crate::contract::rejected::Source;
 use crate::flow::flows::NoFlow;
 use crate::flow::{DEFAULT_FLOW, Flow};
 use crate::json::{Members, Text};
 use crate::kind::{Header, Reason, Rejection};
-use crate::pipeline::Pipeline;
 use crate::pipeline::mapping::{Mapping, is_compressed};
 use crate::pipeline::telemetry::{Counts, Line};
+use crate::pipeline::{Delivery, Pipeline, Times, Work};
 use crate::sender_auth::Presented;
 use crate::sender_auth::senders::Sender;
 use crate::trigger::deadline::Invocation;
@@ -74,10 +71,10 @@ struct HttpMethod<'a> {
     method: Text<'a>,
 }
 
-/// What the caller is told.
-enum Answer {
+/// The response to the sender.
+enum Response {
     Handled {
-        status: &'static str,
+        status: Status,
         messages: usize,
         rejected: usize,
     },
@@ -85,48 +82,59 @@ enum Answer {
         status: u16,
         detail: String,
     },
-    /// No accepted credential, and what is accepted.
+    /// The request presents no accepted credential; these are accepted.
     NotAuthenticated {
         challenges: Vec<&'static str>,
     },
 }
 
-impl Answer {
+/// What happened to the messages of a webhook. The words are part of the response.
+#[derive(Clone, Copy)]
+enum Status {
+    Delivered,
+    Filtered,
+    Parked,
+}
+
+impl Status {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Filtered => "filtered",
+            Self::Parked => "parked",
+        }
+    }
+}
+
+impl Response {
     fn problem(status: u16, detail: impl Into<String>) -> Self {
         Self::Problem { status, detail: detail.into() }
-    }
-
-    fn status(&self) -> u16 {
-        match self {
-            Self::Handled { status: "parked", .. } => 202,
-            Self::Handled { .. } => 200,
-            Self::Problem { status, .. } => *status,
-            Self::NotAuthenticated { .. } => 401,
-        }
-    }
-
-    /// The problem of a body that is rejected as a whole.
-    fn rejected_body(rejection: &Rejection, body: Option<&[u8]>) -> Self {
-        match body.is_some_and(is_compressed) {
-            true => Self::problem(415, rejection.detail.clone()),
-            false => Self::rejected(rejection),
-        }
     }
 
     fn rejected(rejection: &Rejection) -> Self {
         Self::problem(rejection.reason.status(), rejection.detail.clone())
     }
+
+    fn status(&self) -> u16 {
+        match self {
+            Self::Handled { status: Status::Parked, .. } => 202,
+            Self::Handled { .. } => 200,
+            Self::Problem { status, .. } => *status,
+            Self::NotAuthenticated { .. } => 401,
+        }
+    }
 }
 
-/// What the invocation's line tells beyond the answer.
+/// What the invocation's log line shows beside the response.
 #[derive(Default)]
-struct Told {
+struct Facts {
     flow: Option<String>,
     counts: Counts,
+    /// Word for the reason of the response, if it is not a plain success.
     reason: &'static str,
 }
 
-/// Handles one request. Every ending is an answer; none is an error of the function.
+/// Handles one request. Every request gets a response; none makes the function fail.
 pub async fn handle<O: DeserializeOwned + Default>(
     pipeline: &Pipeline<O>,
     request: &HttpRequest<'_>,
@@ -134,51 +142,47 @@ pub async fn handle<O: DeserializeOwned + Default>(
 ) -> ApiGatewayV2httpResponse {
     let Invocation { request_id, began, time_up, .. } = invocation;
     let parking_ends = (began + PARKING).min(time_up.checked_sub(RESERVE).unwrap_or(began));
-    let times = Times { sending_ends: parking_ends.checked_sub(PARKING - SENDING).unwrap_or(began), parking_ends };
-    invocation.check_time(times.sending_ends);
-    let mut told = Told::default();
-    let answer = answer(pipeline, request, times, &mut told).await;
-    let status = answer.status();
-    let mut line = Line::new(&pipeline.services, pipeline.kind.name, told.flow.as_deref(), request_id);
+    let sending_ends = parking_ends.checked_sub(PARKING - SENDING).unwrap_or(began);
+    let times = Times { storing_ends: sending_ends, sending_ends, parking_ends };
+    invocation.check_time(sending_ends);
+    let mut facts = Facts::default();
+    let response = response(pipeline, request, times, &mut facts).await;
+    let status = response.status();
+    let mut line = Line::new(&pipeline.services, pipeline.kind.name, facts.flow.as_deref(), request_id);
     line.property("trigger", "webhook");
     line.number("status", status.into());
-    if !told.reason.is_empty() {
-        line.property("reason", told.reason);
+    if !facts.reason.is_empty() {
+        line.property("reason", facts.reason);
     }
-    line.counts(&told.counts);
+    line.counts(&facts.counts);
     line.count(metrics::ERRORS_5XX, usize::from(status >= 500));
     line.number("duration_ms", began.elapsed().as_millis());
     line.write("webhook answered");
-    respond(&answer, request_id)
+    respond(&response, request_id)
 }
 
-/// Until when to do what.
-#[derive(Clone, Copy)]
-struct Times {
-    sending_ends: Instant,
-    parking_ends: Instant,
-}
-
-async fn answer<O: DeserializeOwned + Default>(
+async fn response<O: DeserializeOwned + Default>(
     pipeline: &Pipeline<O>,
     request: &HttpRequest<'_>,
     times: Times,
-    told: &mut Told,
-) -> Answer {
+    facts: &mut Facts,
+) -> Response {
+    let kind = pipeline.kind.name;
     let stage = request.request_context.stage.as_ref().map_or("$default", |stage| stage.0.as_ref());
-    let Some(flow_id) = flow_of(&request.raw_path.0, stage, pipeline.kind.name) else {
-        return Answer::problem(404, format!("no such path; expected /{0} or /{0}/{{flow}}", pipeline.kind.name));
+    let Some(flow_id) = flow_of(&request.raw_path.0, stage, kind) else {
+        return Response::problem(404, format!("no such path; expected /{kind} or /{kind}/{{flow}}"));
     };
     if !matches!(request.request_context.http.method.0.as_ref(), "POST" | "PUT") {
-        return Answer::problem(405, "expected POST or PUT");
+        return Response::problem(405, "expected POST or PUT");
     }
     let flow = match pipeline.flows.get(&flow_id, times.sending_ends).await {
         Ok(flow) => flow,
-        Err(NoFlow::Unknown) => return Answer::problem(404, "no such flow"),
+        Err(NoFlow::Unknown) => return Response::problem(404, "no such flow"),
         Err(NoFlow::Unavailable) => {
-            return Answer::problem(503, "the flow's configuration can't be read now; send it again");
+            return Response::problem(503, "the flow's configuration can't be read now; send it again");
         }
     };
+    facts.flow = Some(flow.id.clone());
     let body = body_of(request);
     let headers: Vec<Header<'_>> = request
         .headers
@@ -192,16 +196,15 @@ async fn answer<O: DeserializeOwned + Default>(
         body: body.as_deref(),
         now: pipeline.services.hubs.clock.unix_seconds(),
     };
-    told.flow = Some(flow.id.clone());
     match flow.senders.identify(&presented, times.sending_ends).await {
         Sender::Known => {}
-        Sender::Unknown => return Answer::NotAuthenticated { challenges: flow.senders.challenges() },
+        Sender::Unknown => return Response::NotAuthenticated { challenges: flow.senders.challenges() },
         Sender::CannotTell => {
-            return Answer::problem(503, "the senders' credentials can't be read now; send it again");
+            return Response::problem(503, "the senders' credentials can't be read now; send it again");
         }
     }
     if !flow.enabled {
-        return Answer::problem(409, "the flow is disabled");
+        return Response::problem(409, "the flow is disabled");
     }
     let mapping = match &body {
         Some(body) => flow.map_bytes(&pipeline.kind, body, &headers),
@@ -210,103 +213,67 @@ async fn answer<O: DeserializeOwned + Default>(
             Mapping::rejected(Rejection::unreadable("the body is marked as base64, and is not"), as_it_came)
         }
     };
-    told.counts.received = mapping.received;
-    told.counts.filtered = mapping.filtered;
-    let rejected = mapping.rejections.len();
-    if let Some(rejection) = mapping.rejection() {
-        told.reason = rejection.reason.word();
-        let rejects: Vec<Reject<'_>> = mapping
-            .rejects()
-            .into_iter()
-            .map(|rejected| pipeline.reject(&flow.id, rejected.rejection, Source::Webhook, rejected.body))
-            .collect();
-        let kept = pipeline.services.keep(&rejects, times.sending_ends).await;
-        // All bad; or some, and nowhere to keep them: then nothing is sent.
-        let is_final = mapping.rejections.len() == mapping.received || pipeline.services.rejects.is_none();
-        // What is to be sent again is counted then.
-        if is_final || !kept.contains(&false) {
-            for rejected in &mapping.rejections {
-                told.counts.reject(rejected.rejection.reason);
-            }
+    deliver(pipeline, &flow, mapping, body.as_deref(), times, facts).await
+}
+
+/// Delivers the events of an accepted request.
+async fn deliver<O>(
+    pipeline: &Pipeline<O>,
+    flow: &Flow<O>,
+    mapping: Mapping<'_>,
+    body: Option<&[u8]>,
+    times: Times,
+    facts: &mut Facts,
+) -> Response {
+    let Facts { counts, reason, .. } = facts;
+    (counts.received, counts.filtered) = (mapping.received, mapping.filtered);
+    let (messages, unmapped) = (mapping.messages.len(), mapping.rejections.len());
+    let no_event_is_valid = unmapped > 0 && unmapped == mapping.received;
+    let work = Work { flow_id: &flow.id, flow: Some(flow), mapping, group: None };
+    let Delivery { outcomes, reports } = pipeline.deliver(vec![work], Source::Webhook, times).await;
+    let outcome = outcomes.into_iter().next().expect("one body has one outcome");
+    counts.add(&outcome);
+    reports.iter().for_each(|(_, report)| counts.sent(report));
+
+    if let Some(rejection) = &outcome.rejection {
+        *reason = rejection.reason.word();
+        // A retry changes nothing if no event is valid, or if there is no queue for the invalid ones.
+        if no_event_is_valid || pipeline.services.rejects.is_none() {
+            counts.add_rejected(&outcome);
+            return match body.is_some_and(is_compressed) {
+                true => Response::problem(415, rejection.detail.clone()),
+                false => Response::rejected(rejection),
+            };
         }
-        if is_final {
-            return Answer::rejected_body(&rejection, body.as_deref());
-        }
-        if kept.contains(&false) {
-            return Answer::problem(
+        if outcome.is_held {
+            return Response::problem(
                 503,
                 "rejected elements can't be kept now, so that nothing was sent; send it again",
             );
         }
     }
-    told.counts.notes.clone_from(&mapping.notes);
-    if mapping.messages.is_empty() {
-        return Answer::Handled { status: "filtered", messages: 0, rejected };
+    if messages == 0 {
+        counts.add_rejected(&outcome);
+        return Response::Handled { status: Status::Filtered, messages: 0, rejected: unmapped };
     }
-    send(pipeline, &flow, &mapping, times, told).await
-}
-
-/// Sends the messages, parks what could not be sent, keeps what the hub refused.
-async fn send<O>(
-    pipeline: &Pipeline<O>,
-    flow: &Flow<O>,
-    mapping: &Mapping<'_>,
-    times: Times,
-    told: &mut Told,
-) -> Answer {
-    let messages = &mapping.messages;
-    let report = flow.hub.send(messages, times.sending_ends).await;
-    told.counts.sent(&report);
-    let mut rejected = mapping.rejections.len();
-
-    let mut unsent = Vec::new();
-    let mut refused_events: Vec<(&str, Refusal)> = Vec::new();
-    let mut first_cause = None;
-    for ((outcome, message), event) in report.outcomes.iter().zip(messages).zip(&mapping.events) {
-        match outcome {
-            Outcome::Delivered => {}
-            Outcome::Unsent(cause) => {
-                first_cause.get_or_insert(*cause);
-                unsent.push(message);
-            }
-            // An event that made several messages is kept once.
-            Outcome::Refused(_) if refused_events.last().is_some_and(|(last, _)| std::ptr::eq(*last, *event)) => {}
-            Outcome::Refused(refusal) => refused_events.push((event, *refusal)),
+    if let Some(cause) = outcome.cause {
+        *reason = cause.word();
+        pipeline.report_hints(counts);
+        if outcome.unsent > 0 {
+            let detail = format!("the event hub did not take the events now ({}); send them again", cause.word());
+            return Response::problem(503, detail);
         }
     }
-    if let Some(cause) = first_cause {
-        told.reason = cause.word();
-        pipeline.tell_operator(&told.counts);
-        told.counts.parked =
-            pipeline.park(flow, cause, &unsent, times.parking_ends).await.into_iter().filter(|parked| *parked).count();
-        // What is unsent must come again, whatever else became of the rest.
-        if told.counts.parked < unsent.len() {
-            return Answer::problem(
-                503,
-                format!("the event hub did not take the events now ({}); send them again", cause.word()),
-            );
+    if let Some(refusal) = &outcome.refusal {
+        *reason = refusal.reason.word();
+        if outcome.refused == messages || outcome.is_lacking_copies {
+            counts.add_rejected(&outcome);
+            return Response::rejected(refusal);
         }
     }
-    if let Some((_, refusal)) = refused_events.first() {
-        let first = refusal.rejection();
-        told.reason = first.reason.word();
-        rejected += refused_events.len();
-        for (_, refusal) in &refused_events {
-            told.counts.reject(refusal.rejection().reason);
-        }
-        let rejects: Vec<Reject<'_>> = refused_events
-            .iter()
-            .map(|(event, refusal)| pipeline.reject(&flow.id, refusal.rejection(), Source::Webhook, event.as_bytes()))
-            .collect();
-        let kept = pipeline.services.keep(&rejects, times.parking_ends).await;
-        let all = messages.len() == report.outcomes.iter().filter(|o| matches!(o, Outcome::Refused(_))).count();
-        if all || kept.contains(&false) {
-            return Answer::rejected(&first);
-        }
-    }
-    let status = if told.counts.parked > 0 { "parked" } else { "delivered" };
-    let refused = report.outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Refused(_))).count();
-    Answer::Handled { status, messages: messages.len() - refused, rejected }
+    counts.add_rejected(&outcome);
+    let status = if outcome.parked > 0 { Status::Parked } else { Status::Delivered };
+    Response::Handled { status, messages: messages - outcome.refused, rejected: outcome.rejected.len() }
 }
 
 /// The flow that a path names: the stage and the kind's own name are stripped, one segment may be left.
@@ -333,17 +300,16 @@ fn body_of<'r>(request: &'r HttpRequest<'_>) -> Option<Cow<'r, [u8]>> {
     }
 }
 
-fn respond(answer: &Answer, request_id: &str) -> ApiGatewayV2httpResponse {
-    let status = answer.status();
-    let (content_type, body) = match answer {
-        Answer::Handled { status, messages, rejected: 0 } => {
-            ("application/json", format!(r#"{{"status":"{status}","messages":{messages}}}"#))
+fn respond(reply: &Response, request_id: &str) -> ApiGatewayV2httpResponse {
+    let status = reply.status();
+    let (content_type, body) = match reply {
+        Response::Handled { status, messages, rejected } => {
+            let status = status.word();
+            let rejected = if *rejected > 0 { format!(r#","rejected":{rejected}"#) } else { String::new() };
+            ("application/json", format!(r#"{{"status":"{status}","messages":{messages}{rejected}}}"#))
         }
-        Answer::Handled { status, messages, rejected } => {
-            ("application/json", format!(r#"{{"status":"{status}","messages":{messages},"rejected":{rejected}}}"#))
-        }
-        Answer::Problem { status, detail } => ("application/problem+json", problem(*status, detail, request_id)),
-        Answer::NotAuthenticated { .. } => {
+        Response::Problem { status, detail } => ("application/problem+json", problem(*status, detail, request_id)),
+        Response::NotAuthenticated { .. } => {
             ("application/problem+json", problem(status, "the request carries no accepted credential", request_id))
         }
     };
@@ -353,7 +319,7 @@ fn respond(answer: &Answer, request_id: &str) -> ApiGatewayV2httpResponse {
     if status == 405 {
         response.headers.insert(ALLOW, HeaderValue::from_static("POST, PUT"));
     }
-    if let Answer::NotAuthenticated { challenges } = answer
+    if let Response::NotAuthenticated { challenges } = reply
         && let Ok(challenges) = HeaderValue::from_str(&challenges.join(", "))
         && !challenges.is_empty()
     {
@@ -382,7 +348,7 @@ pub fn failed<O>(pipeline: &Pipeline<O>, request_id: &str) -> ApiGatewayV2httpRe
         pipeline,
         request_id,
         Reason::Bug,
-        &Answer::problem(503, "the pipeline failed on this request; send it again"),
+        &Response::problem(503, "the relay failed on this request; send it again"),
     )
 }
 
@@ -396,18 +362,18 @@ pub fn unreadable<O>(pipeline: &Pipeline<O>, request_id: &str, is_payload_1: boo
         );
     }
     let detail = "the request can't be read; expected an HTTP API event, payload 2.0";
-    refuse(pipeline, request_id, Reason::Unreadable, &Answer::problem(400, detail))
+    refuse(pipeline, request_id, Reason::Unreadable, &Response::problem(400, detail))
 }
 
-fn refuse<O>(pipeline: &Pipeline<O>, request_id: &str, reason: Reason, answer: &Answer) -> ApiGatewayV2httpResponse {
-    let status = answer.status();
+fn refuse<O>(pipeline: &Pipeline<O>, request_id: &str, reason: Reason, reply: &Response) -> ApiGatewayV2httpResponse {
+    let status = reply.status();
     let mut line = Line::new(&pipeline.services, pipeline.kind.name, None, request_id);
     line.property("trigger", "webhook");
     line.number("status", status.into());
     line.property("reason", reason.word());
     line.count(metrics::ERRORS_5XX, usize::from(status >= 500));
     line.write("webhook answered");
-    respond(answer, request_id)
+    respond(reply, request_id)
 }
 
 #[cfg(test)]

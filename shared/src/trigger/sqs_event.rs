@@ -165,8 +165,8 @@ pub fn begins_like_a_batch(event: &str) -> bool {
     inside.trim_ascii_start().starts_with("\"Records\"")
 }
 
-/// The answer that has exactly these records come again.
-pub fn come_again<'r>(ids: impl Iterator<Item = &'r str>) -> SqsBatchResponse {
+/// The response after which exactly these records are received again.
+pub fn retried<'r>(ids: impl Iterator<Item = &'r str>) -> SqsBatchResponse {
     let mut response = SqsBatchResponse::default();
     response.batch_item_failures = ids
         .map(|id| {

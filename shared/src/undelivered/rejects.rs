@@ -19,7 +19,7 @@ impl Rejects {
 
     /// Stores copies. Returns for each whether it is stored, in their order. A copy of a queue's message counts only if it is
     /// complete.
-    pub async fn keep(&self, rejects: &[Reject<'_>], deadline: Instant) -> Vec<bool> {
+    pub async fn store(&self, rejects: &[Reject<'_>], deadline: Instant) -> Vec<bool> {
         let now = self.clock.rfc3339();
         let mut kept = vec![false; rejects.len()];
         let mut waiting: Vec<usize> = (0..rejects.len()).collect();
