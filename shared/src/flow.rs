@@ -13,7 +13,7 @@ use crate::environment::SettingsError;
 use crate::event_hubs::connection::Wanted;
 use crate::event_hubs::partitioning::Partitioning;
 use crate::event_hubs::{EventHub, Hubs};
-use crate::sender_auth::senders::Senders;
+use crate::sender_auth::accepted::AcceptedCredentials;
 
 /// The flow that the environment configures.
 pub const DEFAULT_FLOW: &str = "default";
@@ -24,7 +24,7 @@ pub struct Flow<O> {
     /// Nothing is sent while the flow is disabled.
     pub enabled: bool,
     pub options: O,
-    pub senders: Arc<Senders>,
+    pub credentials: Arc<AcceptedCredentials>,
     pub hub: EventHub,
 }
 

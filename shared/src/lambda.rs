@@ -53,7 +53,7 @@ async fn open<O: DeserializeOwned + Default>(
     Ok(Pipeline { kind, services, flows })
 }
 
-/// An HTTP request that has not all that one needs, or text that is no Unicode.
+/// An HTTP request that lacks a member, or has text that is not Unicode.
 #[derive(Deserialize)]
 struct OddRequest {
     #[serde(rename = "requestContext")]
@@ -99,11 +99,11 @@ impl<O: DeserializeOwned + Default + Send + Sync + 'static> Function for Pipelin
         let handled = AssertUnwindSafe(sqs::handle(self, &records, invocation)).catch_unwind().await;
         handled
             .map(Response::Queue)
-            .map_err(|_| diagnostic("Panic", "the batch could not be handled; all of it comes again"))
+            .map_err(|_| diagnostic("Panic", "the batch could not be handled; all of its records are redelivered"))
     }
 }
 
-/// An error of the function, logged.
+/// Logs an error of the function and returns it for Lambda.
 pub fn diagnostic(error_type: &str, error_message: &str) -> Diagnostic {
     tracing::error!(reason = error_type, "{error_message}");
     Diagnostic { error_type: error_type.to_owned(), error_message: error_message.to_owned() }

@@ -1,4 +1,4 @@
-//! What a hub gets, and how one of the ids that make repeats harmless is computed.
+//! Messages for a hub, and the deterministic ids by which consumers drop duplicates.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use crate::json::{escaped_len, needs_escapes, push_canonical, push_escaped, push
 /// One message for a hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message<'a> {
-    /// The same event always makes the same id, so that consumers can drop repeats.
+    /// Deterministic: the same event always produces the same id, so that consumers can drop duplicates.
     pub id: String,
     /// Messages of one subject (a profile, a row) keep their order.
     pub subject: Cow<'a, str>,
@@ -18,11 +18,11 @@ pub struct Message<'a> {
     pub properties: Properties,
 }
 
-/// The body of a message. Kept as the text of a JSON string, which is how it travels.
+/// The body of a message, as the text of a JSON string, which is its form in a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Body(Vec<u8>);
 
-/// The CloudEvents attributes of a message, less its subject. `time` is RFC 3339.
+/// The CloudEvents attributes of a message, without its subject. `time` is RFC 3339.
 #[derive(Debug, Clone)]
 pub struct CloudEvent<'e> {
     pub id: String,
@@ -40,7 +40,7 @@ impl<'a> Message<'a> {
         properties.insert("cloudEvents:id", event.id.as_str());
         properties.insert("cloudEvents:type", event.event_type);
         properties.insert("cloudEvents:source", event.source);
-        // CloudEvents knows no empty subject.
+        // CloudEvents does not allow an empty subject.
         if !subject.is_empty() {
             properties.insert("cloudEvents:subject", subject.as_ref());
         }
@@ -50,7 +50,7 @@ impl<'a> Message<'a> {
         Self { id: event.id, subject, body, properties }
     }
 
-    /// Whether a request of `max_bytes` has room for it, its properties and key beside it.
+    /// Whether a request of `max_bytes` can hold it with its properties and key.
     pub fn fits(&self, max_bytes: usize) -> bool {
         let key = escaped_len(&self.subject).max(LONGEST_HASHED_KEY);
         self.body.len() + self.properties.as_bytes().len() + key + AROUND_A_MESSAGE <= max_bytes
@@ -89,12 +89,12 @@ impl Body {
         &self.0
     }
 
-    /// What it says.
+    /// The text itself.
     pub fn to_text(&self) -> String {
         serde_json::from_slice(&self.0).expect("a body is a JSON string")
     }
 
-    /// Of the JSON string, in bytes.
+    /// Length of the JSON string, in bytes.
     #[expect(clippy::len_without_is_empty, reason = "the quotes are always there")]
     pub fn len(&self) -> usize {
         self.0.len()
@@ -106,17 +106,17 @@ impl Body {
 pub struct JsonWriter<'b>(&'b mut Vec<u8>);
 
 impl JsonWriter<'_> {
-    /// Text that is escaped already, or needs no escapes.
+    /// Writes text that is escaped already, or needs no escapes.
     pub fn escaped(&mut self, text: &str) {
         self.0.extend_from_slice(text.as_bytes());
     }
 
-    /// JSON as it is.
+    /// Writes JSON unchanged.
     pub fn json(&mut self, json: &str) {
         push_escaped(self.0, json);
     }
 
-    /// A string.
+    /// Writes a string.
     pub fn string(&mut self, text: &str) {
         self.escaped("\\\"");
         if needs_escapes(text) {
@@ -134,14 +134,14 @@ impl JsonWriter<'_> {
 const AROUND_A_MESSAGE: usize = 70;
 /// A key that is not the subject itself is a number or a SHA-256 in hex.
 const LONGEST_HASHED_KEY: usize = 64;
-/// As many bytes most events' properties take.
+/// Capacity that holds the properties of most events, in bytes.
 const USUAL_PROPERTIES: usize = 512;
 
-/// Named values beside the body, on which consumers filter. Kept as the text of a JSON object, which is how they travel.
+/// Named values on which consumers filter, as the text of a JSON object, which is their form in a request.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Properties(Vec<u8>);
 
-/// What a property may hold.
+/// The value of a property.
 #[derive(Debug, Clone, Copy)]
 pub enum Property<'a> {
     Text(&'a str),

@@ -1,6 +1,6 @@
 //! Who may send to a flow: the credentials that webhook senders can present, several at a time so that rotation has no gap.
 
-pub mod senders;
+pub mod accepted;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,9 +17,9 @@ use crate::kind::Header;
 /// How senders of a flow authenticate.
 #[derive(Debug)]
 pub enum SenderAuth {
-    /// Nobody was configured: every webhook is refused.
+    /// Nothing is configured: every webhook is refused.
     NotConfigured,
-    /// `none`: anybody may send.
+    /// `none`: every sender is accepted.
     Open,
     /// Any of these.
     AnyOf(Vec<Credential>),
@@ -41,7 +41,7 @@ pub enum Credential {
     StandardWebhooks { secret: SigningSecret },
 }
 
-/// A shared value; never empty, since an empty one would let everybody in.
+/// A shared value; never empty, because an empty one would accept every sender.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "SecretString")]
 pub struct Secret(SecretString);
@@ -121,10 +121,10 @@ impl TryFrom<SecretString> for SigningSecret {
     }
 }
 
-/// What of a request is looked at.
+/// The parts of a request that are checked.
 pub struct Presented<'r> {
     pub headers: &'r [Header<'r>],
-    /// As it stood in the URL: secrets are compared in both readings of `+`.
+    /// The query as in the URL: secrets are compared in both readings of `+`.
     pub raw_query: &'r str,
     /// The raw bytes, or `None` when they could not be decoded.
     pub body: Option<&'r [u8]>,
@@ -132,7 +132,7 @@ pub struct Presented<'r> {
     pub now: u64,
 }
 
-/// Signatures are good for this many seconds either way of the sender's timestamp.
+/// Maximum number of seconds between the sender's timestamp and now, in either direction.
 const TOLERANCE: u64 = 300;
 
 impl SenderAuth {

@@ -19,7 +19,7 @@ use crate::event_hubs::connection::{Wanted, is_hub_name};
 use crate::event_hubs::partitioning::Partitioning;
 use crate::json::{Object, from_config};
 use crate::kind::Kind;
-use crate::sender_auth::senders::Senders;
+use crate::sender_auth::accepted::AcceptedCredentials;
 
 /// Timeout of reading the default flow's secrets at the start. The first sender waits meanwhile; a later invocation reads what could
 /// not be read.
@@ -47,7 +47,7 @@ pub struct Configured {
 
 struct DefaultFlow<O> {
     configured: Configured,
-    senders: Arc<Senders>,
+    credentials: Arc<AcceptedCredentials>,
     /// `None` until its connection could be read.
     flow: Mutex<Option<Arc<Flow<O>>>>,
 }
@@ -92,13 +92,14 @@ impl<O: DeserializeOwned + Default> Flows<O> {
         }
         flows.default_options(&configured)?;
         let Hubs { aws, clock, .. } = &flows.hubs;
-        let senders = Senders::new(DEFAULT_FLOW, configured.sender_auth.clone(), aws.clone(), clock.clone());
-        if !senders.is_configured() {
+        let credentials =
+            AcceptedCredentials::new(DEFAULT_FLOW, configured.sender_auth.clone(), aws.clone(), clock.clone());
+        if !credentials.is_configured() {
             tracing::warn!(
                 "{SENDER_AUTH} is not set: webhooks get 401 (queues work); set it to `none` to accept every sender"
             );
         }
-        let default_flow = DefaultFlow { configured, senders: Arc::new(senders), flow: Mutex::default() };
+        let default_flow = DefaultFlow { configured, credentials: Arc::new(credentials), flow: Mutex::default() };
         let deadline = deadline.min(Instant::now() + STARTING);
         let (flow, read) = tokio::join!(
             async {
@@ -106,10 +107,10 @@ impl<O: DeserializeOwned + Default> Flows<O> {
                 flow.hub.warm_up().await;
                 Ok::<_, SettingsError>(flow)
             },
-            default_flow.senders.read(deadline),
+            default_flow.credentials.read(deadline),
         );
         match read {
-            Err(error) if !default_flow.senders.can_change() => return Err(error),
+            Err(error) if !default_flow.credentials.can_change() => return Err(error),
             // Otherwise the senders have reported it.
             _ => {}
         }
@@ -203,17 +204,17 @@ impl<O: DeserializeOwned + Default> Flows<O> {
         let options = options(&self.kind, item.options.as_deref(), "options", self.hubs.max_batch_bytes)?;
         let auth = item.auth_secret_id.as_deref().map(|id| SecretSource::secret("authSecretId", id));
         // Who may send is read with the first webhook: a queue needs no sender.
-        let senders = Arc::new(Senders::new(id, auth, self.hubs.aws.clone(), self.hubs.clock.clone()));
+        let credentials = Arc::new(AcceptedCredentials::new(id, auth, self.hubs.aws.clone(), self.hubs.clock.clone()));
         let hub = open_hub(&self.hubs, item, deadline).await?;
-        Ok(Flow { id: id.to_owned(), enabled: item.enabled, options, senders, hub })
+        Ok(Flow { id: id.to_owned(), enabled: item.enabled, options, credentials, hub })
     }
 
     async fn open_default(&self, flow: &DefaultFlow<O>, deadline: Instant) -> Result<Flow<O>, SettingsError> {
-        let DefaultFlow { configured, senders, .. } = flow;
+        let DefaultFlow { configured, credentials, .. } = flow;
         let options = self.default_options(configured)?;
         let Configured { connection, wanted, partitioning, .. } = configured;
         let hub = self.hubs.open(connection.clone(), wanted.clone(), *partitioning, deadline).await?;
-        Ok(Flow { id: DEFAULT_FLOW.to_owned(), enabled: true, options, senders: senders.clone(), hub })
+        Ok(Flow { id: DEFAULT_FLOW.to_owned(), enabled: true, options, credentials: credentials.clone(), hub })
     }
 
     fn default_options(&self, configured: &Configured) -> Result<O, SettingsError> {

@@ -12,18 +12,18 @@ use crate::aws::{Aws, AwsError, Service};
 use crate::clock::Clock;
 use crate::contract::flow_item::{Attributes, FlowItem};
 
-/// How long an item is used without a look at the table, in seconds: for as long a change may go unnoticed.
+/// Number of seconds for which an item is used before the table is read again. A change may go unnoticed for that time.
 const FRESH: u64 = 60;
-/// The same for an id that the table does not have, which somebody may just be adding.
+/// Number of seconds for which an id counts as absent. An operator may just be adding its flow.
 const FRESH_ABSENCE: u64 = 10;
-/// After a read that failed, an item in hand is used for as long before the next one.
-const PAUSE: u64 = 5;
-/// With an item in hand the table is not waited for much longer than it usually takes.
-const PATIENCE: Duration = Duration::from_millis(600);
-/// Ids that do not exist are asked for by anybody; they must not fill the memory.
-const MOST_ABSENT: usize = 1000;
+/// Number of seconds to use a cached item after a failed read, before the next read.
+const RETRY_AFTER: u64 = 5;
+/// Timeout of a read while a cached item can be used instead. A read usually takes a few milliseconds.
+const TIMEOUT_IF_CACHED: Duration = Duration::from_millis(600);
+/// Maximum number of absent ids that are cached: any caller can ask for ids that do not exist, which must not fill the memory.
+const MAX_ABSENT: usize = 1000;
 
-/// Why a flow's item can't be had.
+/// Why a flow's item could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum FlowTableError {
     #[error("the table of flows can't be read: {0}")]
@@ -58,10 +58,10 @@ impl FlowTable {
         Self { aws, table, clock, cache: Mutex::default() }
     }
 
-    /// The item of a flow, `None` when there is none. As long as it does not change, it is the same `Arc`.
+    /// The item of a flow; `None` if there is none. The `Arc` is the same until the item changes.
     ///
     /// # Errors
-    /// When the table does not answer by `deadline` and no earlier answer is at hand, or when the item is no flow.
+    /// Fails if the table does not respond by `deadline` and no item is cached, or if the item is not a flow.
     pub async fn item(&self, id: &str, deadline: Instant) -> Result<Option<Arc<FlowItem>>, FlowTableError> {
         if !is_flow_id(id) {
             return Ok(None);
@@ -73,20 +73,20 @@ impl FlowTable {
         {
             return Ok(known.item.clone());
         }
-        let in_hand = known.and_then(|known| known.item);
-        let patience = if in_hand.is_some() { deadline.min(Instant::now() + PATIENCE) } else { deadline };
-        let (item, fresh) = match (self.read(id, patience).await, in_hand) {
+        let cached = known.and_then(|known| known.item);
+        let patience = if cached.is_some() { deadline.min(Instant::now() + TIMEOUT_IF_CACHED) } else { deadline };
+        let (item, fresh) = match (self.read(id, patience).await, cached) {
             (Ok(Some(item)), Some(known)) if *known == item => (Some(known), FRESH),
             (Ok(Some(item)), _) => (Some(Arc::new(item)), FRESH),
             (Ok(None), _) => (None, FRESH_ABSENCE),
             (Err(error), Some(known)) if error.is_transient() => {
-                tracing::warn!(%error, flow = id, "going on with the flow as it was read before");
-                (Some(known), PAUSE)
+                tracing::warn!(%error, flow = id, "failed to read the flow item; using the cached one");
+                (Some(known), RETRY_AFTER)
             }
             (Err(error), _) => return Err(error),
         };
         let mut cache = self.cache();
-        if item.is_none() && cache.len() >= MOST_ABSENT {
+        if item.is_none() && cache.len() >= MAX_ABSENT {
             cache.retain(|_, cached| cached.item.is_some());
         }
         cache.insert(id.to_owned(), Cached { item: item.clone(), fresh_until: now + fresh });
@@ -98,14 +98,14 @@ impl FlowTable {
         let body = json!({
             "TableName": self.table, "Key": { "pk": { "S": format!("FLOW#{id}") } }, "ConsistentRead": true,
         });
-        let answer = self.aws.call(Service::DynamoDb, OPERATION, &body, deadline).await?;
+        let response = self.aws.call(Service::DynamoDb, OPERATION, &body, deadline).await?;
         let unusable = |problem: String| FlowTableError::Item { flow: id.to_owned(), problem };
-        let answer: Answer = serde_json::from_slice(&answer).map_err(|_| AwsError::Answer {
+        let response: Response = serde_json::from_slice(&response).map_err(|_| AwsError::Answer {
             operation: OPERATION,
             status: 200,
             code: "with something unreadable".to_owned(),
         })?;
-        answer.item.map(|attributes| FlowItem::read(&attributes).map_err(unusable)).transpose()
+        response.item.map(|attributes| FlowItem::read(&attributes).map_err(unusable)).transpose()
     }
 
     fn cache(&self) -> MutexGuard<'_, HashMap<String, Cached>> {
@@ -113,7 +113,7 @@ impl FlowTable {
     }
 }
 
-/// What was opened for flows, each as long as its item stays the same.
+/// What was opened for flows; each is used until its item changes.
 pub struct Opened<T>(Mutex<HashMap<String, ForItem<T>>>);
 
 struct ForItem<T> {
@@ -151,12 +151,12 @@ impl<T> Opened<T> {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct Response {
     #[serde(rename = "Item")]
     item: Option<Attributes>,
 }
 
-/// Flows have UUIDs; everything that is no such plain word is not asked for.
+/// Whether the table is asked for this id. Flows have UUIDs.
 fn is_flow_id(id: &str) -> bool {
     (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
 }

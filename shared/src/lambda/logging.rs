@@ -31,6 +31,6 @@ pub fn init(environment: &Environment) {
     let _ = tracing_subscriber::registry().with(lines).with(ours).try_init();
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(place, "a bug: the code panicked; the event at hand is not lost");
+        tracing::error!(place, "the code panicked, which is a bug; the current event is not lost");
     }));
 }

@@ -1,8 +1,8 @@
-//! A Lambda function's life: what it needs once, then one invocation after another.
+//! The runtime loop of a Lambda function: it opens once what it needs, then handles one invocation after another.
 
 use std::mem;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -18,17 +18,19 @@ use crate::environment::{Environment, SettingsError};
 use crate::json::explain;
 use crate::trigger::deadline::Invocation;
 
-/// What is read at the start may take this long; Lambda gives the init 10 s.
+/// Maximum time of start-up. Lambda allows 10 s for it.
 const INIT_TIMEOUT: Duration = Duration::from_secs(8);
-/// Before what could not be read is read again.
-const PAUSE: Duration = Duration::from_millis(500);
+/// Interval between attempts to read what could not be read at start-up.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What handles invocations.
+/// A Lambda function.
 pub trait Function: Sized + Send + Sync + 'static {
     type Response: Serialize + Send;
 
-    /// Handles one event, given as it came. An error means that nobody is there to be answered: the event is no trigger's, or all
-    /// of its records must come again.
+    /// Handles one event, given as Lambda sent it.
+    ///
+    /// # Errors
+    /// Fails if no trigger sends such an event, or if all of its records must be redelivered.
     fn invoke(
         &self,
         event: &str,
@@ -36,8 +38,8 @@ pub trait Function: Sized + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Self::Response, Diagnostic>>;
 }
 
-/// Runs a function until the runtime ends it. A setting that can't be used ends the process before its first invocation,
-/// with one ERROR line. `open` reads settings and secrets, by its deadline.
+/// Runs a function until the runtime ends it. A setting that is not usable makes start-up fail, with one ERROR line.
+/// `open` reads settings and secrets, by its deadline.
 pub fn run_function<F: Function>(
     open: impl AsyncFn(Environment, Clock, Instant) -> Result<F, SettingsError>,
 ) -> ExitCode {
@@ -58,7 +60,7 @@ pub fn run_function<F: Function>(
                 Ok(function) => break Arc::new(function),
                 Err(error) => error,
             };
-            if !error.is_transient || Instant::now() + PAUSE >= deadline {
+            if !error.is_transient || Instant::now() + RETRY_INTERVAL >= deadline {
                 tracing::error!(
                     variable = error.variable,
                     problem = error.problem,
@@ -66,18 +68,13 @@ pub fn run_function<F: Function>(
                 );
                 return ExitCode::FAILURE;
             }
-            sleep(PAUSE).await;
+            sleep(RETRY_INTERVAL).await;
         };
-        // The bytes of the event at hand. What `lambda_runtime` reads an event into would be a copy, made in a pass of its own.
-        let arrived = Arc::new(Mutex::new(Bytes::new()));
-        let take = {
-            let arrived = arrived.clone();
-            move |next| mem::replace(&mut *arrived.lock().unwrap_or_else(PoisonError::into_inner), next)
-        };
+        let handover = Handover::default();
         let handler = service_fn({
-            let take = take.clone();
+            let handover = handover.clone();
             move |LambdaEvent { context, .. }: LambdaEvent<IgnoredAny>| {
-                let (function, bytes) = (function.clone(), take(Bytes::new()));
+                let (function, bytes) = (function.clone(), handover.take());
                 let began = Instant::now();
                 let time_up = began + remaining(&clock, &context);
                 async move {
@@ -94,7 +91,7 @@ pub fn run_function<F: Function>(
             }
         });
         let arriving = MapRequestLayer::new(move |mut invocation: LambdaInvocation| {
-            take(mem::replace(&mut invocation.body, Bytes::from_static(b"null")));
+            handover.put(mem::replace(&mut invocation.body, Bytes::from_static(b"null")));
             invocation
         });
         match Runtime::new(handler).layer(arriving).run().await {
@@ -113,6 +110,28 @@ pub fn run_function<F: Function>(
             }
         }
     })
+}
+
+/// The bytes of an event, handed from the layer that receives it to the handler. What `lambda_runtime` itself passes on would
+/// be a copy, made in a pass of its own.
+///
+/// It has one slot, because the runtime asks for the next event only after the handler has responded to the last one.
+#[derive(Clone, Default)]
+struct Handover(Arc<Mutex<Option<Bytes>>>);
+
+impl Handover {
+    fn put(&self, event: Bytes) {
+        let earlier = self.slot().replace(event);
+        assert!(earlier.is_none(), "an event arrived before the handler took the last one");
+    }
+
+    fn take(&self) -> Bytes {
+        self.slot().take().expect("the layer puts each event before the handler is called")
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Bytes>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Why the runtime can't read the headers of an invocation, if that is what ended it.

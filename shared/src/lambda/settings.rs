@@ -1,5 +1,5 @@
-//! The configuration of a data-plane function, read once from the environment. A value that can't be used fails the init
-//! and names its variable; an empty one counts as absent, since templates can't leave a variable out as easily.
+//! The configuration of a data-plane function, read once from the environment. A value that is not usable makes start-up fail,
+//! with the name of its variable. An empty value counts as absent, because a template can't easily leave a variable out.
 
 use std::sync::Arc;
 
@@ -22,10 +22,10 @@ use crate::pipeline::services::Services;
 use crate::undelivered::parking::Parking;
 use crate::undelivered::rejects::Rejects;
 
-/// Everything a data-plane function is told.
+/// The settings of a data-plane function.
 #[derive(Debug)]
 pub struct Settings {
-    /// Of the default flow.
+    /// Connection string of the default flow.
     pub connection: Option<SecretSource>,
     pub hub_name: Option<String>,
     pub sender_auth: Option<SecretSource>,
@@ -41,9 +41,10 @@ pub struct Settings {
     pub metrics_by_flow: bool,
 }
 
-/// The service takes 1 MB per request; a little is left for what the gateway counts and does not document.
+/// Default size budget of a request, in bytes. The service accepts 1 MB; the rest is for what the gateway counts and does not
+/// document.
 const DEFAULT_MAX_BATCH_BYTES: usize = 1_000_000;
-/// Dedicated clusters can be set up for messages of up to 20 MB.
+/// Maximum of the size budget, in bytes: dedicated clusters can be set up for messages of up to 20 MB.
 const LARGEST_MAX_BATCH_BYTES: usize = 20 * 1024 * 1024;
 
 impl Settings {

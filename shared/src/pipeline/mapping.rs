@@ -11,19 +11,19 @@ use crate::json::{self, Events};
 use crate::kind::{Event, Header, Kind, Reason, Rejection};
 use crate::message::Message;
 
-/// Messages of one invocation take at most about this many bytes, so that they fit the function's memory.
+/// Maximum size of the messages of one invocation in bytes, so that they fit the function's memory. The last body may exceed it.
 pub const MAX_MESSAGES_BYTES: usize = 16_000_000;
 
-/// What one body became: an event, or an array of them.
+/// The result of mapping one body: an event, or an array of events.
 #[derive(Debug, Default)]
 pub struct Mapping<'a> {
     pub messages: Vec<Message<'a>>,
     /// The event that each message was made from.
     pub events: Vec<&'a str>,
     pub rejections: Vec<Rejected<'a>>,
-    /// What was mapped.
+    /// The body itself.
     body: &'a [u8],
-    /// Of the messages' bodies.
+    /// Size of the messages' bodies, in bytes.
     pub bytes: usize,
     pub received: usize,
     pub filtered: usize,
@@ -33,14 +33,14 @@ pub struct Mapping<'a> {
 /// An event that can't be delivered.
 #[derive(Debug, Clone)]
 pub struct Rejected<'a> {
-    /// In the array, if it came in one.
+    /// Position in the array, if the body is one.
     pub position: Option<usize>,
     pub rejection: Rejection,
-    /// As it came.
+    /// The bytes that the sender sent.
     pub body: &'a [u8],
 }
 
-/// Counts by word.
+/// Number of occurrences of each word that a kind noted.
 pub type Notes = BTreeMap<&'static str, u32>;
 
 impl<'a> Mapping<'a> {
@@ -49,40 +49,40 @@ impl<'a> Mapping<'a> {
         Self { rejections: vec![Rejected { position: None, rejection, body }], body, received: 1, ..Self::default() }
     }
 
-    /// The rejected events to keep. Where that is all of a body, or many, the body stands for them: a copy of each would take
-    /// longer than a sender waits.
+    /// The rejected events to store. If all events of a body are rejected, or many, the body is stored instead: a copy of each
+    /// would take longer than a sender waits.
     pub fn rejects(&self) -> Vec<Rejected<'a>> {
-        const MOST: usize = 20;
+        const MAX_COPIES: usize = 20;
         match self.rejection() {
-            Some(rejection) if self.rejections.len() == self.received || self.rejections.len() > MOST => {
+            Some(rejection) if self.rejections.len() == self.received || self.rejections.len() > MAX_COPIES => {
                 vec![Rejected { position: None, rejection, body: self.body }]
             }
             _ => self.rejections.clone(),
         }
     }
 
-    /// The class of the first rejection and the places of all, or of as many as a reader wants.
+    /// The reason of the first rejection, and the details of the first ten.
     pub fn rejection(&self) -> Option<Rejection> {
-        const MOST: usize = 10;
+        const MAX_DETAILS: usize = 10;
         let first = &self.rejections.first()?.rejection;
         let mut details: Vec<String> = self
             .rejections
             .iter()
-            .take(MOST)
+            .take(MAX_DETAILS)
             .map(|Rejected { position, rejection, .. }| match position {
                 Some(position) => format!("[{position}] {}", rejection.detail),
                 None => rejection.detail.to_string(),
             })
             .collect();
-        if self.rejections.len() > MOST {
-            details.push(format!("and {} more", self.rejections.len() - MOST));
+        if self.rejections.len() > MAX_DETAILS {
+            details.push(format!("and {} more", self.rejections.len() - MAX_DETAILS));
         }
         Some(Rejection { reason: first.reason, detail: details.join("; ").into() })
     }
 }
 
 impl<O> Flow<O> {
-    /// Maps a body that came as bytes.
+    /// Maps the raw bytes of a body.
     pub fn map_bytes<'a>(&'a self, kind: &Kind<O>, body: &'a [u8], headers: &'a [Header<'a>]) -> Mapping<'a> {
         match std::str::from_utf8(body) {
             Ok(text) => self.map(kind, text, headers),
@@ -170,7 +170,7 @@ pub fn is_compressed(body: &[u8]) -> bool {
     has_mark && std::str::from_utf8(body).is_err()
 }
 
-/// What an unmappable event came in, if another service wrapped it.
+/// What to change if another service wrapped the event in an envelope of its own.
 fn envelope_of(json: &str) -> Option<&'static str> {
     #[derive(Deserialize)]
     struct Envelope {
@@ -192,7 +192,7 @@ fn envelope_of(json: &str) -> Option<&'static str> {
 
 /// The property by which Azure's SDKs link a consumer's trace to the sender's.
 const DIAGNOSTIC_ID: &str = "Diagnostic-Id";
-/// As much as it takes of a request.
+/// Size of the property in a request, in bytes.
 const DIAGNOSTIC_ID_BYTES: usize = 80;
 
 /// The caller's place in its trace (<https://www.w3.org/TR/trace-context/#traceparent-header>, version 00), if it is well formed.

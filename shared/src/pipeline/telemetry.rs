@@ -1,8 +1,8 @@
-//! The one line that an invocation leaves of a flow: for readers, and as metrics in CloudWatch's embedded metric format
+//! The log line that an invocation writes for each flow. It is also its metrics, in CloudWatch's embedded metric format
 //! (<https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>).
 //!
-//! It is written here rather than by a metrics crate, since it is on the way of every event: one buffer, one system call,
-//! and no line for metrics beside the one for readers.
+//! It is written here and not by a metrics crate, because it is on the path of every event: one buffer, one system call, and one
+//! line for readers and metrics.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ fn of_cause(cause: Cause) -> Metric {
     }
 }
 
-/// What became of a flow's events in one invocation.
+/// The outcome of a flow's events in one invocation.
 #[derive(Debug, Default)]
 pub struct Counts {
     pub received: usize,
@@ -44,9 +44,9 @@ pub struct Counts {
     pub retries: u32,
     pub throttled: u32,
     pub sending: Option<Duration>,
-    /// What the hub said last that was no success.
+    /// The last failure: a status and code of the hub, or why there was no response.
     pub problem: Option<String>,
-    /// What the failures themselves show an operator, by cause.
+    /// What an operator should look at, by cause, as the failures themselves show it.
     pub hints: BTreeMap<Cause, Cow<'static, str>>,
 }
 
@@ -95,7 +95,7 @@ impl Counts {
     }
 }
 
-/// A line in the making.
+/// A line that is being written.
 #[derive(Debug)]
 pub struct Line {
     text: Vec<u8>,
@@ -106,7 +106,7 @@ pub struct Line {
 }
 
 impl Line {
-    /// A line about a kind's events of one flow; of none where they name none that exists.
+    /// A line about the events of one flow; `flow` is `None` if they name a flow that does not exist.
     pub fn new(services: &Services, kind: &str, flow: Option<&str>, request_id: &str) -> Self {
         let milliseconds = services.hubs.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let mut line = Self {
@@ -125,7 +125,7 @@ impl Line {
         line
     }
 
-    /// What readers search by.
+    /// Adds a property that readers search by.
     pub fn property(&mut self, name: &str, value: &str) {
         self.name(name);
         push_string(&mut self.text, value);
@@ -136,7 +136,7 @@ impl Line {
         let _ = write!(self.text, "{value}");
     }
 
-    /// A count of zero is left out: a sum is the same without it.
+    /// Adds a count, unless it is zero: a sum is the same without it.
     pub fn count(&mut self, metric: Metric, value: usize) {
         if value > 0 {
             self.metric(metric, value as u128);
@@ -148,7 +148,7 @@ impl Line {
         self.declare(metric);
     }
 
-    /// A metric with two decimal places.
+    /// Adds a metric with two decimal places.
     pub fn decimal(&mut self, metric: Metric, value: f64) {
         self.name(metric.name);
         let _ = write!(self.text, "{value:.2}");
@@ -163,7 +163,7 @@ impl Line {
         self.metrics.extend_from_slice(b"\"}");
     }
 
-    /// What became of the events.
+    /// Adds the outcome of the events.
     pub fn counts(&mut self, counts: &Counts) {
         self.count(metrics::RECEIVED, counts.received);
         self.count(metrics::FILTERED, counts.filtered);
@@ -180,7 +180,7 @@ impl Line {
         }
     }
 
-    /// How the sending went.
+    /// Adds the requests, their duration and the causes of failures.
     pub fn sending(&mut self, counts: &Counts) {
         self.count(metrics::REQUESTS, counts.requests as usize);
         self.count(metrics::RETRIES, counts.retries as usize);
@@ -200,7 +200,7 @@ impl Line {
         }
     }
 
-    /// Prints it, whatever the log level: metrics are made of it.
+    /// Prints the line, whatever the log level, because CloudWatch reads the metrics from it.
     pub fn write(mut self, message: &str) {
         self.property("message", message);
         if !self.metrics.is_empty() {
@@ -214,7 +214,7 @@ impl Line {
             self.text.extend_from_slice(b"]}]}");
         }
         self.text.extend_from_slice(b"}\n");
-        // Where nobody reads standard output there is nobody to tell either.
+        // A failure to write to standard output can't be reported anywhere.
         let _ = std::io::stdout().lock().write_all(&self.text);
     }
 
@@ -224,7 +224,7 @@ impl Line {
         self.text.extend_from_slice(b"\":");
     }
 
-    /// An object of counts by word.
+    /// Adds an object of counts by word.
     fn words<'w>(&mut self, name: &str, words: impl Iterator<Item = (&'w str, usize)>) {
         self.name(name);
         for (position, (word, count)) in words.enumerate() {

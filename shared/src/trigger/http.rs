@@ -1,5 +1,5 @@
-//! The webhook trigger: HTTP API events (payload 2.0) and function URLs, which send the same. Answers are JSON; what went
-//! wrong is told by problem documents (RFC 9457).
+//! The webhook trigger: HTTP API events (payload 2.0) and function URLs, which send the same. Responses are JSON; errors are
+//! problem documents (RFC 9457).
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,20 +26,20 @@ use crate::pipeline::mapping::{Mapping, is_compressed};
 use crate::pipeline::telemetry::{Counts, Line};
 use crate::pipeline::{Delivery, Pipeline, Times, Work};
 use crate::sender_auth::Presented;
-use crate::sender_auth::senders::Sender;
+use crate::sender_auth::accepted::Sender;
 use crate::trigger::deadline::Invocation;
 
-/// Sending ends this long after the invocation began: some senders hang up after 2 s, cold start included.
+/// Maximum time after the start of the invocation to send. Some senders close the connection after 2 s, cold start included.
 const SENDING: Duration = Duration::from_millis(1200);
-/// So does parking.
+/// Maximum time after the start of the invocation to park.
 const PARKING: Duration = Duration::from_millis(1700);
-/// What is left of the function's time for answering.
+/// Part of the function's time that only the response may use.
 const RESERVE: Duration = Duration::from_millis(200);
 
-/// Whether the wrong format of HTTP events was reported: it is a setting, and concerns every event.
+/// Whether the wrong format of HTTP events was reported. It is a setting and concerns every event, so one line is enough.
 static PAYLOAD_1_REPORTED: AtomicBool = AtomicBool::new(false);
 
-/// What of an event is used. Everything beyond the path may be absent.
+/// The members of an event that are used. All of them but the path may be absent.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpRequest<'a> {
@@ -179,7 +179,7 @@ async fn response<O: DeserializeOwned + Default>(
         Ok(flow) => flow,
         Err(NoFlow::Unknown) => return Response::problem(404, "no such flow"),
         Err(NoFlow::Unavailable) => {
-            return Response::problem(503, "the flow's configuration can't be read now; send it again");
+            return Response::problem(503, "the flow's configuration can't be read now; send the request again");
         }
     };
     facts.flow = Some(flow.id.clone());
@@ -196,11 +196,11 @@ async fn response<O: DeserializeOwned + Default>(
         body: body.as_deref(),
         now: pipeline.services.hubs.clock.unix_seconds(),
     };
-    match flow.senders.identify(&presented, times.sending_ends).await {
+    match flow.credentials.identify(&presented, times.sending_ends).await {
         Sender::Known => {}
-        Sender::Unknown => return Response::NotAuthenticated { challenges: flow.senders.challenges() },
+        Sender::Unknown => return Response::NotAuthenticated { challenges: flow.credentials.challenges() },
         Sender::CannotTell => {
-            return Response::problem(503, "the senders' credentials can't be read now; send it again");
+            return Response::problem(503, "the senders' credentials can't be read now; send the request again");
         }
     }
     if !flow.enabled {
@@ -210,7 +210,7 @@ async fn response<O: DeserializeOwned + Default>(
         Some(body) => flow.map_bytes(&pipeline.kind, body, &headers),
         None => {
             let as_it_came = request.body.as_ref().map_or("", |body| body.0.as_ref()).as_bytes();
-            Mapping::rejected(Rejection::unreadable("the body is marked as base64, and is not"), as_it_came)
+            Mapping::rejected(Rejection::unreadable("the body is marked as base64 but is not valid base64"), as_it_came)
         }
     };
     deliver(pipeline, &flow, mapping, body.as_deref(), times, facts).await
@@ -248,7 +248,7 @@ async fn deliver<O>(
         if outcome.is_held {
             return Response::problem(
                 503,
-                "rejected elements can't be kept now, so that nothing was sent; send it again",
+                "rejected elements can't be stored now, so nothing was sent; send the request again",
             );
         }
     }
@@ -260,7 +260,7 @@ async fn deliver<O>(
         *reason = cause.word();
         pipeline.report_hints(counts);
         if outcome.unsent > 0 {
-            let detail = format!("the event hub did not take the events now ({}); send them again", cause.word());
+            let detail = format!("the event hub did not accept the events now ({}); send them again", cause.word());
             return Response::problem(503, detail);
         }
     }
@@ -290,7 +290,7 @@ fn flow_of(raw_path: &str, stage: &str, kind: &str) -> Option<String> {
     Some(flow.unwrap_or_else(|| DEFAULT_FLOW.to_owned()))
 }
 
-/// The raw bytes of the body; `None` when the flag says base64 and the text is not.
+/// The raw bytes of the body; `None` if the flag says base64 and the text is something else.
 fn body_of<'r>(request: &'r HttpRequest<'_>) -> Option<Cow<'r, [u8]>> {
     let body = request.body.as_ref().map_or("", |body| body.0.as_ref());
     if request.is_base64_encoded == Some(true) {
@@ -341,18 +341,12 @@ fn problem(status: u16, detail: &str, request_id: &str) -> String {
     .to_string()
 }
 
-/// The answer when the function itself failed: never a crash, which a gateway would turn into a 500 that some senders do
-/// not repeat.
+/// The response if the function itself failed. A crash would become a 500 of the gateway, which some senders do not retry.
 pub fn failed<O>(pipeline: &Pipeline<O>, request_id: &str) -> ApiGatewayV2httpResponse {
-    refuse(
-        pipeline,
-        request_id,
-        Reason::Bug,
-        &Response::problem(503, "the relay failed on this request; send it again"),
-    )
+    refuse(pipeline, request_id, Reason::Bug, &Response::problem(503, "an error of the relay; send the request again"))
 }
 
-/// The answer to an HTTP event that can't be read as one, such as one of payload 1.0.
+/// The response to an HTTP event that can't be read as one, such as one of payload 1.0.
 pub fn unreadable<O>(pipeline: &Pipeline<O>, request_id: &str, is_payload_1: bool) -> ApiGatewayV2httpResponse {
     if is_payload_1 && !PAYLOAD_1_REPORTED.swap(true, Ordering::Relaxed) {
         tracing::warn!(

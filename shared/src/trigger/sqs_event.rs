@@ -1,4 +1,4 @@
-//! SQS events: their records, and the answer that has some of them come again.
+//! SQS events: their records, and the response that returns some of them to the queue.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use crate::flow::DEFAULT_FLOW;
 use crate::json::{Members, Object, Text, text};
 use crate::kind::Rejection;
 
-/// What of a record is used; only its id must be readable for its failure to be told.
+/// The members of a record that are used. Only its id must be readable, so that its failure can be reported.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", bound(deserialize = "B: Deserialize<'de>"))]
 pub struct Record<'a, B = Body<'a>> {
@@ -31,7 +31,7 @@ pub struct Record<'a, B = Body<'a>> {
 /// A record's body.
 pub enum Body<'a> {
     Text(Cow<'a, str>),
-    /// Not text, or with half a character.
+    /// A value that is not text, or text with half a surrogate pair.
     Odd(&'a RawValue),
 }
 
@@ -49,13 +49,13 @@ impl<'a, B> Record<'a, B> {
     }
 }
 
-/// The record's id can't be read, so that its failure can't be reported: the whole batch must come again.
+/// The id of a record is not readable, so its failure can't be reported: the whole batch has to be redelivered.
 #[derive(Debug, thiserror::Error)]
 #[error("a record of the batch has no readable messageId")]
 pub struct UnreadableRecord;
 
 impl<'a> Record<'a> {
-    /// The flow that the record names, `default` when it names none; `None` when that can't be read.
+    /// The flow that the record names, or `default` if it names none; `None` if the name is not readable.
     pub fn flow(&self) -> Option<Cow<'a, str>> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -82,7 +82,7 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The body as it came; what can't be read as text is still JSON.
+    /// The bytes of the body; of a body that is not text, those of its JSON.
     pub fn raw_body(&self) -> &[u8] {
         match &self.body {
             None => &[],
@@ -91,17 +91,17 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// By which it can be hidden for longer; empty when it has none.
+    /// Handle to extend its visibility timeout with; empty if it has none.
     pub fn receipt_handle(&self) -> Cow<'a, str> {
         self.receipt_handle.and_then(|handle| text(handle.get())).unwrap_or_default()
     }
 
-    /// How often it was received, this time included.
+    /// Number of times that it was received, including this one.
     pub fn receive_count(&self) -> u32 {
         self.number("ApproximateReceiveCount").and_then(|count| count.try_into().ok()).unwrap_or(1)
     }
 
-    /// When it was sent, in milliseconds since 1970.
+    /// Time at which it was sent, in milliseconds since 1970.
     pub fn sent_at(&self) -> Option<u64> {
         self.number("SentTimestamp")
     }
@@ -111,7 +111,7 @@ impl<'a> Record<'a> {
         text(member(&attributes, attribute)?.get())?.parse().ok()
     }
 
-    /// Whether it was received before, told at first sight; what was handled then is a duplicate now.
+    /// Whether it was received before: what was handled then is a duplicate now. The usual case is decided without parsing.
     pub fn came_before(&self) -> bool {
         self.attributes.is_some_and(|attributes| !attributes.get().contains(r#""ApproximateReceiveCount":"1""#))
             && self.receive_count() > 1
@@ -159,7 +159,7 @@ pub fn records(event: &str) -> Option<Result<Vec<Record<'_>>, UnreadableRecord>>
     }
 }
 
-/// Whether an event looks like a batch at first sight.
+/// Whether the start of an event looks like a batch.
 pub fn begins_like_a_batch(event: &str) -> bool {
     let inside = event.trim_ascii_start().strip_prefix('{').unwrap_or_default();
     inside.trim_ascii_start().starts_with("\"Records\"")

@@ -1,4 +1,4 @@
-//! The senders of one flow: their accepted credentials, read again when a request presents none of them.
+//! The credentials that a flow accepts, read again when a request presents none of them.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,7 +23,7 @@ const MAX_CACHED: u64 = 3_600;
 const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The source of a flow's credentials, and the result of the last reads.
-pub struct Senders {
+pub struct AcceptedCredentials {
     flow: String,
     source: Option<SecretSource>,
     aws: Aws,
@@ -72,8 +72,8 @@ impl Current {
     }
 }
 
-impl Senders {
-    /// The senders of `flow`. Reads nothing yet. Without a source every webhook is refused.
+impl AcceptedCredentials {
+    /// The accepted credentials of `flow`. Reads nothing yet. Without a source every webhook is refused.
     pub fn new(flow: &str, source: Option<SecretSource>, aws: Aws, clock: Clock) -> Self {
         Self { flow: flow.to_owned(), source, aws, clock, current: Mutex::default() }
     }
@@ -135,7 +135,7 @@ impl Senders {
             }
             Err(error) => {
                 current.failed_at = Some(now);
-                // Only an outage leaves the cached ones valid. Somebody may have deleted the secret to lock a sender out.
+                // Only an outage leaves the cached ones valid. An operator may have deleted the secret to lock a sender out.
                 if !error.is_transient {
                     current.accepted = None;
                 }
@@ -224,7 +224,7 @@ mod tests {
         });
         let aws = Aws::new(crate::build_http_client(None).unwrap(), environment, clock.clone());
         let source = SecretSource::secret("SENDER_AUTH_SECRET_ID", "senders");
-        let senders = Senders::new("default", Some(source), aws, clock);
+        let senders = AcceptedCredentials::new("default", Some(source), aws, clock);
         let headers = [("authorization".into(), "Bearer token".into())];
         let identify = async || {
             let now = seconds.load(Ordering::Relaxed);
