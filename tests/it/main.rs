@@ -19,6 +19,7 @@ mod hub_answers;
 mod ingest;
 mod input;
 mod kafka;
+mod links;
 mod mapping;
 mod parking;
 mod peer;
