@@ -11,7 +11,7 @@ fn root() -> PathBuf {
 /// The pages of these folders, by their path from the root.
 fn pages() -> BTreeSet<PathBuf> {
     let functions = fs::read_dir(root().join("functions")).unwrap().map(|folder| folder.unwrap().path());
-    let others = ["", "docs", "bench", "cli", "local", "shared", "tests", "tests/fixtures"];
+    let others = ["", "docs", "bench", "bench/results", "cli", "local", "shared", "tests", "tests/fixtures"];
     let files =
         functions.chain(others.map(|folder| root().join(folder))).flat_map(|folder| fs::read_dir(folder).unwrap());
     files.map(|file| file.unwrap().path()).filter(|path| path.extension().is_some_and(|end| end == "md")).collect()
