@@ -1,4 +1,4 @@
-//! The consumer that the operations page recommends, run as printed there on messages of the kinds.
+//! The consumer that docs/consumers.md recommends, run as printed there on messages of the kinds.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use shared::{Event, Kind};
 
 use crate::harness::*;
 
-const PAGE: &str = include_str!("../../docs/operations.md");
+const PAGE: &str = include_str!("../../docs/consumers.md");
 
 /// A client that calls `on_event` with the messages in `EVENTS`. A message of which `on_event` fails is delivered once more.
 const CLIENT: &str = r#"
@@ -45,8 +45,7 @@ struct Sent {
 
 /// The bodies on which the recipe does its work.
 fn worked_on(messages: &[Sent]) -> Vec<String> {
-    let section = PAGE.split_once("## Consumers").unwrap().1;
-    let recipe = section.split_once("```python\n").unwrap().1.split_once("```").unwrap().0;
+    let recipe = PAGE.split_once("```python\n").unwrap().1.split_once("```").unwrap().0;
     let folder = std::env::temp_dir().join(format!("consumers-{}-{:016x}", std::process::id(), fastrand::u64(..)));
     std::fs::create_dir_all(folder.join("azure/eventhub")).unwrap();
     std::fs::write(folder.join("azure/eventhub/__init__.py"), CLIENT).unwrap();

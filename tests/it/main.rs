@@ -20,6 +20,7 @@ mod ingest;
 mod input;
 mod kafka;
 mod layers;
+mod links;
 mod mapping;
 mod parking;
 mod peer;

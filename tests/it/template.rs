@@ -1,4 +1,4 @@
-//! The template, the folders, the sample events and the README agree.
+//! The template, the folders, the sample events and the documentation agree.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -264,26 +264,28 @@ fn whatever_needs_an_operator_has_its_alarm_and_every_alarm_says_what_to_do() {
         }
         assert!(!is_kind || is_watched("Throttled", kind) && is_watched("Errors5xx", kind), "{name}");
     }
-    let operations = read("docs/operations.md");
-    let (_, section) = operations.split_once("\n## Alarms\n").unwrap();
+    let runbook = read("docs/runbook.md");
+    let (_, section) = runbook.split_once("\n## Alarms\n").unwrap();
     let section = section.split("\n## ").next().unwrap();
     for (name, alarm) in alarms {
         assert_eq!(alarm["TreatMissingData"], "notBreaching", "{name}");
-        assert!(alarm["AlarmDescription"].as_str().unwrap().ends_with("docs/operations.md#alarms."), "{name}");
-        assert!(section.contains(&format!("`{name}`")), "docs/operations.md does not explain {name}");
+        assert!(alarm["AlarmDescription"].as_str().unwrap().ends_with("docs/runbook.md#alarms."), "{name}");
+        assert!(section.contains(&format!("`{name}`")), "docs/runbook.md does not explain {name}");
     }
-    let (_, section) = operations.split_once("\n## Metrics and logs\n").unwrap();
+    let metrics = read("docs/metrics.md");
+    let (_, section) = metrics.split_once("\n## Metrics\n").unwrap();
     let section = section.split("\n## ").next().unwrap();
     for metric in metrics::METRICS {
         let line = section.lines().find(|line| line.starts_with('|') && line.contains(&format!("`{}`", metric.name)));
-        let line = line.unwrap_or_else(|| panic!("docs/operations.md does not explain {}", metric.name));
+        let line = line.unwrap_or_else(|| panic!("docs/metrics.md does not explain {}", metric.name));
         assert!(line.contains(&metric.unit.to_ascii_lowercase()), "{line}");
     }
+    let deploy = read("docs/deploy.md");
     for parameter in stack.template["Parameters"].as_object().unwrap().keys() {
         let groups = [("Source", "`Source…`"), ("Inlet", "`Inlet…`"), ("Ims", "`Ims…`")];
         let group = groups.iter().find(|(start, _)| parameter.starts_with(start));
         let name = group.map_or(format!("`{parameter}`"), |(_, group)| (*group).to_owned());
-        assert!(operations.contains(&name), "docs/operations.md does not explain {parameter}");
+        assert!(deploy.contains(&name), "docs/deploy.md does not explain {parameter}");
     }
 }
 
@@ -354,7 +356,7 @@ fn every_folder_has_its_block() {
 #[test]
 fn variables_of_the_template_are_documented() {
     let template = template();
-    let readme = read("README.md");
+    let configuration = read("docs/configuration.md");
     let mut variables: BTreeSet<&str> = BTreeSet::new();
     let globals = &template["Globals"]["Function"]["Environment"]["Variables"];
     variables.extend(globals.as_object().unwrap().keys().map(String::as_str));
@@ -363,7 +365,7 @@ fn variables_of_the_template_are_documented() {
         variables.extend(own.into_iter().flat_map(|own| own.keys().map(String::as_str)));
     }
     for variable in &variables {
-        assert!(readme.contains(&format!("`{variable}`")), "{variable} is not in the README");
+        assert!(configuration.contains(&format!("`{variable}`")), "docs/configuration.md does not explain {variable}");
     }
     let environment: Value = serde_json::from_str(&read("events/env.json")).unwrap();
     let blocks: BTreeSet<&str> = functions(&template).iter().map(|(name, _)| *name).collect();
@@ -497,7 +499,7 @@ fn parameters_of_parking_set_their_mapping_and_variable() {
 fn parameters_of_parking_accept_what_lambda_and_redelivery_accept() {
     let template = template();
     let parameters = &template["Parameters"];
-    let operations = read("docs/operations.md");
+    let deploy = read("docs/deploy.md");
     for (name, default, least, most) in [
         ("RedeliveryConcurrency", 20, 2, Some(1000)),
         ("QueueConcurrency", 50, 2, Some(1000)),
@@ -510,7 +512,7 @@ fn parameters_of_parking_accept_what_lambda_and_redelivery_accept() {
         assert_eq!(parameter["Default"], default, "{name}");
         assert_eq!(parameter["MinValue"], least, "{name}");
         assert_eq!(parameter.get("MaxValue").and_then(Value::as_i64), most, "{name}");
-        let row = operations.lines().find(|line| line.starts_with(&format!("| `{name}` |"))).unwrap();
+        let row = deploy.lines().find(|line| line.starts_with(&format!("| `{name}` |"))).unwrap();
         assert!(row.split(" | ").last().unwrap().starts_with(&format!("`{default}`")), "{row}");
     }
     let default = |name: &str| parameters[name]["Default"].as_u64().unwrap();
