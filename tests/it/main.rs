@@ -22,6 +22,7 @@ mod kafka;
 mod layers;
 mod links;
 mod mapping;
+mod pages;
 mod parking;
 mod peer;
 mod profile_export;
