@@ -1,0 +1,95 @@
+//! Consumer groups: one flow has each, and only the holder of a key can claim one.
+
+use local::emulator::ROOT_KEY_NAME;
+
+use super::*;
+
+#[tokio::test]
+async fn a_consumer_group_serves_one_flow_of_one_tenant() {
+    let world = World::start().await;
+    let (source, id) = world.flow(json!({ "eventHubName": HUB, "consumerGroup": "ours" })).await;
+    let target = world.api.post("/targetConnections", &world.target(json!({}))).await.id();
+    let connection = world.api.connection(&world.hub).await;
+    let same = world.source(&connection, json!({ "eventHubName": HUB, "consumerGroup": "OURS" })).await;
+    for source in [&source, &same] {
+        let refused = world.create(source, &target).await.expect(409);
+        assert!(text(&refused["errorMessage"]).contains("consumer group"), "{refused}");
+    }
+    // Nobody's words about another tenant's flow, and no hold of it.
+    let other = Caller { sandbox: "dev", ..world.api.clone() };
+    for (path, op) in [("", "GET"), ("", "DELETE"), ("/action?op=disable", "POST")] {
+        other.call(op, &format!("/flows/{id}{path}"), &Value::Null).await.expect(404);
+    }
+    let theirs = World { api: Caller { organisation: "globex@AdobeOrg", ..world.api.clone() }, ..world };
+    let secret = theirs.target(json!({}));
+    let refused = theirs.api.post("/targetConnections", &secret).await.expect(400);
+    assert!(text(&refused["message"]).contains("params.imsSecretId"), "another organisation's client: {refused}");
+    let mut open = secret;
+    for member in ["imsSecretId", "imsTokenUrl"] {
+        open["params"].as_object_mut().unwrap().remove(member);
+    }
+    let target = theirs.api.post("/targetConnections", &open).await.id();
+    let connection = theirs.api.connection(&theirs.hub).await;
+    let source = theirs.source(&connection, json!({ "eventHubName": HUB, "consumerGroup": "ours" })).await;
+    let refused = theirs.create(&source, &target).await.expect(409);
+    assert!(!refused.to_string().contains(&id), "{refused}");
+    assert_eq!((theirs.lambda.mappings().len(), theirs.lambda.aliases().len()), (1, 1));
+    // Another hub's group of that name is another one.
+    let source = theirs.source(&connection, json!({ "eventHubName": OTHER_HUB, "consumerGroup": "ours" })).await;
+    theirs.create(&source, &target).await.expect(201);
+}
+
+#[tokio::test]
+async fn a_consumer_group_is_claimed_only_with_a_key_that_the_namespace_accepts() {
+    let world = World::start().await;
+    // An attacker knows the namespace, and invents a key.
+    let attacker = World { api: Caller { organisation: "globex@AdobeOrg", ..world.api.clone() }, ..world };
+    let invented = json!({
+        "name": "invented", "connectionSpec": spec(EVENT_HUBS),
+        "auth": { "specName": "Azure EventHub authentication credentials", "params": {
+            "sasKeyName": ROOT_KEY_NAME, "sasKey": "aW52ZW50ZWQ=", "namespace": host(&attacker.hub),
+        } },
+    });
+    let connection = attacker.api.post("/connections?validate=false", &invented).await.id();
+    let source = json!({
+        "name": "source", "connectionSpec": spec(EVENT_HUBS), "baseConnectionId": connection,
+        "data": { "format": "json" }, "params": { "eventHubName": HUB },
+    });
+    let source = attacker.api.post("/sourceConnections?validate=false", &source).await.id();
+    let mut target = attacker.target(json!({}));
+    for member in ["imsSecretId", "imsTokenUrl"] {
+        target["params"].as_object_mut().unwrap().remove(member);
+    }
+    let target = attacker.api.post("/targetConnections", &target).await.id();
+    let refused = attacker.create(&source, &target).await.expect(400);
+    assert!(text(&refused["message"]).contains("refuses the key"), "{refused}");
+    attacker.nothing_is_left().await;
+
+    // Whoever holds the key gets the default group, and the attacker does not learn of it.
+    let owner = World { api: Caller { organisation: ORGANISATION, ..attacker.api.clone() }, ..attacker };
+    let (own_source, own_flow) = owner.flow(json!({ "eventHubName": HUB })).await;
+    let attacker = World { api: Caller { organisation: "globex@AdobeOrg", ..owner.api.clone() }, ..owner };
+    assert_eq!(attacker.create(&source, &target).await.expect(400), refused);
+
+    // A group is also claimed by a change, of the source or of the flow.
+    let owner = World { api: Caller { organisation: ORGANISATION, ..attacker.api.clone() }, ..attacker };
+    let path = format!("/sourceConnections/{own_source}");
+    let connection = text(&owner.api.item(&path).await["baseConnectionId"]);
+    let key = json!([{ "op": "replace", "path": "/auth/params/sasKey", "value": "another" }]);
+    owner.api.patch(&format!("/connections/{connection}"), "*", &key).await.expect(200);
+    let group = json!([{ "op": "add", "path": "/params/consumerGroup", "value": "theirs" }]);
+    let refused_key = |refused: Value| assert!(text(&refused["message"]).contains("refuses the key"), "{refused}");
+    refused_key(owner.api.patch(&path, "*", &group).await.expect(400));
+    let other = json!({
+        "name": "source", "connectionSpec": spec(EVENT_HUBS), "baseConnectionId": connection,
+        "data": { "format": "json" }, "params": { "eventHubName": OTHER_HUB },
+    });
+    let other = owner.api.post("/sourceConnections?validate=false", &other).await.id();
+    let by_flow = json!([{ "op": "replace", "path": "/sourceConnectionIds", "value": [other] }]);
+    refused_key(owner.api.patch(&format!("/flows/{own_flow}"), "*", &by_flow).await.expect(400));
+    assert_eq!(owner.groups().await, [format!("GROUP#{}#{HUB}#platform-ingest-{HUB}", host(&owner.hub))]);
+
+    // A namespace that can't be reached proves nothing either.
+    owner.hub.shutdown().await;
+    owner.api.patch(&path, "*", &group).await.expect(503);
+}
