@@ -25,6 +25,11 @@ use super::proxy::Proxy;
 pub const REGION: &str = "eu-central-1";
 pub const KINDS: [&str; 3] = ["audience-change", "profile-export", "dataverse-event"];
 const DEFAULT_FLOW: &str = "default";
+/// Ids of the flows in the table, by their hubs.
+const CHANGES_FLOW: &str = "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0001";
+const ROWS_FLOW: &str = "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0002";
+const EXPORTS_FLOW: &str = "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0003";
+const LEADS_FLOW: &str = "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0004";
 const TABLE: &str = "flows";
 const PARTITIONS: u32 = 4;
 const FUNCTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -100,16 +105,10 @@ pub const FLOWS: [Flow; 7] = [
     flow("audience-change", DEFAULT_FLOW, 0, "changes"),
     flow("profile-export", DEFAULT_FLOW, 0, "exports"),
     flow("dataverse-event", DEFAULT_FLOW, 1, "rows"),
-    Flow {
-        partitioning: Some("partitions:4"),
-        ..flow("audience-change", "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0001", 1, "changes")
-    },
-    flow("audience-change", "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0002", 0, "rows"),
-    Flow {
-        partitioning: Some("subject"),
-        ..flow("profile-export", "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0003", 1, "exports")
-    },
-    flow("dataverse-event", "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0004", 1, "leads"),
+    Flow { partitioning: Some("partitions:4"), ..flow("audience-change", CHANGES_FLOW, 1, "changes") },
+    flow("audience-change", ROWS_FLOW, 0, "rows"),
+    Flow { partitioning: Some("subject"), ..flow("profile-export", EXPORTS_FLOW, 1, "exports") },
+    flow("dataverse-event", LEADS_FLOW, 1, "leads"),
 ];
 
 impl Flow {

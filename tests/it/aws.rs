@@ -32,7 +32,7 @@ pub fn boto3(endpoint: &str, script: &str) -> Value {
 }
 
 #[tokio::test]
-async fn calls_are_signed_as_aws_checks_them_and_boto3_reads_what_they_wrote() {
+async fn signed_calls_pass_the_checks_of_aws_and_boto3_reads_their_messages() {
     const USERS: &str = r#"
 import boto3, json
 iam, keys = boto3.client("iam"), {}
@@ -147,7 +147,7 @@ async fn failed_entries_of_a_batch_are_sent_again() {
 }
 
 #[tokio::test]
-async fn half_an_answer_is_none() {
+async fn a_truncated_response_counts_as_a_failed_attempt() {
     let whole = answer_with("200 OK", r#"{"Successful":[{"Id":"0"}]}"#);
     let broken = whole[..whole.len() - 5].to_owned();
     let send = async |answers: Vec<String>| {
@@ -168,7 +168,7 @@ async fn half_an_answer_is_none() {
 }
 
 #[tokio::test]
-async fn a_flow_in_hand_survives_its_table() {
+async fn a_cached_flow_is_used_while_its_table_does_not_respond() {
     use std::sync::atomic::{AtomicU64, Ordering};
     let cloud = Cloud::start().await;
     let seconds = Arc::new(AtomicU64::new(1_700_000_000));
@@ -238,7 +238,7 @@ print(json.dumps([[r, s, *(url(s, r, *v) for v in variants)] for r in regions fo
 "#;
 
 #[test]
-fn endpoints_are_those_of_boto3_in_every_partition() {
+fn endpoints_equal_those_of_boto3_in_every_partition() {
     let found = boto3("http://127.0.0.1:9", ENDPOINTS);
     let endpoint = |service: Service, region: &str, variables: &[(&'static str, &'static str)]| {
         let (region, variables) = (region.to_owned(), variables.to_vec());

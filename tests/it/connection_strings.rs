@@ -21,7 +21,7 @@ const EXPECTED: [Result<(&str, Option<&str>), &str>; 13] = [
 ];
 
 #[test]
-fn each_input_is_read_by_one_grammar() {
+fn connection_strings_on_which_sdks_disagree_are_read_strictly() {
     let inputs: Vec<Value> =
         serde_json::from_str(include_str!("../fixtures/eventhubs/connection_strings.json")).unwrap();
     assert_eq!(inputs.len(), EXPECTED.len());

@@ -87,7 +87,7 @@ fn bodies(messages: &[Sent]) -> Vec<String> {
 }
 
 #[test]
-fn a_profile_that_returns_to_an_earlier_state_is_taken_and_a_duplicate_is_dropped() {
+fn a_profile_that_returns_to_an_earlier_state_is_processed_and_a_duplicate_is_dropped() {
     let (bern, rome) = (profile("Bern"), profile("Rome"));
     let back = [bern.clone(), rome.clone(), bern.clone()];
     assert_eq!(worked_on(&back), bodies(&back));
@@ -96,7 +96,7 @@ fn a_profile_that_returns_to_an_earlier_state_is_taken_and_a_duplicate_is_droppe
 }
 
 #[test]
-fn profiles_and_flows_do_not_hide_each_other() {
+fn messages_of_other_profiles_and_flows_are_not_dropped_as_duplicates() {
     let both = [profile("Bern"), export("default", Some(2), "Bern")];
     assert_eq!(worked_on(&both), bodies(&both));
     let flow = |flow, city| export(flow, Some(1), city);
@@ -121,7 +121,7 @@ fn events_are_dropped_when_their_id_was_seen_before() {
 }
 
 #[test]
-fn a_message_on_which_the_work_failed_is_taken_when_it_is_delivered_again() {
+fn a_message_whose_processing_failed_is_processed_when_it_is_delivered_again() {
     let failed = |message: Sent| Sent { failures: 1, ..message };
     let messages = [profile("Bern"), failed(profile("Rome")), failed(profile("Bern"))];
     assert_eq!(worked_on(&messages), bodies(&messages));

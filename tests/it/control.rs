@@ -24,10 +24,25 @@ use tokio::time::{Instant, sleep};
 use crate::cloud::*;
 use crate::harness::{DOCUMENTED, HUB, binary, delivered, hub_config, request as webhook};
 
+/// Connection specs of senders, by what they send.
 pub const DATA_ACTIVATION: &str = "5d0f6a3e-8c41-4f0b-9a57-2b1de6c7f984";
-const DATAVERSE: &str = "e3b7c1d2-46a9-4d8e-b05f-7c92a1f4836d";
-
-const ABSENT: &str = "ca5c6e9a-8559-4a08-97a5-f15b756da600";
+pub const DATAVERSE: &str = "e3b7c1d2-46a9-4d8e-b05f-7c92a1f4836d";
+pub const PROFILE_STORE: &str = "8a9c3494-9708-43d7-ae3f-cda01e5030e1";
+/// Connection spec of Azure Event Hubs.
+pub const EVENT_HUBS: &str = "bf9f5905-92b7-48bf-bf20-455bc6b60a4e";
+pub const EVENT_HUBS_AUTH: &str = "Azure EventHub authentication credentials";
+/// Flow specs: to a hub, and from a hub.
+pub const FLOW_TO_HUB: &str = "71471eba-b620-49e4-90fd-23f1fa0174d8";
+pub const FLOW_FROM_HUB: &str = "d69717ba-71b4-4313-b654-49f9cf126d7a";
+/// An id that no object has.
+pub const UNKNOWN_ID: &str = "ca5c6e9a-8559-4a08-97a5-f15b756da600";
+/// The tenant of a test, and parts of other tenants.
+pub const ORGANISATION: &str = "acme@AdobeOrg";
+pub const SANDBOX: &str = "prod";
+pub const OTHER_ORGANISATION: &str = "globex@AdobeOrg";
+pub const OTHER_SANDBOX: &str = "dev";
+/// The audience of the documented bodies.
+const AUDIENCE_ID: &str = "5114d758-ce71-43ba-b53e-e2a91d67b67f";
 
 /// What a caller sees.
 #[derive(Debug, Clone)]
@@ -87,7 +102,7 @@ fn control_in(cloud: &Cloud, more: &[(&str, &str)], timeout: Duration) -> Caller
         max_instances: 20,
         ..FunctionConfig::new("flow-service", binary("flow-service"))
     });
-    Caller { function, organisation: "acme@AdobeOrg", sandbox: "prod" }
+    Caller { function, organisation: ORGANISATION, sandbox: SANDBOX }
 }
 
 pub fn host(hub: &Emulator) -> String {
@@ -160,9 +175,9 @@ impl Caller {
     /// A connection to an emulator; gives its id.
     pub async fn connection(&self, hub: &Emulator) -> String {
         let connection = json!({
-            "name": "hub", "connectionSpec": spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e"),
+            "name": "hub", "connectionSpec": spec(EVENT_HUBS),
             "auth": {
-                "specName": "Azure EventHub authentication credentials",
+                "specName": EVENT_HUBS_AUTH,
                 "params": { "connectionString": hub.connection_string(&hub_config().keys[0].name, None) },
             },
         });
@@ -175,12 +190,12 @@ impl Caller {
             json!({ "name": "sender", "connectionSpec": spec(sender), "data": { "format": "json" }, "params": params });
         let source = self.post("/sourceConnections", &source).await.id();
         let target = json!({
-            "name": "target", "connectionSpec": spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e"), "baseConnectionId": connection,
+            "name": "target", "connectionSpec": spec(EVENT_HUBS), "baseConnectionId": connection,
             "params": { "eventHubName": hub, "partitioning": "partitions:4" },
         });
         let target = self.post("/targetConnections", &target).await.id();
         let flow = json!({
-            "name": "flow", "flowSpec": spec("71471eba-b620-49e4-90fd-23f1fa0174d8"),
+            "name": "flow", "flowSpec": spec(FLOW_TO_HUB),
             "sourceConnectionIds": [source], "targetConnectionIds": [target],
         });
         self.post("/flows", &flow).await.expect(201)
@@ -205,10 +220,14 @@ pub async fn attribute(cloud: &Cloud, pk: &str, name: &str) -> Option<String> {
     item["Item"][name]["S"].as_str().map(str::to_owned)
 }
 
-/// The text of a tenant's secret that is in force.
-async fn in_force(cloud: &Cloud, path: &str) -> String {
-    let pk = format!("TENANT#acme@AdobeOrg#prod#{}", path.trim_start_matches('/').replace('/', "#"));
-    let name = attribute(cloud, &pk, "secretId").await.unwrap();
+/// The key of an object's item in the table, by the path of the object.
+fn tenant_key(path: &str) -> String {
+    format!("TENANT#{ORGANISATION}#{SANDBOX}#{}", path.trim_start_matches('/').replace('/', "#"))
+}
+
+/// The text of the current secret of an object.
+async fn current_secret(cloud: &Cloud, path: &str) -> String {
+    let name = attribute(cloud, &tenant_key(path), "secretId").await.unwrap();
     let get = json!({ "SecretId": name, "VersionStage": "AWSCURRENT" });
     text(&cloud.call(Service::SecretsManager, "GetSecretValue", get).await["SecretString"])
 }
@@ -235,7 +254,7 @@ fn credentials(hub: &Emulator) -> Vec<(&'static str, String)> {
         ("EVENT_HUB_NAME", HUB.to_owned()),
         ("CONSUMER_GROUP", "ours".to_owned()),
         ("TENANT_ID", "acme".to_owned()),
-        ("SEGMENT_ID", "5114d758-ce71-43ba-b53e-e2a91d67b67f".to_owned()),
+        ("SEGMENT_ID", AUDIENCE_ID.to_owned()),
     ]
 }
 

@@ -14,6 +14,7 @@ const CREATE: &str = include_str!("../fixtures/dataverse-event/create_lead_sync.
 const DELETE: &str = include_str!("../fixtures/dataverse-event/delete_lead_async.json");
 const UPDATE: &str = include_str!("../fixtures/dataverse-event/update_contact_async.json");
 const CLAIMS: &str = "http://schemas.microsoft.com/xrm/2011/Claims/";
+const ZERO_GUID: &str = "00000000-0000-0000-0000-000000000000";
 
 fn options(json: Value) -> Options {
     shared::json::from_config(&json.to_string()).unwrap()
@@ -88,12 +89,11 @@ fn every_value_of_an_object_slot_has_its_xml() {
         format!(r#"{{"__type":"{name}:http:\/\/schemas.microsoft.com\/xrm\/2011\/Contracts"{members}}}"#)
     };
     let guid = "e837c9ec-8151-e811-a950-000d3a391928";
-    let zero = "00000000-0000-0000-0000-000000000000";
     let reference = r#"<KeyAttributes/><LogicalName>lead</LogicalName><Name i:nil="true"/><RowVersion i:nil="true"/>"#;
     let reference_json =
         format!(r#","Id":"{guid}","KeyAttributes":[],"LogicalName":"lead","Name":null,"RowVersion":null"#);
     let entity_defaults = format!(
-        r#"<Attributes i:nil="true"/><EntityState>Changed</EntityState><FormattedValues i:nil="true"/><Id>{zero}</Id><KeyAttributes i:nil="true"/><LogicalName i:nil="true"/><RelatedEntities i:nil="true"/><RowVersion i:nil="true"/>"#
+        r#"<Attributes i:nil="true"/><EntityState>Changed</EntityState><FormattedValues i:nil="true"/><Id>{ZERO_GUID}</Id><KeyAttributes i:nil="true"/><LogicalName i:nil="true"/><RelatedEntities i:nil="true"/><RowVersion i:nil="true"/>"#
     );
     let collection = r#","Entities":[{"EntityState":2}],"EntityName":"lead","MinActiveRowVersion":"-1","MoreRecords":true,"PagingCookie":"","TotalRecordCount":-1,"TotalRecordCountLimitExceeded":false"#;
     let collection_xml = format!(
@@ -175,9 +175,8 @@ fn every_value_of_an_object_slot_has_its_xml() {
 
 #[test]
 fn absent_members_get_the_defaults_of_their_types() {
-    let zero = "00000000-0000-0000-0000-000000000000";
     let expected = format!(
-        r#"<RemoteExecutionContext xmlns="http://schemas.microsoft.com/xrm/2011/Contracts" xmlns:i="http://www.w3.org/2001/XMLSchema-instance"><BusinessUnitId>{zero}</BusinessUnitId><CorrelationId>{zero}</CorrelationId><Depth>0</Depth><InitiatingUserAgent i:nil="true"/><InitiatingUserAzureActiveDirectoryObjectId>{zero}</InitiatingUserAzureActiveDirectoryObjectId><InitiatingUserId>{zero}</InitiatingUserId><InputParameters i:nil="true"/><IsExecutingOffline>false</IsExecutingOffline><IsInTransaction>false</IsInTransaction><IsOfflinePlayback>false</IsOfflinePlayback><IsolationMode>0</IsolationMode><MessageName>new_Custom</MessageName><Mode>0</Mode><OperationCreatedOn>0001-01-01T00:00:00</OperationCreatedOn><OperationId>{zero}</OperationId><OrganizationId>{zero}</OrganizationId><OrganizationName i:nil="true"/><OutputParameters i:nil="true"/><OwningExtension i:nil="true"/><ParentContext i:nil="true"/><PostEntityImages i:nil="true"/><PreEntityImages i:nil="true"/><PrimaryEntityId>{zero}</PrimaryEntityId><PrimaryEntityName>account</PrimaryEntityName><RequestId i:nil="true"/><SecondaryEntityName i:nil="true"/><SharedVariables i:nil="true"/><Stage>0</Stage><UserAzureActiveDirectoryObjectId>{zero}</UserAzureActiveDirectoryObjectId><UserId>{zero}</UserId></RemoteExecutionContext>"#
+        r#"<RemoteExecutionContext xmlns="http://schemas.microsoft.com/xrm/2011/Contracts" xmlns:i="http://www.w3.org/2001/XMLSchema-instance"><BusinessUnitId>{ZERO_GUID}</BusinessUnitId><CorrelationId>{ZERO_GUID}</CorrelationId><Depth>0</Depth><InitiatingUserAgent i:nil="true"/><InitiatingUserAzureActiveDirectoryObjectId>{ZERO_GUID}</InitiatingUserAzureActiveDirectoryObjectId><InitiatingUserId>{ZERO_GUID}</InitiatingUserId><InputParameters i:nil="true"/><IsExecutingOffline>false</IsExecutingOffline><IsInTransaction>false</IsInTransaction><IsOfflinePlayback>false</IsOfflinePlayback><IsolationMode>0</IsolationMode><MessageName>new_Custom</MessageName><Mode>0</Mode><OperationCreatedOn>0001-01-01T00:00:00</OperationCreatedOn><OperationId>{ZERO_GUID}</OperationId><OrganizationId>{ZERO_GUID}</OrganizationId><OrganizationName i:nil="true"/><OutputParameters i:nil="true"/><OwningExtension i:nil="true"/><ParentContext i:nil="true"/><PostEntityImages i:nil="true"/><PreEntityImages i:nil="true"/><PrimaryEntityId>{ZERO_GUID}</PrimaryEntityId><PrimaryEntityName>account</PrimaryEntityName><RequestId i:nil="true"/><SecondaryEntityName i:nil="true"/><SharedVariables i:nil="true"/><Stage>0</Stage><UserAzureActiveDirectoryObjectId>{ZERO_GUID}</UserAzureActiveDirectoryObjectId><UserId>{ZERO_GUID}</UserId></RemoteExecutionContext>"#
     );
     assert_eq!(body(&context(r#""Unknown":{"a":[1]},"messagename":"x""#), &xml_options()).unwrap(), expected);
 }
@@ -194,7 +193,7 @@ fn json_keeps_its_bytes_and_xml_its_text() {
 }
 
 #[test]
-fn steps_choose_as_registered_steps_do() {
+fn steps_select_contexts_as_registered_steps_do() {
     let passes = |event: &str, step: Value| {
         let options = options(json!({ "steps": [{ "message": "Never" }, step] }));
         let mapped = map(event, &options).unwrap();
@@ -220,7 +219,7 @@ fn steps_choose_as_registered_steps_do() {
 }
 
 #[test]
-fn time_grows_with_the_sum_of_columns_and_of_the_names_in_steps() {
+fn mapping_time_grows_with_the_sum_of_columns_and_of_the_names_in_steps() {
     let columns: Vec<String> = (0..3000).map(|n| format!(r#"{{"key":"column_{n}","value":1}}"#)).collect();
     let target = format!(r#"{{"key":"Target","value":{{"Attributes":[{}]}}}}"#, columns.join(","));
     let event = format!(r#"{{"MessageName":"Update","PrimaryEntityName":"t","InputParameters":[{target}]}}"#);
@@ -239,7 +238,7 @@ fn time_grows_with_the_sum_of_columns_and_of_the_names_in_steps() {
 }
 
 #[test]
-fn what_is_too_large_loses_the_four_members_and_says_so() {
+fn a_context_over_the_limit_loses_four_members_and_is_marked_as_trimmed() {
     let claim = format!("{CLAIMS}MessageMaxSizeExceeded");
     let options = options(json!({ "maxBytes": 1000 }));
     let mapped = map(UPDATE, &options).unwrap();
@@ -281,7 +280,7 @@ fn what_is_too_large_loses_the_four_members_and_says_so() {
 }
 
 #[test]
-fn a_context_that_came_trimmed_says_so() {
+fn a_context_that_arrives_trimmed_is_marked_as_trimmed() {
     let claim = format!("{CLAIMS}MessageMaxSizeExceeded");
     let said = |event: &str, header: bool| {
         let headers = [(Cow::from("X-MS-Dynamics-Msg-Size-Exceeded"), Cow::from(""))];
@@ -313,13 +312,12 @@ fn ids_subjects_and_times_follow_the_contract() {
         let (message, properties) = (&mapped.messages[0], properties(&mapped));
         (message.id.clone(), message.subject.to_string(), properties.get("cloudEvents:time").cloned(), properties)
     };
-    let zero = "00000000-0000-0000-0000-000000000000";
     assert_eq!(envelope(r#""Mode":1,"OperationId":"op""#).0, "op");
     // printf '{"MessageName":"new_Custom","Mode":0,"PrimaryEntityName":"account"}' | sha256sum
     assert_eq!(envelope(r#""Mode":0"#).0, "798fa54c7ac8a79a4f03a18675a7706d6764fd46c62cc0a89de5d4ee7f7443f9");
     assert_eq!(envelope(r#""PrimaryEntityId":"r","CorrelationId":"c""#).1, "r");
-    assert_eq!(envelope(&format!(r#""PrimaryEntityId":"{zero}","CorrelationId":"c""#)).1, "c");
-    assert_eq!(envelope(&format!(r#""PrimaryEntityId":"{zero}","CorrelationId":"{zero}""#)).1, "");
+    assert_eq!(envelope(&format!(r#""PrimaryEntityId":"{ZERO_GUID}","CorrelationId":"c""#)).1, "c");
+    assert_eq!(envelope(&format!(r#""PrimaryEntityId":"{ZERO_GUID}","CorrelationId":"{ZERO_GUID}""#)).1, "");
     assert_eq!(envelope("").1, "");
     let target = |columns: &str| {
         format!(
@@ -345,7 +343,7 @@ fn ids_subjects_and_times_follow_the_contract() {
 }
 
 #[test]
-fn what_is_missing_or_wrong_in_a_context_is_named_and_not_repeated() {
+fn missing_or_invalid_members_of_a_context_are_named_without_their_values() {
     for (event, json, xml) in [
         (r#"{"PrimaryEntityName":"t"}"#.to_owned(), Some("MessageName: missing or empty"), None),
         (r#"{"MessageName":"M","PrimaryEntityName":null}"#.into(), Some("PrimaryEntityName: missing or empty"), None),
@@ -461,7 +459,7 @@ fn well_formed(xml: &str) -> Result<(), String> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
     #[test]
-    fn any_context_is_mapped_or_rejected_by_place(event in mutated(), small in any::<bool>()) {
+    fn any_context_is_mapped_or_rejected_with_its_place(event in mutated(), small in any::<bool>()) {
         // As `shared` does: one JSON value, not too deep, or no event at all.
         let Ok(events) = shared::json::events(&event) else { return Ok(()) };
         for format in ["json", "xml"] {
@@ -484,7 +482,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn contexts_arrive_by_webhook_with_a_code_and_wrong_ones_are_named() {
+async fn webhooks_with_a_code_are_delivered_and_invalid_contexts_return_400() {
     let auth = r#"[{"type":"query","name":"code","secret":"a+b"}]"#;
     let create = include_str!("../fixtures/dataverse-event/create_lead_sync.json").trim();
     let system = start_kind("dataverse-event", hub_config(), &[("SENDER_AUTH", auth)]).await;
@@ -521,7 +519,7 @@ async fn contexts_arrive_by_webhook_with_a_code_and_wrong_ones_are_named() {
 }
 
 #[tokio::test]
-async fn what_a_request_has_no_room_for_is_trimmed_before_it_is_rejected() {
+async fn a_context_too_large_for_a_request_is_trimmed_before_it_is_rejected() {
     let create = include_str!("../fixtures/dataverse-event/create_lead_sync.json");
     // Quotes take two bytes each in a request.
     let with_topic = |topic: String| {

@@ -86,7 +86,7 @@ fn typed(name: &str, namespace: &str, members: &str) -> String {
 }
 
 #[test]
-fn a_query_has_the_same_xml_wherever_it_stands() {
+fn a_query_has_the_same_xml_in_every_place() {
     let parent: Value = serde_json::from_str(QUERY_IN_PARENT).unwrap();
     let from_text = |parameters: &str| {
         let text = between(QUERY_IN_PARENT, r#""ParentContext":{"#, r#","IsExecutingOffline""#);
@@ -115,7 +115,7 @@ fn a_query_has_the_same_xml_wherever_it_stands() {
 }
 
 #[tokio::test]
-async fn what_has_no_xml_form_is_rejected_with_its_place_and_json_takes_it() {
+async fn types_without_an_xml_form_are_rejected_with_their_place_and_pass_as_json() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let function = cloud.function("dataverse-event", &hub, &[("FLOW_OPTIONS", r#"{"messageFormat":"xml"}"#)]);
@@ -360,7 +360,7 @@ fn members_keep_the_order_of_the_contract_and_absent_or_unknown_ones_are_left_ou
 }
 
 #[test]
-fn an_aliased_value_holds_whatever_a_column_may_hold() {
+fn an_aliased_value_accepts_every_type_of_a_column() {
     let option = typed("OptionSetValue", CONTRACTS, r#""Value":1"#);
     let reference = typed("EntityReference", CONTRACTS, r#""LogicalName":"team""#);
     let pair = typed("KeyValuePairOfstringstring", "#System.Collections.Generic", r#""key":"k","value":"v""#);
@@ -401,7 +401,7 @@ fn an_aliased_value_holds_whatever_a_column_may_hold() {
 }
 
 #[test]
-fn a_trimmed_context_has_xml_only_where_all_that_is_left_has() {
+fn a_trimmed_context_has_xml_only_if_all_remaining_members_have() {
     let big = format!(r#"{{"key":"big","value":"{}"}}"#, "x".repeat(5000));
     let unknown = typed("OptionMetadata", "http://schemas.microsoft.com/xrm/2011/Metadata", "");
     let unknown = format!(r#"{{"key":"u","value":{unknown}}}"#);

@@ -67,7 +67,7 @@ async fn nothing_is_lost_when_every_instance_is_killed_every_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn webhooks_are_parked_while_the_hub_hangs() {
+async fn webhooks_are_parked_while_the_hub_does_not_respond() {
     let _turn = one_at_a_time().await;
     let outcome = scenarios::hanging_hub(seed(), 60).await;
     outcome.print();
@@ -76,7 +76,7 @@ async fn webhooks_are_parked_while_the_hub_hangs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_outage_parked_arrives_after_it() {
+async fn events_parked_during_an_outage_arrive_after_it() {
     let _turn = one_at_a_time().await;
     let (during, after) = scenarios::outage(seed(), 500, true).await;
     let during = during.unwrap();
@@ -140,7 +140,7 @@ async fn a_backlog_is_delivered_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_hub_delays_no_other_hub_and_is_rarely_asked() {
+async fn a_dead_hub_delays_no_other_hub_and_gets_few_requests() {
     let _turn = one_at_a_time().await;
     // One that refuses is in the test of messages in flight.
     let plan = DeadHub {
@@ -158,7 +158,7 @@ async fn a_dead_hub_delays_no_other_hub_and_is_rarely_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_of_a_dead_hub_do_not_use_up_what_may_be_in_flight() {
+async fn messages_of_a_dead_hub_do_not_use_up_the_limit_in_flight() {
     let _turn = one_at_a_time().await;
     let plan = InFlight {
         singles: 4_000,
@@ -172,7 +172,7 @@ async fn messages_of_a_dead_hub_do_not_use_up_what_may_be_in_flight() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_throttled_hub_gets_each_event_once_beside_live_traffic() {
+async fn a_throttled_hub_with_live_traffic_gets_each_event_once() {
     let _turn = one_at_a_time().await;
     let (warm_up, counted) = (Duration::from_secs(3), Duration::from_secs(5));
     let plan = Throttled { units: 2, concurrency: 2, warm_up, counted, print_logs: false };
@@ -180,7 +180,7 @@ async fn a_throttled_hub_gets_each_event_once_beside_live_traffic() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_for_days_is_renewed_and_delivered() {
+async fn messages_parked_for_days_are_renewed_and_delivered() {
     let _turn = one_at_a_time().await;
     let plan = Renewal { disabled: Duration::from_secs(10 * 3600), print_logs: false };
     check(&backlog::renewal(seed(), plan).await);
@@ -193,7 +193,7 @@ async fn nothing_is_lost_when_redelivery_is_killed_at_any_step() {
 }
 
 #[tokio::test]
-async fn a_connection_that_died_while_frozen_costs_one_repeat_at_most() {
+async fn a_connection_that_died_while_frozen_costs_at_most_one_retry() {
     let hub = Emulator::start(hub_config(), TcpListener::bind("127.0.0.1:0").await.unwrap()).await;
     let gate = Gate::start(hub.address()).await;
     let key_name = &hub_config().keys[0].name;

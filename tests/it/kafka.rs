@@ -51,7 +51,7 @@ fn batch(consumer: &BaseConsumer, count: usize) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_kafka_consumer_reads_reaches_the_inlet() {
+async fn records_of_a_kafka_consumer_reach_the_inlet() {
     let cluster = MockCluster::new(1).unwrap();
     cluster.create_topic(HUB, PARTITIONS, 1).unwrap();
     let client = |more: &[(&str, &str)]| {

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test whose own steps fail has failed")]
 
+mod audience_change;
 mod aws;
 mod browser;
 mod cloud;
@@ -15,12 +16,13 @@ mod dataverse_ids;
 mod dataverse_types;
 mod faults;
 mod harness;
-mod hub_answers;
+mod hub_responses;
 mod ingest;
-mod input;
+mod invalid_input;
 mod kafka;
 mod layers;
-mod mapping;
+mod local_sqs;
+mod option_schemas;
 mod parking;
 mod peer;
 mod profile_export;
@@ -28,14 +30,12 @@ mod queue;
 mod redelivery;
 mod relayctl;
 mod replay;
-mod rie;
 mod runs;
-mod schemas;
+mod runtime_interface_emulator;
+mod sas_tokens;
 mod secrets;
 mod settings;
-mod signing;
 mod source_flows;
-mod sqs;
 mod stack;
 mod supply_chain;
 mod telemetry;

@@ -26,7 +26,7 @@ fn rejected(messages: &[Value]) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn what_the_hub_does_not_take_is_parked_and_delivered_later() {
+async fn events_that_the_hub_does_not_accept_are_parked_with_the_reason() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
@@ -80,7 +80,7 @@ async fn what_the_hub_does_not_take_is_parked_and_delivered_later() {
 }
 
 #[tokio::test]
-async fn queue_records_are_parked_too_and_redelivery_brings_all_of_them() {
+async fn parked_queue_records_are_all_redelivered() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
@@ -119,7 +119,7 @@ async fn queue_records_are_parked_too_and_redelivery_brings_all_of_them() {
 }
 
 #[tokio::test]
-async fn messages_larger_than_a_queue_takes_are_split() {
+async fn messages_larger_than_a_queue_accepts_are_split() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("profile-export", &hub, &[]), hub };
@@ -144,7 +144,7 @@ async fn messages_larger_than_a_queue_takes_are_split() {
 }
 
 #[tokio::test]
-async fn without_a_parking_queue_that_takes_it_the_sender_is_told() {
+async fn without_a_parking_queue_that_accepts_it_the_sender_gets_503() {
     let hub = emulator(&[HUB]).await;
     let cloud = Cloud::start().await;
     let gone = format!("{}-gone", cloud.parking);
@@ -160,7 +160,7 @@ async fn without_a_parking_queue_that_takes_it_the_sender_is_told() {
 }
 
 #[tokio::test]
-async fn flows_of_the_table_go_each_to_its_own_hub() {
+async fn each_flow_of_the_table_delivers_to_its_own_hub() {
     let cloud = Cloud::start().await;
     let (here, there) = (emulator(&[HUB, "a"]).await, emulator(&["b", "c"]).await);
     cloud.flow("flow-a", "audience-change", &here, "a", json!({})).await;
@@ -222,7 +222,7 @@ async fn flows_of_the_table_go_each_to_its_own_hub() {
 }
 
 #[tokio::test]
-async fn parked_messages_follow_their_flow() {
+async fn parked_messages_follow_a_flow_that_was_moved_disabled_or_deleted() {
     let cloud = Cloud::start().await;
     let (here, there) = (emulator(&[HUB]).await, emulator(&["old", "new"]).await);
     let there_connection = json!({ "host": there.url().replace("http://", "") });
@@ -281,7 +281,7 @@ async fn a_default_flow_is_redelivered_only_to_the_very_same_hub() {
 }
 
 #[tokio::test]
-async fn of_a_thousand_records_three_bad_ones_are_rejected_each_with_its_reason() {
+async fn of_a_thousand_records_three_invalid_ones_are_rejected_each_with_its_reason() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
@@ -314,7 +314,7 @@ async fn of_a_thousand_records_three_bad_ones_are_rejected_each_with_its_reason(
 }
 
 #[tokio::test]
-async fn good_elements_of_an_array_are_delivered_when_the_bad_ones_can_be_kept() {
+async fn valid_elements_of_an_array_are_delivered_if_the_invalid_ones_can_be_stored() {
     const GOOD: &str = r#"{"identityMap":{"ecid":[{"id":"1"}]},"segmentMembership":{}}"#;
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
@@ -352,7 +352,7 @@ async fn good_elements_of_an_array_are_delivered_when_the_bad_ones_can_be_kept()
 }
 
 #[tokio::test]
-async fn a_large_rejected_body_of_a_webhook_is_kept_in_part_and_that_of_a_record_whole_or_returned() {
+async fn a_large_rejected_body_of_a_webhook_is_stored_in_part_and_that_of_a_record_whole_or_returned() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
@@ -378,7 +378,7 @@ async fn a_large_rejected_body_of_a_webhook_is_kept_in_part_and_that_of_a_record
 }
 
 #[tokio::test]
-async fn a_record_with_an_endless_flow_name_is_rejected_with_the_start_of_it() {
+async fn a_record_with_a_very_long_flow_name_is_rejected_with_the_start_of_it() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
@@ -392,7 +392,7 @@ async fn a_record_with_an_endless_flow_name_is_rejected_with_the_start_of_it() {
 }
 
 #[tokio::test]
-async fn senders_change_their_secret_without_a_deployment() {
+async fn a_changed_secret_of_a_sender_is_used_without_a_deployment() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     cloud.flow("flow-a", "audience-change", &hub, HUB, json!({})).await;
@@ -421,7 +421,7 @@ async fn senders_change_their_secret_without_a_deployment() {
 }
 
 #[tokio::test]
-async fn a_missing_credential_of_aws_fails_the_init() {
+async fn a_missing_aws_credential_makes_start_up_fail() {
     for variable in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"] {
         let line = init_failure(&[
             (
@@ -440,7 +440,7 @@ async fn a_missing_credential_of_aws_fails_the_init() {
 }
 
 #[tokio::test]
-async fn on_a_fifo_queue_order_is_kept_instead_of_parking() {
+async fn records_of_a_fifo_queue_are_returned_instead_of_parked() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
@@ -455,7 +455,7 @@ async fn on_a_fifo_queue_order_is_kept_instead_of_parking() {
 }
 
 #[tokio::test]
-async fn an_array_of_nothing_but_bad_elements_is_kept_once_and_answered() {
+async fn an_array_with_only_invalid_elements_is_stored_once_and_returns_400() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("profile-export", &hub, &[]), hub };
@@ -473,7 +473,7 @@ async fn silence() -> (String, tokio::net::TcpListener) {
 }
 
 #[tokio::test]
-async fn a_service_that_hangs_never_keeps_a_sender_waiting_for_good() {
+async fn a_service_that_does_not_respond_never_causes_a_function_timeout() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     cloud.flow("flow-a", "audience-change", &hub, HUB, json!({})).await;
@@ -509,7 +509,7 @@ async fn a_service_that_hangs_never_keeps_a_sender_waiting_for_good() {
 }
 
 #[tokio::test]
-async fn a_flow_that_leads_to_another_host_is_not_used() {
+async fn a_flow_whose_secret_names_another_host_is_not_used() {
     let cloud = Cloud::start().await;
     let (here, there) = (emulator(&[HUB]).await, emulator(&[HUB]).await);
     let elsewhere = json!({ "host": here.url().replace("http://", "") });

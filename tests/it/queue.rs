@@ -25,7 +25,7 @@ async fn one_unreadable_record_fails_alone() {
 }
 
 #[tokio::test]
-async fn odd_members_fail_their_own_record() {
+async fn a_record_with_an_odd_member_fails_alone() {
     for (member, odd) in [
         ("body", json!(123)),
         ("body", json!({})),
@@ -46,7 +46,7 @@ async fn odd_members_fail_their_own_record() {
 }
 
 #[tokio::test]
-async fn an_event_that_a_partition_refuses_does_not_hold_back_its_neighbours() {
+async fn an_event_that_a_partition_refuses_does_not_delay_its_neighbours() {
     for partitioning in ["partitions:1", "keys:1"] {
         let small_hub = Config { max_bytes: 4000, ..hub_config() };
         let system = start_with(small_hub, &[("PARTITIONING", partitioning)]).await;
@@ -127,7 +127,7 @@ async fn nothing_counts_as_handled_while_the_hub_is_down() {
 }
 
 #[tokio::test]
-async fn records_name_their_flow() {
+async fn a_record_for_an_unknown_flow_is_returned() {
     let system = start(&[]).await;
     let mut records = distinct(3);
     let flow = |name: &str| json!({ "flow": { "stringValue": name, "dataType": "String", "stringListValues": [] } });
@@ -233,7 +233,7 @@ async fn groups_are_sent_concurrently_and_to_the_partitions_of_their_subjects() 
 }
 
 #[tokio::test]
-async fn a_record_without_an_id_brings_the_whole_batch_back() {
+async fn a_record_without_an_id_returns_the_whole_batch() {
     let system = start(&[]).await;
     let mut records = distinct(2);
     for id in [json!(""), json!(null), json!(7)] {

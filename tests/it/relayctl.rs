@@ -229,7 +229,7 @@ async fn each_filter_selects_by_its_own_member() {
 }
 
 #[tokio::test]
-async fn list_reports_what_it_could_not_look_at_and_waits_for_it_on_request() {
+async fn list_reports_hidden_messages_and_waits_for_them_on_request() {
     let stack = Stack::start().await;
     stack.send(&stack.parking, &envelope(1, json!({}))).await;
     let hide = json!({ "QueueUrl": stack.parking, "VisibilityTimeout": 4 });
@@ -312,7 +312,7 @@ async fn retry_makes_parked_messages_visible() {
 }
 
 #[tokio::test]
-async fn drop_deletes_what_matches_after_it_was_written_to_a_file() {
+async fn drop_deletes_matching_messages_after_writing_them_to_a_file() {
     let stack = Stack::start().await;
     let file = std::env::temp_dir().join(format!("dropped-{}.jsonl", std::process::id()));
     let path = file.to_str().unwrap();
@@ -386,7 +386,7 @@ async fn drop_refuses_without_a_filter_and_without_confirmation() {
 }
 
 #[tokio::test]
-async fn an_interrupted_command_releases_what_it_looked_at_and_drops_nothing() {
+async fn an_interrupted_command_releases_its_messages_and_drops_none() {
     let stack = Stack::start().await;
     stack.send(&stack.parking, &envelope(1, json!({}))).await;
     let delayed = json!({ "QueueUrl": stack.parking, "MessageBody": "later", "DelaySeconds": 600 });

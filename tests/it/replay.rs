@@ -65,7 +65,7 @@ async fn feed(cloud: &Cloud, inbound: &str, system: &System) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn rejected_events_go_through_once_an_option_is_mended() {
+async fn rejected_events_are_delivered_once_an_option_is_corrected() {
     let cloud = Cloud::start().await;
     let inbound = cloud.queue("inbound").await;
     let hub = emulator(&[HUB]).await;
@@ -108,7 +108,7 @@ async fn rejected_events_go_through_once_an_option_is_mended() {
 }
 
 #[tokio::test]
-async fn what_can_not_be_replayed_stays_and_is_told() {
+async fn messages_that_cannot_be_replayed_stay_and_are_reported() {
     let cloud = Cloud::start().await;
     let inbound = cloud.queue("inbound").await;
     let hub = emulator(&[HUB]).await;
@@ -157,7 +157,7 @@ async fn what_can_not_be_replayed_stays_and_is_told() {
 }
 
 #[tokio::test]
-async fn rejected_parked_messages_go_back_to_the_parking_queue() {
+async fn replayed_parked_messages_return_to_the_parking_queue() {
     let cloud = Cloud::start().await;
     let inbound = cloud.queue("inbound").await;
     let hub = emulator(&[HUB]).await;

@@ -15,7 +15,6 @@ use crate::cloud::*;
 use crate::control::*;
 use crate::harness::{HUB, delivered, handled, lasting, status};
 
-const PROFILE_STORE: &str = "8a9c3494-9708-43d7-ae3f-cda01e5030e1";
 const GROUP: &str = "/aws/lambda/relay";
 
 /// A cloud whose functions log, and the API that reads it.
@@ -105,7 +104,7 @@ fn event(profile: &str, audience: &str) -> String {
 }
 
 #[tokio::test]
-async fn runs_tell_what_became_of_a_flows_events() {
+async fn runs_count_the_outcomes_of_a_flows_events() {
     let system = Logged::start().await;
     let (flow, other) = (system.flow().await, system.flow().await);
     let sender = system.function("profile-export", &[]);
@@ -150,7 +149,7 @@ async fn runs_tell_what_became_of_a_flows_events() {
 }
 
 #[tokio::test]
-async fn runs_are_of_the_callers_flows_alone() {
+async fn runs_of_flows_of_other_tenants_are_not_listed() {
     let system = Logged::start().await;
     let flow = system.flow().await;
     let none = json!({ "items": [] });
@@ -160,12 +159,12 @@ async fn runs_are_of_the_callers_flows_alone() {
     assert_eq!(send(&sender, &flow, &event("1", "wanted")).await, delivered(1));
     system.has(&flow, [1, 0, 1, 0, 0]).await;
     for stranger in [
-        Caller { sandbox: "dev", ..system.api.clone() },
-        Caller { organisation: "globex@AdobeOrg", ..system.api.clone() },
+        Caller { sandbox: OTHER_SANDBOX, ..system.api.clone() },
+        Caller { organisation: OTHER_ORGANISATION, ..system.api.clone() },
     ] {
         assert_eq!(stranger.get(&runs(&flow)).await.expect(200), none);
     }
-    assert_eq!(system.api.get("/runs?property=flowId==ca5c6e9a-8559-4a08-97a5-f15b756da600").await.expect(200), none);
+    assert_eq!(system.api.get(&format!("/runs?property=flowId=={UNKNOWN_ID}")).await.expect(200), none);
 
     // It is a list as the others are.
     let status = "metrics.statusSummary.status";
@@ -187,7 +186,7 @@ async fn runs_are_of_the_callers_flows_alone() {
 }
 
 #[tokio::test]
-async fn logs_that_do_not_answer_are_told_and_strange_lines_are_not() {
+async fn unavailable_logs_return_503_and_lines_of_others_are_ignored() {
     let system = Logged::start().await;
     let flow = system.flow().await;
     for fault in [AwsFault::Unavailable, AwsFault::Throttled, AwsFault::BreakOff] {

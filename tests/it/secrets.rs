@@ -18,7 +18,7 @@ use crate::cloud::{Cloud, emulator, until};
 use crate::harness::*;
 
 #[tokio::test]
-async fn a_key_changed_in_its_secret_is_taken_up_without_a_failure() {
+async fn a_key_changed_in_its_secret_is_used_by_the_same_instance() {
     let http = shared::build_http_client(None).unwrap();
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let moto = Moto::start(&virtual_environment().join("bin/moto_server"), address, &http.client()).await.unwrap();
@@ -82,7 +82,7 @@ async fn outcome(function: &Function, path: &str, flow: &str) -> (u64, bool) {
 }
 
 #[tokio::test]
-async fn an_unusable_secret_stops_its_own_flow_until_it_is_fixed_and_no_other_one() {
+async fn an_unusable_secret_stops_only_its_own_flow_until_it_is_fixed() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let connection = hub.connection_string(ROOT_KEY_NAME, Some(HUB));
@@ -113,7 +113,7 @@ async fn an_unusable_secret_stops_its_own_flow_until_it_is_fixed_and_no_other_on
 }
 
 #[tokio::test]
-async fn a_missing_or_failing_secret_is_503_and_read_again_at_a_limited_rate() {
+async fn a_missing_or_failing_secret_returns_503_and_is_re_read_at_a_limited_rate() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let secrets = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap().client()).await;

@@ -19,13 +19,12 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 
 use crate::cloud::*;
-use crate::control::{Answer, Caller, attribute, control_with, host, spec, text};
+use crate::control::{
+    Answer, Caller, EVENT_HUBS, FLOW_FROM_HUB, ORGANISATION, attribute, control_with, host, spec, text,
+};
 use crate::harness::{HUB, System, binary, delivered, event_of};
 
-const EVENT_HUBS: &str = "bf9f5905-92b7-48bf-bf20-455bc6b60a4e";
 const DATA_LAKE: &str = "c604ff05-7f1a-43c0-8e18-33bf874cb11c";
-const FROM_HUB: &str = "d69717ba-71b4-4313-b654-49f9cf126d7a";
-const ORGANISATION: &str = "acme@AdobeOrg";
 const CLIENT: (&str, &str) = ("client-1", "client-secret-1");
 const SECRET: &str = "eventhubs-relay/flows/ims/acme@AdobeOrg/client";
 const OTHER_HUB: &str = "leads";
@@ -108,7 +107,7 @@ impl World {
 
     async fn create(&self, source: &str, target: &str) -> Answer {
         let flow = json!({
-            "name": "flow", "flowSpec": spec(FROM_HUB), "sourceConnectionIds": [source], "targetConnectionIds": [target],
+            "name": "flow", "flowSpec": spec(FLOW_FROM_HUB), "sourceConnectionIds": [source], "targetConnectionIds": [target],
         });
         self.api.post("/flows", &flow).await
     }

@@ -164,7 +164,7 @@ async fn filtered_and_rejected_events_are_counted_by_reason() {
 }
 
 #[tokio::test]
-async fn what_the_hub_does_is_counted() {
+async fn retries_throttling_and_errors_of_the_hub_are_counted() {
     let system = start(&[]).await;
     system.hub.script([status(429, Some(0), "slow down")]);
     let passing = [("Received", 1), ("Delivered", 1), ("Requests", 2), ("Retries", 1), ("Throttled", 1)];
@@ -186,7 +186,7 @@ async fn what_the_hub_does_is_counted() {
 }
 
 #[tokio::test]
-async fn what_is_rejected_and_can_not_be_kept_is_counted_when_it_comes_again() {
+async fn rejected_events_that_cannot_be_stored_are_not_counted_as_rejected() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let absent = cloud.rejected.replace(cloud.rejected.rsplit('/').next().unwrap(), "absent");
@@ -205,7 +205,7 @@ async fn what_is_rejected_and_can_not_be_kept_is_counted_when_it_comes_again() {
 }
 
 #[tokio::test]
-async fn parked_messages_are_counted_when_they_come_and_when_they_go() {
+async fn parked_messages_are_counted_when_they_are_parked_and_when_they_are_redelivered() {
     let cloud = Cloud::start().await;
     let system = with_cloud(&cloud, &emulator(&[HUB]).await);
     system.hub.script([lasting(status(404, None, "40400: Endpoint not found."))]);
@@ -262,7 +262,7 @@ async fn metrics_do_not_depend_on_the_log_level() {
 }
 
 #[tokio::test]
-async fn a_callers_trace_goes_on_in_the_hub() {
+async fn a_valid_traceparent_of_the_caller_reaches_the_hub() {
     let system = start(&[]).await;
     let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let zeros = format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32));

@@ -108,7 +108,7 @@ async fn a_healthy_pool_is_reused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_leads_to_a_bad_place_is_used_once() {
+async fn a_connection_with_a_bad_response_is_not_used_again() {
     for status in [401, 404, 410, 500, 502, 503, 504] {
         let bad = move |_: &Request| respond(status, "<Error><Code>0</Code><Detail>x</Detail></Error>");
         let hub = Peer::with_bad_connections(|request| opened(request).unwrap_or_else(stored), bad).await;
@@ -397,7 +397,7 @@ async fn a_byte_order_mark_before_certificates_is_skipped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_400_that_is_not_the_hubs_is_not_about_the_event() {
+async fn a_400_that_is_not_from_the_hub_does_not_reject_the_event() {
     let page = "<html><title>Bad Request</title><h2>Bad Request - Invalid Hostname</h2></html>";
     let hub = Peer::start(move |_| respond(400, page)).await;
     let function = sender(&hub);

@@ -27,7 +27,7 @@ async fn every_fixture_arrives_as_the_documented_message() {
 }
 
 #[tokio::test]
-async fn bodies_come_as_text_or_base64_with_or_without_a_byte_order_mark() {
+async fn bodies_are_read_as_text_or_base64_with_or_without_a_byte_order_mark() {
     let system = start(&[]).await;
     let mut event = request("");
     event["isBase64Encoded"] = true.into();
@@ -41,7 +41,7 @@ async fn bodies_come_as_text_or_base64_with_or_without_a_byte_order_mark() {
 }
 
 #[tokio::test]
-async fn arrays_are_taken_whole_or_not_at_all() {
+async fn an_array_with_an_invalid_element_is_refused_as_a_whole() {
     let system = start(&[]).await;
     let (a, b) = (event_of("a"), event_of("b"));
     assert_eq!(system.post(&format!("[{a},{b}]")).await, delivered(2));
@@ -62,7 +62,7 @@ async fn profiles_without_the_flows_id_are_filtered() {
 }
 
 #[tokio::test]
-async fn paths_and_methods() {
+async fn unknown_paths_return_404_and_get_returns_405() {
     let system = start(&[]).await;
     let at = |path: &str, stage: &str, method: &str| {
         let mut event = request(DOCUMENTED);
@@ -87,7 +87,7 @@ async fn paths_and_methods() {
 }
 
 #[tokio::test]
-async fn nobody_sends_without_an_accepted_credential() {
+async fn a_webhook_without_an_accepted_credential_returns_401() {
     let auth = r#"[{"type":"bearer","secret":"new"},{"type":"bearer","secret":"old"},
         {"type":"basic","username":"u","secret":"p"},{"type":"header","name":"X-Api-Key","secret":"h"},
         {"type":"query","name":"code","secret":"a+b"},
@@ -128,7 +128,7 @@ async fn nobody_sends_without_an_accepted_credential() {
 }
 
 #[tokio::test]
-async fn senders_that_nobody_configured_are_refused_and_open_flows_say_so() {
+async fn without_configured_senders_webhooks_return_401_and_open_flows_log_a_warning() {
     let system = start(&[("SENDER_AUTH", "")]).await;
     system.post(DOCUMENTED).await.problem(401);
     let warnings = system.function.logs().iter().filter(|line| line.contains("\"WARN\"")).count();
@@ -157,7 +157,7 @@ fn base64(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn compressed_bodies_are_415_whatever_the_header_says() {
+async fn compressed_bodies_return_415_with_any_header() {
     let system = start(&[]).await;
     let mut event = request("");
     event["isBase64Encoded"] = true.into();
@@ -202,7 +202,7 @@ async fn credentials_that_a_gateway_joined_are_accepted() {
 }
 
 #[tokio::test]
-async fn events_of_payload_1_are_reported_once() {
+async fn events_of_payload_1_return_400_and_log_once() {
     let system = start(&[]).await;
     let rest_api = json!({
         "version": "1.0", "httpMethod": "POST", "path": "/", "headers": {}, "body": DOCUMENTED,

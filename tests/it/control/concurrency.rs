@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn of_two_hundred_updates_with_one_etag_one_wins() {
+async fn of_two_hundred_updates_with_one_etag_one_succeeds() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
     let api = control(&cloud, &[&hub]);
     let connection = api.connection(&hub).await;
@@ -39,7 +39,7 @@ async fn of_two_hundred_updates_with_one_etag_one_wins() {
 }
 
 #[tokio::test]
-async fn changes_that_many_flows_depend_on_may_come_together() {
+async fn concurrent_changes_that_affect_many_flows_succeed_or_return_503() {
     const FLOWS: usize = 60;
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB, "other"]).await);
     let mut api = control(&cloud, &[&hub]);
@@ -90,7 +90,7 @@ async fn changes_that_many_flows_depend_on_may_come_together() {
 }
 
 #[tokio::test]
-async fn what_takes_longer_than_the_function_has_is_answered_all_the_same() {
+async fn a_change_that_takes_longer_than_the_function_may_run_returns_503() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
     let proxy = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap().client()).await;
     let table = format!("http://{}", proxy.address());
@@ -109,7 +109,7 @@ async fn what_takes_longer_than_the_function_has_is_answered_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_flow_made_while_its_target_changes_leads_where_the_target_does() {
+async fn a_flow_created_while_its_target_changes_uses_the_changed_target() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB, "other"]).await);
     let api = control(&cloud, &[&hub]);
     let connection = api.connection(&hub).await;
@@ -119,7 +119,7 @@ async fn a_flow_made_while_its_target_changes_leads_where_the_target_does() {
         let (source, target) = (text(&flow["sourceConnectionIds"][0]), text(&flow["targetConnectionIds"][0]));
         api.delete(&format!("/flows/{}", text(&created["id"]))).await;
         let again = json!({
-            "name": "again", "flowSpec": spec("71471eba-b620-49e4-90fd-23f1fa0174d8"),
+            "name": "again", "flowSpec": spec(FLOW_TO_HUB),
             "sourceConnectionIds": [source], "targetConnectionIds": [target],
         });
         let path = format!("/targetConnections/{target}");

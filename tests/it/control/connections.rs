@@ -5,14 +5,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 
 #[tokio::test]
-async fn a_connection_is_checked_as_it_is_created() {
+async fn a_connection_that_cannot_work_returns_400_when_it_is_created() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
     let api = control(&cloud, &[&hub]);
     let key = hub_config().keys[0].clone();
     let with = |params: Value| {
         json!({
-            "name": "c", "connectionSpec": spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e"),
-            "auth": { "specName": "Azure EventHub authentication credentials", "params": params },
+            "name": "c", "connectionSpec": spec(EVENT_HUBS),
+            "auth": { "specName": EVENT_HUBS_AUTH, "params": params },
         })
     };
     let good = json!({ "sasKeyName": key.name, "sasKey": key.key, "namespace": host(&hub) });
@@ -65,7 +65,7 @@ async fn a_connection_is_checked_as_it_is_created() {
 }
 
 #[tokio::test]
-async fn a_connection_moves_with_its_flows() {
+async fn moving_a_connection_updates_the_items_of_its_flows() {
     let (cloud, old, new) = (Cloud::start().await, emulator(&[HUB]).await, emulator(&[HUB]).await);
     let api = control(&cloud, &[&old, &new]);
     let connection = api.connection(&old).await;
@@ -84,15 +84,14 @@ async fn a_connection_moves_with_its_flows() {
     ];
     for (to, patch) in moves {
         api.patch(&path, "*", &patch).await.expect(200);
-        let secret =
-            attribute(&cloud, &format!("TENANT#acme@AdobeOrg#prod#connections#{connection}"), "secretId").await;
+        let secret = attribute(&cloud, &tenant_key(&path), "secretId").await;
         for (flow, state) in [(&created, "enabled"), (&disabled, "disabled")] {
             let item = format!("FLOW#{}", text(&flow["id"]));
             assert_eq!(attribute(&cloud, &item, "host").await, Some(host(to)), "{patch}");
             assert_eq!(attribute(&cloud, &item, "connectionSecretId").await, secret, "{patch}");
             assert_eq!(attribute(&cloud, &item, "state").await.as_deref(), Some(state));
         }
-        assert!(in_force(&cloud, &path).await.contains(&format!("sb://{}/", host(to))), "{patch}");
+        assert!(current_secret(&cloud, &path).await.contains(&format!("sb://{}/", host(to))), "{patch}");
     }
     let function = cloud.function("audience-change", &old, &[]);
     assert_eq!(send(&function, &created, DOCUMENTED).await, delivered(1));
@@ -102,7 +101,7 @@ async fn a_connection_moves_with_its_flows() {
 }
 
 #[tokio::test]
-async fn a_connection_string_may_replace_what_a_connection_had() {
+async fn a_connection_string_replaces_the_parameters_of_a_connection() {
     let (cloud, old, new) = (Cloud::start().await, emulator(&[HUB]).await, emulator(&[HUB]).await);
     let api = control(&cloud, &[&old, &new]);
     let path = format!("/connections/{}", api.connection(&old).await);
@@ -110,7 +109,7 @@ async fn a_connection_string_may_replace_what_a_connection_had() {
         let string = hub.connection_string(&hub_config().keys[0].name, None);
         let patch = json!([{ "op": "add", "path": "/auth/params/connectionString", "value": string }]);
         api.patch(&path, "*", &patch).await.expect(200);
-        assert!(in_force(&cloud, &path).await.contains(&host(hub)));
+        assert!(current_secret(&cloud, &path).await.contains(&host(hub)));
         let params = api.item(&path).await["auth"]["params"].clone();
         assert_eq!((&params["namespace"], &params["sasKey"]), (&json!(host(hub)), &json!("********")));
     }
@@ -124,7 +123,7 @@ async fn a_connection_string_may_replace_what_a_connection_had() {
 }
 
 #[tokio::test]
-async fn a_test_tells_also_of_what_is_stored_and_of_no_use() {
+async fn a_connection_test_reports_a_namespace_or_a_secret_that_became_unusable() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
     let api = control(&cloud, &[&hub]);
     let path = format!("/connections/{}", api.connection(&hub).await);
@@ -132,8 +131,7 @@ async fn a_test_tells_also_of_what_is_stored_and_of_no_use() {
     let test = control(&cloud, &[]).get(&format!("{path}/test")).await.expect(200);
     assert_eq!(test["result"], false);
     assert!(text(&test["detail"]).contains("namespace"), "{test}");
-    let pk = format!("TENANT#acme@AdobeOrg#prod#{}", path.trim_start_matches('/').replace('/', "#"));
-    let name = attribute(&cloud, &pk, "secretId").await.unwrap();
+    let name = attribute(&cloud, &tenant_key(&path), "secretId").await.unwrap();
     cloud.call(Service::SecretsManager, "DeleteSecret", json!({ "SecretId": name })).await;
     let test = api.get(&format!("{path}/test")).await.expect(200);
     assert_eq!(test["result"], false);
@@ -159,7 +157,7 @@ async fn stubborn_namespace() -> String {
 }
 
 #[tokio::test]
-async fn hubs_are_looked_for_on_all_pages() {
+async fn a_hub_on_any_page_of_the_namespace_is_found() {
     let names: Vec<String> = (0..250).map(|n| format!("hub-{n}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let (cloud, hub, stubborn) = (Cloud::start().await, emulator(&names).await, stubborn_namespace().await);
@@ -167,9 +165,9 @@ async fn hubs_are_looked_for_on_all_pages() {
     let key = hub_config().keys[0].clone();
     let with = |host: &str, hub: &str| {
         json!({
-            "name": "c", "connectionSpec": spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e"),
+            "name": "c", "connectionSpec": spec(EVENT_HUBS),
             "auth": {
-                "specName": "Azure EventHub authentication credentials",
+                "specName": EVENT_HUBS_AUTH,
                 "params": { "sasKeyName": key.name, "sasKey": key.key, "namespace": host, "eventHubName": hub },
             },
         })
@@ -193,7 +191,7 @@ async fn hubs_are_looked_for_on_all_pages() {
     body["auth"]["params"].as_object_mut().unwrap().remove("eventHubName");
     let wide = api.post("/connections", &body).await.id();
     let target = json!({
-        "name": "t", "connectionSpec": spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e"), "baseConnectionId": wide,
+        "name": "t", "connectionSpec": spec(EVENT_HUBS), "baseConnectionId": wide,
         "params": { "eventHubName": "unlisted" },
     });
     let target = api.post("/targetConnections", &target).await.expect(201);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 
 #[tokio::test]
-async fn of_two_crossing_rotations_the_last_is_in_force() {
+async fn after_two_concurrent_rotations_the_secret_matches_the_table() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
     let (api, proxy) = control_with_proxy(&cloud, &hub).await;
     let path = format!("/connections/{}", api.connection(&hub).await);
@@ -24,14 +24,14 @@ async fn of_two_crossing_rotations_the_last_is_in_force() {
         drop(held);
         one.await.unwrap().expect(200);
         let name = text(&api.item(&path).await["auth"]["params"]["sasKeyName"]);
-        let secret = in_force(&cloud, &path).await;
+        let secret = current_secret(&cloud, &path).await;
         let expected = format!("SharedAccessKeyName={name};SharedAccessKey=key-of-{name};");
         assert!(secret.contains(&expected), "{step}: the table says {name}, in force is {secret}");
     }
 }
 
 #[tokio::test]
-async fn a_change_that_ended_halfway_is_mended_by_repeating_it() {
+async fn repeating_a_change_that_failed_halfway_completes_it() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
     let (api, proxy) = control_with_proxy(&cloud, &hub).await;
     let connection = api.connection(&hub).await;
@@ -48,9 +48,9 @@ async fn a_change_that_ended_halfway_is_mended_by_repeating_it() {
             proxy.fail(&step, AwsFault::Unavailable);
             api.patch(path, "*", patch).await.expect(503);
             proxy.heal(&step);
-            assert!(!in_force(&cloud, path).await.contains(&name), "{step} {path}");
+            assert!(!current_secret(&cloud, path).await.contains(&name), "{step} {path}");
             api.patch(path, "*", patch).await.expect(200);
-            assert!(in_force(&cloud, path).await.contains(&name), "{step} {path}");
+            assert!(current_secret(&cloud, path).await.contains(&name), "{step} {path}");
         }
     }
     // A test of the connection mends it too: it would tell of a key that nobody uses.
@@ -60,7 +60,7 @@ async fn a_change_that_ended_halfway_is_mended_by_repeating_it() {
     api.patch(&connection, "*", &good).await.expect(503);
     proxy.heal("secretsmanager.UpdateSecretVersionStage");
     assert_eq!(api.get(&format!("{connection}/test")).await.expect(200)["result"], true);
-    assert!(in_force(&cloud, &connection).await.contains(&format!("SharedAccessKeyName={};", key.name)));
+    assert!(current_secret(&cloud, &connection).await.contains(&format!("SharedAccessKeyName={};", key.name)));
     let mut known = created.clone();
     known["senderAuth"] = json!([{ "type": "bearer", "secret": "after-secretsmanager.UpdateSecretVersionStage" }]);
     let function = cloud.function("audience-change", &hub, &[]);
@@ -69,14 +69,13 @@ async fn a_change_that_ended_halfway_is_mended_by_repeating_it() {
 
 /// The versions of a tenant's secret.
 async fn versions(cloud: &Cloud, path: &str) -> usize {
-    let pk = format!("TENANT#acme@AdobeOrg#prod#{}", path.trim_start_matches('/').replace('/', "#"));
-    let name = attribute(cloud, &pk, "secretId").await.unwrap();
+    let name = attribute(cloud, &tenant_key(path), "secretId").await.unwrap();
     let list = json!({ "SecretId": name, "IncludeDeprecated": true });
     cloud.call(Service::SecretsManager, "ListSecretVersionIds", list).await["Versions"].as_array().unwrap().len()
 }
 
 #[tokio::test]
-async fn a_secret_is_stored_once_and_only_by_what_is_done() {
+async fn a_secret_is_stored_once_per_successful_change_and_never_by_a_refused_one() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB, "other"]).await);
     let api = control(&cloud, &[&hub]);
     let connection = api.connection(&hub).await;
@@ -115,7 +114,7 @@ async fn a_secret_is_stored_once_and_only_by_what_is_done() {
 }
 
 #[tokio::test]
-async fn a_flow_that_gets_another_source_shows_its_credential() {
+async fn a_flow_that_gets_another_source_shows_its_credential_once() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
     let api = control(&cloud, &[&hub]);
     let connection = api.connection(&hub).await;
@@ -139,7 +138,7 @@ async fn a_flow_that_gets_another_source_shows_its_credential() {
 }
 
 #[tokio::test]
-async fn credentials_in_the_wrong_place_are_refused_by_their_place() {
+async fn credentials_outside_their_fields_return_400_with_their_place() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
     let api = control(&cloud, &[&hub]);
     let connection = api.connection(&hub).await;
@@ -147,14 +146,14 @@ async fn credentials_in_the_wrong_place_are_refused_by_their_place() {
     let flow = api.item(&format!("/flows/{}", text(&created["id"]))).await;
     let (source, target) = (text(&flow["sourceConnectionIds"][0]), text(&flow["targetConnectionIds"][0]));
     let key = hub_config().keys[0].clone();
-    let event_hubs = spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e");
+    let event_hubs = spec(EVENT_HUBS);
     let bodies = [
         (
             "connections",
             &connection,
             json!({
                 "name": "n", "connectionSpec": event_hubs, "auth": {
-                    "specName": "Azure EventHub authentication credentials",
+                    "specName": EVENT_HUBS_AUTH,
                     "params": { "sasKeyName": key.name, "sasKey": key.key, "namespace": host(&hub) },
                 },
             }),
@@ -248,7 +247,7 @@ async fn credentials_in_the_wrong_place_are_refused_by_their_place() {
 }
 
 #[tokio::test]
-async fn keys_are_rotated_while_events_flow() {
+async fn keys_rotated_while_events_are_sent_lose_no_event() {
     const EVENTS: usize = 60;
     let cloud = Cloud::start().await;
     let (here, there) = (emulator(&["a"]).await, emulator(&["b"]).await);

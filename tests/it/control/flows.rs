@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn a_flow_carries_events_and_obeys() {
+async fn a_flow_delivers_events_and_follows_each_change_of_its_objects() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB, "second"]).await);
     let api = control(&cloud, &[&hub]);
     let connection = api.connection(&hub).await;
@@ -69,17 +69,16 @@ async fn a_flow_carries_events_and_obeys() {
 }
 
 #[tokio::test]
-async fn a_flow_can_be_disabled_whatever_it_says() {
+async fn a_flow_with_options_that_are_no_longer_valid_can_be_disabled() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
     let api = control(&cloud, &[&hub]);
     let connection = api.connection(&hub).await;
     let created = api.flow(DATA_ACTIVATION, json!({}), &connection, HUB).await;
-    let (id, source) = (text(&created["id"]), "sourceConnections");
-    let path = format!("/flows/{id}");
+    let path = format!("/flows/{}", text(&created["id"]));
     let before = api.item(&path).await;
     // An option of old, which the kind's schema has no more.
     let end = text(&before["sourceConnectionIds"][0]);
-    let pk = format!("TENANT#acme@AdobeOrg#prod#{source}#{end}");
+    let pk = tenant_key(&format!("/sourceConnections/{end}"));
     let mut document: Value = serde_json::from_str(&attribute(&cloud, &pk, "document").await.unwrap()).unwrap();
     document["params"]["options"] = json!({ "formerly": true });
     let update = json!({

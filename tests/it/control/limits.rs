@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use super::*;
 
 #[tokio::test]
-async fn no_member_and_no_patch_makes_an_object_that_nobody_can_remove() {
+async fn an_object_with_odd_members_or_deep_patches_can_be_deleted() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
     let api = control(&cloud, &[&hub]);
     let odd = json!({
-        "name": "odd", "connectionSpec": spec("8a9c3494-9708-43d7-ae3f-cda01e5030e1"),
-        "baseConnectionId": ABSENT, "sourceConnectionIds": [ABSENT], "targetConnectionIds": [ABSENT],
+        "name": "odd", "connectionSpec": spec(PROFILE_STORE),
+        "baseConnectionId": UNKNOWN_ID, "sourceConnectionIds": [UNKNOWN_ID], "targetConnectionIds": [UNKNOWN_ID],
     });
     let path = format!("/connections/{}", api.post("/connections", &odd).await.id());
     let nested = |levels: usize| (0..levels).fold(json!(1), |inner, _| json!([inner]));
@@ -24,21 +24,21 @@ async fn no_member_and_no_patch_makes_an_object_that_nobody_can_remove() {
 }
 
 #[tokio::test]
-async fn options_and_objects_have_sizes_that_the_table_takes() {
+async fn options_that_are_too_large_return_400_and_objects_413() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
     let api = control(&cloud, &[&hub]);
     let connection = api.connection(&hub).await;
     let audiences = |count: usize| -> Vec<String> { (0..count).map(|n| format!("{n:036}")).collect() };
     let source = |count: usize| {
         json!({
-            "name": "s", "connectionSpec": spec("8a9c3494-9708-43d7-ae3f-cda01e5030e1"),
+            "name": "s", "connectionSpec": spec(PROFILE_STORE),
             "params": { "options": { "audiences": audiences(count) } },
         })
     };
     let message = text(&api.post("/sourceConnections", &source(1_100)).await.expect(400)["message"]);
     assert!(message.contains("42915 bytes") && message.contains("40000 at most"), "{message}");
     let params = source(900)["params"].clone();
-    let created = api.flow("8a9c3494-9708-43d7-ae3f-cda01e5030e1", params, &connection, HUB).await;
+    let created = api.flow(PROFILE_STORE, params, &connection, HUB).await;
     let path = format!("/flows/{}", text(&created["id"]));
     let selectors = |count: usize| -> Value {
         audiences(count).iter().map(|id| json!({ "type": "PLATFORM_SEGMENT", "value": { "id": id } })).collect()
@@ -68,13 +68,13 @@ async fn options_and_objects_have_sizes_that_the_table_takes() {
 }
 
 #[tokio::test]
-async fn a_change_reaches_what_one_transaction_takes() {
+async fn a_change_of_more_objects_than_one_transaction_holds_returns_409() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
     let api = control(&cloud, &[&hub]);
     let connection = api.connection(&hub).await;
     let audiences: Vec<String> = (0..1_000).map(|n| format!("{n:036}")).collect();
     let params = json!({ "options": { "audiences": audiences } });
-    let created = api.flow("8a9c3494-9708-43d7-ae3f-cda01e5030e1", params, &connection, HUB).await;
+    let created = api.flow(PROFILE_STORE, params, &connection, HUB).await;
     let first = api.item(&format!("/flows/{}", text(&created["id"]))).await;
     let again = json!({
         "name": "again", "flowSpec": first["flowSpec"], "sourceConnectionIds": first["sourceConnectionIds"],
@@ -92,7 +92,7 @@ async fn a_change_reaches_what_one_transaction_takes() {
     // Of a connection with so many and so large ends the key can change, and not the place.
     let other = api.connection(&hub).await;
     let target = json!({
-        "name": "t", "connectionSpec": spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e"), "baseConnectionId": other,
+        "name": "t", "connectionSpec": spec(EVENT_HUBS), "baseConnectionId": other,
         "params": { "eventHubName": HUB }, "note": "x".repeat(60_000),
     });
     for _ in 0..70 {
@@ -108,13 +108,13 @@ async fn a_change_reaches_what_one_transaction_takes() {
 }
 
 #[tokio::test]
-async fn a_page_fits_the_answer_of_a_function() {
+async fn a_page_of_large_objects_stays_below_the_response_limit_of_lambda() {
     const COUNT: usize = 60;
     let cloud = Cloud::start().await;
     let api = control(&cloud, &[]);
     // Each quote is two bytes of JSON, and four of the answer.
     let body = json!({
-        "name": "n", "connectionSpec": spec("8a9c3494-9708-43d7-ae3f-cda01e5030e1"), "note": "\"".repeat(30_000),
+        "name": "n", "connectionSpec": spec(PROFILE_STORE), "note": "\"".repeat(30_000),
     });
     for _ in 0..COUNT {
         api.post("/connections", &body).await.id();

@@ -14,7 +14,7 @@ const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_co
 
 /// The API behind the gateway, as its document says it is, tried by somebody else.
 #[tokio::test]
-async fn answers_are_those_of_the_document() {
+async fn responses_conform_to_the_openapi_document() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
     let api = control(&cloud, &[&hub]);
     let tokens = Arc::new(Tokens::new(Clock::system()).unwrap());

@@ -5,7 +5,7 @@ use shared::json::{Object, from_config};
 use super::*;
 
 #[tokio::test]
-async fn the_kinds_can_read_all_options_that_are_taken() {
+async fn options_that_the_api_accepts_are_readable_by_their_function() {
     type Reads = fn(&str) -> Result<(), String>;
     let cloud = Cloud::start().await;
     let api = control(&cloud, &[]);
@@ -16,7 +16,7 @@ async fn the_kinds_can_read_all_options_that_are_taken() {
             &["partnerNumber", "profileVars", "sourceName", "data", "sources", "defaultCallType"],
         ),
         (
-            "8a9c3494-9708-43d7-ae3f-cda01e5030e1",
+            PROFILE_STORE,
             |text| from_config::<Object<profile_export::Options>>(text).map(drop),
             &["audiences", "partitionBy", "split"],
         ),

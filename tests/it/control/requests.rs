@@ -25,22 +25,22 @@ async fn requests_are_checked_in_the_documented_order() {
     assert_eq!(api.invoke(&event).await.expect(400)["detail"], "A valid content-type must be specified");
     event["headers"]["content-type"] = "application/json; charset=utf-8".into();
     assert!(text(&api.invoke(&event).await.expect(400)["detail"]).contains("no JSON"));
-    let flow = |spec: Value| json!({ "name": "n", "sourceConnectionIds": [ABSENT], "targetConnectionIds": [ABSENT], "flowSpec": spec });
+    let flow = |spec: Value| json!({ "name": "n", "sourceConnectionIds": [UNKNOWN_ID], "targetConnectionIds": [UNKNOWN_ID], "flowSpec": spec });
     api.post("/flows", &json!({ "flowSpec": spec("x") })).await.expect(400);
     assert_eq!(api.post("/flows", &flow(spec("x"))).await.expect(400)["message"], "Please provide a valid spec id");
-    let unversioned = json!({ "id": "71471eba-b620-49e4-90fd-23f1fa0174d8" });
+    let unversioned = json!({ "id": FLOW_TO_HUB });
     assert_eq!(
         api.post("/flows", &flow(unversioned)).await.expect(422)["message"],
         "flowSpec.version 'version' is required for spec info"
     );
-    let known = spec("71471eba-b620-49e4-90fd-23f1fa0174d8");
+    let known = spec(FLOW_TO_HUB);
     assert!(text(&api.post("/flows", &flow(known)).await.expect(400)["message"]).contains("sourceConnectionIds"));
     let large = json!({ "name": "n", "description": "x".repeat(200_000) });
     api.post("/connections", &large).await.expect(413);
     for (method, target, status) in [("GET", "/search", 404), ("PUT", "/flows", 405), ("GET", "/runs/7", 404)] {
         api.call(method, target, &json!({})).await.expect(status);
     }
-    let path = format!("/flows/{ABSENT}");
+    let path = format!("/flows/{UNKNOWN_ID}");
     let rename = json!([{ "op": "replace", "path": "/name", "value": "b" }]);
     // What is referred to comes before the etag.
     api.call("PATCH", &path, &rename).await.expect(404);

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn the_documented_sequence_for_a_destination() {
+async fn the_documented_sequence_for_a_destination_succeeds() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
     let api = control(&cloud, &[&hub]);
     let values = credentials(&hub);
@@ -36,9 +36,9 @@ async fn the_documented_sequence_for_a_destination() {
     assert_eq!(selectors(&read, "segmentSelectors")[0], activate[0]["value"]);
     assert_eq!(selectors(&read, "profileSelectors")[0], activate[1]["value"]);
     let inherited = &read["inheritedAttributes"]["targetConnections"][0];
-    assert_eq!(inherited["connectionSpec"]["id"], "bf9f5905-92b7-48bf-bf20-455bc6b60a4e");
+    assert_eq!(inherited["connectionSpec"]["id"], EVENT_HUBS);
     assert_eq!(inherited["baseConnection"]["id"], connection.as_str());
-    assert_eq!((&read["imsOrgId"], &read["sandboxName"]), (&json!("acme@AdobeOrg"), &json!("prod")));
+    assert_eq!((&read["imsOrgId"], &read["sandboxName"]), (&json!(ORGANISATION), &json!(SANDBOX)));
 
     // The selected audience alone passes.
     let function = cloud.function("profile-export", &hub, &[]);
@@ -49,7 +49,7 @@ async fn the_documented_sequence_for_a_destination() {
         })
         .to_string()
     };
-    assert_eq!(send(&function, &created, &event("5114d758-ce71-43ba-b53e-e2a91d67b67f")).await, delivered(1));
+    assert_eq!(send(&function, &created, &event(AUDIENCE_ID)).await, delivered(1));
     assert_eq!(send(&function, &created, &event("other")).await.body["status"], "filtered");
 
     // Removing, and the same etag again.
@@ -85,7 +85,7 @@ async fn the_documented_sequence_for_a_destination() {
 }
 
 #[tokio::test]
-async fn the_documented_sequence_for_a_source() {
+async fn the_documented_sequence_for_a_source_succeeds() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB, "other"]).await);
     let api = control(&cloud, &[&hub]);
     let values = credentials(&hub);
@@ -128,7 +128,7 @@ async fn the_documented_sequence_for_a_source() {
     let item = format!("FLOW#{}", text(&created["id"]));
     assert_eq!(attribute(&cloud, &item, "kind").await, None);
     let read = api.item(&format!("/sourceConnections/{source}")).await;
-    let event_hubs = spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e");
+    let event_hubs = spec(EVENT_HUBS);
     assert_eq!(
         read["inheritedAttributes"],
         json!({ "baseConnection": { "id": connection, "connectionSpec": event_hubs } })
@@ -140,21 +140,21 @@ async fn the_documented_sequence_for_a_source() {
         assert_eq!(attribute(&cloud, &item, "state").await, None);
     }
     // The ends fit the flow spec.
-    flow["flowSpec"]["id"] = "71471eba-b620-49e4-90fd-23f1fa0174d8".into();
+    flow["flowSpec"]["id"] = FLOW_TO_HUB.into();
     api.post("/flows", &flow).await.expect(400);
 
     // Lists, filtered.
     let count = async |target: &str| api.get(target).await.expect(200)["items"].as_array().unwrap().len();
     assert_eq!(count("/connections").await, 2);
     assert_eq!(count(&format!("/connections?property=id=={connection}")).await, 1);
-    let by_spec = "/flows?property=inheritedAttributes.sourceConnections[].connectionSpec.id==bf9f5905-92b7-48bf-bf20-455bc6b60a4e";
-    assert_eq!(count(by_spec).await, 1);
+    let spec_id = "inheritedAttributes.sourceConnections[].connectionSpec.id";
+    assert_eq!(count(&format!("/flows?property={spec_id}=={EVENT_HUBS}")).await, 1);
     assert_eq!(count("/flows?property=state==disabled").await, 0);
     // A sandbox has one id.
     let sandbox = api.item(&path).await["sandboxId"].clone();
     assert_eq!((text(&sandbox).len(), &sandbox), (36, &read["sandboxId"]));
-    let other = Caller { sandbox: "dev", ..api.clone() };
-    let body = json!({ "name": "n", "connectionSpec": spec("8a9c3494-9708-43d7-ae3f-cda01e5030e1") });
+    let other = Caller { sandbox: OTHER_SANDBOX, ..api.clone() };
+    let body = json!({ "name": "n", "connectionSpec": spec(PROFILE_STORE) });
     let id = other.post("/connections", &body).await.id();
     assert_ne!(other.item(&format!("/connections/{id}")).await["sandboxId"], sandbox);
     let page = api.get("/connections?limit=1&count=true").await.expect(200);
@@ -162,7 +162,7 @@ async fn the_documented_sequence_for_a_source() {
     let next = api.get(&text(&page["_links"]["next"]["href"])).await.expect(200);
     assert_eq!(next["items"][0]["id"], scoped.as_str());
     assert!(api.get("/connectionSpecs").await.expect(200)["items"].as_array().unwrap().len() >= 5);
-    assert_eq!(api.item("/flowSpecs/d69717ba-71b4-4313-b654-49f9cf126d7a").await["version"], "1.0");
+    assert_eq!(api.item(&format!("/flowSpecs/{FLOW_FROM_HUB}")).await["version"], "1.0");
     for unused in [&path, &format!("/targetConnections/{target}"), &format!("/sourceConnections/{source}")] {
         assert_eq!(api.delete(unused).await.status, 204, "{unused}");
         api.get(unused).await.expect(404);

@@ -13,7 +13,7 @@ async fn tenants_see_nothing_of_each_other() {
     let (source, target) = (text(&flow["sourceConnectionIds"][0]), text(&flow["targetConnectionIds"][0]));
     let others = [
         Caller { organisation: "other", ..ours.clone() },
-        Caller { sandbox: "dev", ..ours.clone() },
+        Caller { sandbox: OTHER_SANDBOX, ..ours.clone() },
         // An organisation that looks like a part of our keys. A list can't name it.
         Caller { organisation: "acme@AdobeOrg#prod#flows", ..by_text },
     ];
@@ -38,14 +38,14 @@ async fn tenants_see_nothing_of_each_other() {
         let id = text(&created["id"]);
         other.post(&format!("/flows/{id}/action?op=disable"), &Value::Null).await.expect(404);
         let body = json!({
-            "name": "n", "connectionSpec": spec("bf9f5905-92b7-48bf-bf20-455bc6b60a4e"), "baseConnectionId": connection,
+            "name": "n", "connectionSpec": spec(EVENT_HUBS), "baseConnectionId": connection,
             "params": { "eventHubName": HUB },
         });
         for ends in ["/sourceConnections", "/targetConnections"] {
             other.post(ends, &body).await.expect(400);
         }
         let body = json!({
-            "name": "n", "flowSpec": spec("71471eba-b620-49e4-90fd-23f1fa0174d8"),
+            "name": "n", "flowSpec": spec(FLOW_TO_HUB),
             "sourceConnectionIds": [source], "targetConnectionIds": [target],
         });
         other.post("/flows", &body).await.expect(400);

@@ -5,7 +5,7 @@ use local::poller::Poller;
 use super::*;
 
 #[tokio::test]
-async fn the_alias_tells_the_flow() {
+async fn the_alias_of_an_invocation_selects_the_flow() {
     let cloud = Cloud::start().await;
     let (here, there) = (inlet(None).await, inlet(Some(CLIENT)).await);
     cloud.secret("ims-b", &json!({ "client_id": CLIENT.0, "client_secret": CLIENT.1 }).to_string()).await;

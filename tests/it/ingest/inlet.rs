@@ -5,7 +5,7 @@ use crate::harness::init_failure_of;
 use crate::peer::{Peer, respond};
 
 #[tokio::test]
-async fn throttling_and_outages_are_waited_for() {
+async fn requests_are_retried_while_the_inlet_throttles_or_fails_and_time_is_left() {
     let inlet = inlet(None).await;
     let function = function(&variables(&inlet, "xdm", &[]));
     for (n, action) in [
@@ -43,7 +43,7 @@ async fn throttling_and_outages_are_waited_for() {
 }
 
 #[tokio::test]
-async fn what_the_inlet_fails_at_alone_is_told_from_an_outage() {
+async fn a_record_at_which_the_inlet_fails_is_rejected_only_if_others_succeed() {
     let cloud = Cloud::start().await;
     let inlet = inlet(None).await;
     let function = in_cloud(&cloud, variables(&inlet, "xdm", &[("INLET_BATCH_MAX", "1")]));
@@ -60,7 +60,7 @@ async fn what_the_inlet_fails_at_alone_is_told_from_an_outage() {
 }
 
 #[tokio::test]
-async fn a_mapping_that_reads_no_partial_answers_gets_an_error() {
+async fn a_mapping_without_partial_responses_gets_an_error() {
     let inlet = inlet(None).await;
     let function = function(&variables(&inlet, "xdm", &[("BATCH_FAILURES", "whole")]));
     let batch = event(&entities(0, 0, 2)).to_string().into_bytes();
@@ -74,7 +74,7 @@ async fn a_mapping_that_reads_no_partial_answers_gets_an_error() {
 }
 
 #[tokio::test]
-async fn each_unusable_setting_of_the_way_back_is_named() {
+async fn each_unusable_setting_of_platform_ingest_is_named() {
     for (variable, problem, environment) in [
         ("INLET_URL", "missing", vec![]),
         ("INLET_URL", "adobedc.net", vec![("INLET_URL", "https://example.com/collection/a")]),

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn raw_records_are_posted_as_they_are_each_by_itself_in_order() {
+async fn raw_records_are_posted_unchanged_one_by_one_in_order() {
     let inlet = inlet(None).await;
     let function = function(&variables(&inlet, "raw", &[]));
     let bodies = ["{\"price\" : 19.9900}", "{\"b\":\"\\u00e9\"}", "{\"c\":[1]}"];
@@ -38,7 +38,7 @@ async fn xdm_entities_share_requests_and_keep_their_ids() {
 }
 
 #[tokio::test]
-async fn the_inlets_size_limit_is_kept() {
+async fn requests_stay_within_the_size_limit_of_the_inlet() {
     let cloud = Cloud::start().await;
     let inlet = inlet(None).await;
     let function = in_cloud(&cloud, variables(&inlet, "xdm", &[]));
@@ -56,7 +56,7 @@ async fn the_inlets_size_limit_is_kept() {
 }
 
 #[tokio::test]
-async fn events_of_both_spellings_and_odd_records_are_read() {
+async fn events_in_both_documented_forms_and_odd_records_are_read() {
     let cloud = Cloud::start().await;
     let inlet = inlet(None).await;
     let function = in_cloud(&cloud, variables(&inlet, "raw", &[]));
@@ -87,7 +87,7 @@ async fn events_of_both_spellings_and_odd_records_are_read() {
 }
 
 #[tokio::test]
-async fn one_bad_record_holds_nothing_back_and_is_kept() {
+async fn an_invalid_record_is_rejected_without_delaying_the_others() {
     let cloud = Cloud::start().await;
     let inlet = inlet(None).await;
     let mut records = entities(0, 0, 1000);
@@ -111,7 +111,7 @@ async fn one_bad_record_holds_nothing_back_and_is_kept() {
 }
 
 #[tokio::test]
-async fn every_element_of_a_207_is_read() {
+async fn failed_elements_of_a_207_are_retried_or_rejected_one_by_one() {
     let cloud = Cloud::start().await;
     let inlet = inlet(None).await;
     let function = in_cloud(&cloud, variables(&inlet, "xdm", &[]));
@@ -139,7 +139,7 @@ async fn every_element_of_a_207_is_read() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_refused_is_halved_down_to_the_bad_record() {
+async fn a_refused_request_is_halved_until_the_invalid_record_is_alone() {
     let cloud = Cloud::start().await;
     let inlet = inlet(None).await;
     let function = in_cloud(&cloud, variables(&inlet, "xdm", &[]));

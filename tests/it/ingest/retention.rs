@@ -11,7 +11,7 @@ use super::*;
 
 /// Webhook to hub to inlet, while everything fails in turns.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_that_is_in_the_hub_is_lost_on_the_way_back() {
+async fn no_event_of_the_hub_is_lost_under_faults() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let sender = cloud.function("audience-change", &hub, &[("PARTITIONING", "partitions:4")]);

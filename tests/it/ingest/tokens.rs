@@ -64,7 +64,7 @@ async fn records_wait_in_the_hub_until_the_client_secret_can_be_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_are_used_whatever_their_response_says_of_their_lifetime() {
+async fn tokens_with_any_form_of_lifetime_are_used() {
     const TAKEN: &str = r#"{"inletId":"abc","xactionId":"1:2:3","receivedTimeMs":1}"#;
     const SECRET: &str = r#"{"SecretString":"{\"client_id\":\"c\",\"client_secret\":\"s\"}"}"#;
     for (token, is_usable) in [

@@ -132,7 +132,7 @@ async fn envelopes_are_stored_again_while_very_many_messages_are_in_flight() {
 }
 
 #[tokio::test]
-async fn envelopes_that_pack_well_are_hidden_and_not_stored_again_and_again() {
+async fn envelopes_that_compress_well_are_hidden_and_not_stored_again() {
     let stack = Stack::start(&[HUB]).await;
     stack.hub.script([lasting(status(503, None, "50004"))]);
     for subject in ["a", "b", "c", "d"] {

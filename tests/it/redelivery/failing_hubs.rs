@@ -58,7 +58,7 @@ async fn an_absurd_retry_after_does_not_end_the_invocation() {
 }
 
 #[tokio::test]
-async fn a_flow_with_a_bad_key_does_not_delay_another_flow_of_its_hub() {
+async fn a_flow_with_a_wrong_key_does_not_delay_another_flow_of_its_hub() {
     let cloud = crate::cloud::Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     for flow in ["good", "bad", "off"] {
@@ -88,7 +88,7 @@ async fn a_flow_with_a_bad_key_does_not_delay_another_flow_of_its_hub() {
 }
 
 #[tokio::test]
-async fn webhooks_are_parked_at_once_while_the_hub_is_known_to_hang() {
+async fn webhooks_are_parked_at_once_while_the_hub_is_known_not_to_respond() {
     let stack = Stack::start(&[HUB]).await;
     let function = stack.function("audience-change", &[]);
     stack.hub.script([lasting(fault(Action::Hang))]);

@@ -25,7 +25,7 @@ async fn a_refused_event_is_rejected_alone_and_its_neighbours_arrive_once() {
 }
 
 #[tokio::test]
-async fn a_wrong_partition_count_rejects_nothing_and_is_hinted_at() {
+async fn a_wrong_partition_count_rejects_nothing_and_logs_a_hint() {
     let stack = Stack::start(&[HUB]).await;
     let subjects: Vec<String> = (0..40).map(|n| format!("p{n}")).collect();
     stack.park(60, &subjects.iter().map(String::as_str).collect::<Vec<_>>(), json!({}));
@@ -42,7 +42,7 @@ async fn a_wrong_partition_count_rejects_nothing_and_is_hinted_at() {
 }
 
 #[tokio::test]
-async fn what_is_older_than_the_maximum_age_is_rejected_as_expired() {
+async fn messages_older_than_the_maximum_age_are_rejected_as_expired() {
     let stack = Stack::start(&[HUB]).await;
     stack.hub.script([lasting(status(503, None, "50004"))]);
     stack.park(2 * 3600, &["old", "older"], json!({}));
@@ -57,7 +57,7 @@ async fn what_is_older_than_the_maximum_age_is_rejected_as_expired() {
 }
 
 #[tokio::test]
-async fn an_unusable_setting_stops_redelivery_by_its_name() {
+async fn an_unusable_setting_of_redelivery_is_named_at_start_up() {
     let stack = Stack::start(&[HUB]).await;
     for (variable, value) in [("REDELIVERY_DELAY", "31"), ("REDELIVERY_MAX_DELAY", "3"), ("PARKING_MAX_AGE", "60")] {
         let queue = ("PARKING_QUEUE_URL", stack.parking.as_str());
@@ -68,7 +68,7 @@ async fn an_unusable_setting_stops_redelivery_by_its_name() {
 }
 
 #[tokio::test]
-async fn a_deleted_flows_messages_are_held_while_they_can_not_be_stored_as_rejected() {
+async fn a_deleted_flows_messages_are_held_while_they_cannot_be_stored_as_rejected() {
     let cloud = crate::cloud::Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     cloud.flow("gone", "audience-change", &hub, HUB, json!({})).await;
@@ -88,7 +88,7 @@ async fn a_deleted_flows_messages_are_held_while_they_can_not_be_stored_as_rejec
 }
 
 #[tokio::test]
-async fn another_secret_for_the_same_hub_delivers_where_the_envelopes_is_gone() {
+async fn a_message_whose_secret_is_gone_is_delivered_with_another_one_for_the_same_hub() {
     let cloud = crate::cloud::Cloud::start().await;
     let (hub, elsewhere) = (emulator(&[HUB, "other"]).await, emulator(&[HUB]).await);
     let key_name = hub_config().keys[0].name.clone();

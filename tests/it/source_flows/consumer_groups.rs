@@ -3,6 +3,7 @@
 use local::emulator::ROOT_KEY_NAME;
 
 use super::*;
+use crate::control::{EVENT_HUBS_AUTH, OTHER_ORGANISATION, OTHER_SANDBOX};
 
 #[tokio::test]
 async fn a_consumer_group_serves_one_flow_of_one_tenant() {
@@ -16,11 +17,11 @@ async fn a_consumer_group_serves_one_flow_of_one_tenant() {
         assert!(text(&refused["errorMessage"]).contains("consumer group"), "{refused}");
     }
     // Nobody's words about another tenant's flow, and no hold of it.
-    let other = Caller { sandbox: "dev", ..world.api.clone() };
+    let other = Caller { sandbox: OTHER_SANDBOX, ..world.api.clone() };
     for (path, op) in [("", "GET"), ("", "DELETE"), ("/action?op=disable", "POST")] {
         other.call(op, &format!("/flows/{id}{path}"), &Value::Null).await.expect(404);
     }
-    let theirs = World { api: Caller { organisation: "globex@AdobeOrg", ..world.api.clone() }, ..world };
+    let theirs = World { api: Caller { organisation: OTHER_ORGANISATION, ..world.api.clone() }, ..world };
     let secret = theirs.target(json!({}));
     let refused = theirs.api.post("/targetConnections", &secret).await.expect(400);
     assert!(text(&refused["message"]).contains("params.imsSecretId"), "another organisation's client: {refused}");
@@ -43,10 +44,10 @@ async fn a_consumer_group_serves_one_flow_of_one_tenant() {
 async fn a_consumer_group_is_claimed_only_with_a_key_that_the_namespace_accepts() {
     let world = World::start().await;
     // An attacker knows the namespace, and invents a key.
-    let attacker = World { api: Caller { organisation: "globex@AdobeOrg", ..world.api.clone() }, ..world };
+    let attacker = World { api: Caller { organisation: OTHER_ORGANISATION, ..world.api.clone() }, ..world };
     let invented = json!({
         "name": "invented", "connectionSpec": spec(EVENT_HUBS),
-        "auth": { "specName": "Azure EventHub authentication credentials", "params": {
+        "auth": { "specName": EVENT_HUBS_AUTH, "params": {
             "sasKeyName": ROOT_KEY_NAME, "sasKey": "aW52ZW50ZWQ=", "namespace": host(&attacker.hub),
         } },
     });
@@ -68,7 +69,7 @@ async fn a_consumer_group_is_claimed_only_with_a_key_that_the_namespace_accepts(
     // Whoever holds the key gets the default group, and the attacker does not learn of it.
     let owner = World { api: Caller { organisation: ORGANISATION, ..attacker.api.clone() }, ..attacker };
     let (own_source, own_flow) = owner.flow(json!({ "eventHubName": HUB })).await;
-    let attacker = World { api: Caller { organisation: "globex@AdobeOrg", ..owner.api.clone() }, ..owner };
+    let attacker = World { api: Caller { organisation: OTHER_ORGANISATION, ..owner.api.clone() }, ..owner };
     assert_eq!(attacker.create(&source, &target).await.expect(400), refused);
 
     // A group is also claimed by a change, of the source or of the flow.

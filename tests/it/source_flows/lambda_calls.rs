@@ -5,7 +5,7 @@ use crate::aws::boto3;
 
 /// botocore checks requests and answers against the service's own model.
 #[tokio::test(flavor = "multi_thread")]
-async fn boto3_makes_the_same_calls_and_reads_the_same_answers() {
+async fn boto3_makes_the_same_calls_and_reads_the_same_responses() {
     let world = World::start().await;
     let (_, id) = world.flow(json!({ "eventHubName": HUB, "consumerGroup": "ours" })).await;
     world.api.post(&format!("/flows/{id}/action?op=disable"), &Value::Null).await.expect(200);

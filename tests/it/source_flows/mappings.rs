@@ -71,7 +71,7 @@ fn settings(mapping: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn the_templates_mapping_and_those_of_flows_keep_records_as_long_as_the_hub_does() {
+async fn mappings_of_the_template_and_of_flows_never_discard_records() {
     let world = World::start().await;
     world.flow(json!({ "eventHubName": HUB })).await;
     let expected = json!({
@@ -108,7 +108,7 @@ async fn the_next_change_of_a_flow_removes_the_limits_of_an_older_mapping() {
 }
 
 #[tokio::test]
-async fn latest_begins_with_new_events_and_xdm_has_its_envelope() {
+async fn reset_latest_skips_older_events_and_xdm_records_have_their_envelope() {
     let world = World::start().await;
     world.send("before").await;
     world.flow(json!({ "eventHubName": HUB, "reset": "latest", "consumerGroup": "ours", "dataType": "xdm" })).await;
@@ -120,7 +120,7 @@ async fn latest_begins_with_new_events_and_xdm_has_its_envelope() {
 }
 
 #[tokio::test]
-async fn a_changed_source_is_followed() {
+async fn a_changed_source_changes_the_mapping_of_its_flow() {
     let world = World::start().await;
     let (source, id) = world.flow(json!({ "eventHubName": OTHER_HUB, "consumerGroup": "one" })).await;
     let path = format!("/sourceConnections/{source}");
@@ -169,7 +169,7 @@ async fn a_changed_source_is_followed() {
 }
 
 #[tokio::test]
-async fn a_mapping_that_is_being_changed_is_waited_for() {
+async fn a_change_waits_for_a_mapping_that_is_being_changed() {
     let world = World::start().await;
     let (_, id) = world.flow(json!({ "eventHubName": HUB })).await;
     world.fail("UpdateEventSourceMapping", IN_USE, 1, false);

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn a_flow_that_is_half_made_is_undone_or_kept_whole() {
+async fn a_creation_or_deletion_that_fails_halfway_is_undone_or_completed() {
     let world = World::start().await;
     let connection = world.api.connection(&world.hub).await;
     let source = world.source(&connection, json!({ "eventHubName": HUB })).await;
@@ -57,7 +57,7 @@ async fn a_flow_that_is_half_made_is_undone_or_kept_whole() {
 }
 
 #[tokio::test]
-async fn what_a_killed_call_has_left_is_found_by_the_next() {
+async fn the_next_call_removes_what_a_killed_call_left() {
     let world = World::start().await;
     let connection = world.api.connection(&world.hub).await;
     let source = world.source(&connection, json!({ "eventHubName": HUB })).await;

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn what_could_not_be_served_is_refused_by_name() {
+async fn values_with_which_a_flow_cannot_be_served_return_400() {
     let world = World::start().await;
     let connection = world.api.connection(&world.hub).await;
     for (member, value) in [

@@ -9,7 +9,7 @@ use shared::contract::metrics;
 use super::*;
 
 #[test]
-fn every_reference_leads_somewhere_whatever_is_switched_on() {
+fn every_reference_resolves_with_any_part_switched_on() {
     let topic = "arn:aws:sns:eu-central-1:123456789012:alarms";
     let alone = EVERYTHING.map(|switched_on| vec![switched_on]);
     for given in [vec![], EVERYTHING.to_vec(), vec![("AlarmTopicArn", topic)]].into_iter().chain(alone) {
@@ -55,7 +55,7 @@ const SQS_METRICS: [&str; 9] = [
 ];
 
 #[test]
-fn dashboard_and_alarms_watch_metrics_that_there_are() {
+fn dashboard_and_alarms_use_only_metrics_that_exist() {
     let stack = Stack::new(&EVERYTHING);
     let resources = stack.resources();
     let ours: BTreeSet<&str> = metrics::METRICS.iter().map(|metric| metric.name).collect();
@@ -124,7 +124,7 @@ fn dashboard_and_alarms_watch_metrics_that_there_are() {
 }
 
 #[test]
-fn whatever_needs_an_operator_has_its_alarm_and_every_alarm_says_what_to_do() {
+fn every_case_for_an_operator_has_an_alarm_and_every_alarm_is_explained() {
     let stack = Stack::new(&EVERYTHING);
     let resources = stack.resources();
     let alarms: Vec<(&str, &Value)> = of_type(&resources, "AWS::CloudWatch::Alarm").collect();

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::*;
 
 #[test]
-fn functions_are_traced_logs_end_and_the_apis_have_limits() {
+fn functions_are_traced_logs_expire_and_apis_have_limits() {
     let stack = Stack::new(&EVERYTHING);
     let resources = stack.resources();
     let mut traced = 0;
@@ -49,7 +49,7 @@ fn functions_are_traced_logs_end_and_the_apis_have_limits() {
 }
 
 #[test]
-fn every_folder_has_its_block() {
+fn every_folder_of_a_function_has_its_block() {
     let template = template();
     let mut folders: Vec<String> = fs::read_dir(root().join("functions"))
         .unwrap()

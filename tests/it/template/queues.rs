@@ -7,7 +7,7 @@ use serde_json::json;
 use super::*;
 
 #[test]
-fn queues_give_back_what_failed() {
+fn queue_mappings_return_only_failed_records() {
     let template = template();
     let timeout = template["Globals"]["Function"]["Timeout"].as_u64().unwrap();
     assert!(timeout < 30, "an HTTP API gives up after 30 s");
@@ -31,7 +31,7 @@ fn queues_give_back_what_failed() {
 }
 
 #[test]
-fn what_cannot_be_delivered_has_its_queues() {
+fn undelivered_messages_have_their_queues() {
     let template = template();
     let resources = &template["Resources"];
     let variables = &template["Globals"]["Function"]["Environment"]["Variables"];

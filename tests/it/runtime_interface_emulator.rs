@@ -21,7 +21,7 @@ fn emulator() -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_webhook_and_a_batch_arrive_through_it() {
+async fn a_webhook_and_a_batch_are_delivered_through_the_runtime_interface_emulator() {
     let hub = Emulator::start(hub_config(), TcpListener::bind("127.0.0.1:0").await.unwrap()).await;
     let (front, runtime_api) = (free_port(), free_port());
     let _running = Command::new(emulator())

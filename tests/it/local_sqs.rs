@@ -114,7 +114,7 @@ print(json.dumps(results, default=lambda value: value.hex() if isinstance(value,
 "#;
 
 #[tokio::test]
-async fn boto3_gets_the_same_from_it_as_from_moto() {
+async fn boto3_gets_the_same_results_from_the_local_sqs_and_from_moto() {
     let cloud = Cloud::start().await;
     let sqs = Sqs::start(Config::default(), TcpListener::bind("127.0.0.1:0").await.unwrap()).await;
     let results = async |endpoint: &str| {

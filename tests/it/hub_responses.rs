@@ -13,13 +13,13 @@ async fn post_under(faults: Vec<local::emulator::Fault>, variables: &[(&str, &st
 }
 
 #[tokio::test]
-async fn a_201_is_delivered() {
+async fn a_201_is_reported_as_delivered() {
     let (answer, requests, stored) = post_under(vec![], &[]).await;
     assert_eq!((answer, requests, stored), (delivered(1), 1, 1));
 }
 
 #[tokio::test]
-async fn a_401_is_signed_anew_once() {
+async fn a_401_is_retried_once_with_a_new_token() {
     let (answer, requests, stored) = post_under(vec![status(401, None, "40103: Invalid token")], &[]).await;
     assert_eq!((answer, requests, stored), (delivered(1), 2, 1));
     let (answer, requests, stored) = post_under(vec![lasting(status(401, None, "40103: Invalid token"))], &[]).await;
@@ -28,7 +28,7 @@ async fn a_401_is_signed_anew_once() {
 }
 
 #[tokio::test]
-async fn throttling_is_waited_out_when_the_wait_fits() {
+async fn a_throttled_request_is_retried_only_if_the_wait_fits() {
     let asks_for_none = status(503, Some(0), "50002");
     let (answer, requests, _) = post_under(vec![asks_for_none], &[]).await;
     assert_eq!((answer, requests), (delivered(1), 2));
@@ -50,7 +50,7 @@ async fn throttling_is_waited_out_when_the_wait_fits() {
 }
 
 #[tokio::test]
-async fn a_queue_has_time_to_wait_for_a_throttled_hub() {
+async fn a_queue_record_waits_until_a_throttled_hub_accepts_it() {
     let system = start(&[]).await;
     system.hub.script([status(503, Some(1), "50002"), status(500, None, "internal")]);
     assert!(system.failures(&[record("a", DOCUMENTED)]).await.is_empty());
@@ -70,7 +70,7 @@ async fn server_errors_get_three_attempts() {
 }
 
 #[tokio::test]
-async fn a_lost_connection_is_made_again() {
+async fn a_request_on_a_lost_connection_is_retried() {
     let (answer, requests, stored) = post_under(vec![fault(Action::Reset)], &[]).await;
     assert_eq!((answer, requests, stored), (delivered(1), 2, 1));
     let (answer, _, stored) = post_under(vec![lasting(fault(Action::Reset))], &[]).await;
@@ -85,7 +85,7 @@ async fn a_lost_connection_is_made_again() {
 }
 
 #[tokio::test]
-async fn a_hub_that_does_not_answer_or_is_not_there_is_503() {
+async fn a_hub_that_does_not_respond_or_is_unreachable_returns_503() {
     let (answer, _, stored) = post_under(vec![lasting(fault(Action::Hang))], &[]).await;
     assert!(answer.problem(503).contains("timeout"));
     assert_eq!(stored, 0);
@@ -98,7 +98,7 @@ async fn a_hub_that_does_not_answer_or_is_not_there_is_503() {
 }
 
 #[tokio::test]
-async fn what_an_operator_can_mend_is_503_and_told_once_in_the_log() {
+async fn operator_fixable_errors_return_503_and_log_once() {
     for (fault, word) in [
         (status(403, None, "Unauthorized access. 'Send' claim(s) are required."), "forbidden"),
         (status(403, None, "The quota is exceeded."), "forbidden"),
@@ -119,7 +119,7 @@ async fn what_an_operator_can_mend_is_503_and_told_once_in_the_log() {
 }
 
 #[tokio::test]
-async fn real_refusals_of_the_emulator_end_alike() {
+async fn refusals_by_the_emulator_itself_return_503() {
     let listen_only = Key {
         name: "listen".to_owned(),
         key: "a2V5".to_owned(),
@@ -137,7 +137,7 @@ async fn real_refusals_of_the_emulator_end_alike() {
 }
 
 #[tokio::test]
-async fn a_refused_event_is_the_callers_to_mend() {
+async fn a_refused_event_returns_400_or_413() {
     let (answer, requests, _) = post_under(vec![lasting(status(400, None, "malformed"))], &[]).await;
     answer.problem(400);
     assert_eq!(requests, 1);
@@ -163,7 +163,7 @@ async fn refused_batches_are_halved_until_one_is_left() {
 }
 
 #[tokio::test]
-async fn an_event_over_the_budget_is_413_without_a_request() {
+async fn an_event_over_the_budget_returns_413_without_a_request() {
     let system = start(&[("EVENT_HUBS_MAX_BATCH_BYTES", "1000")]).await;
     let large = event_of("p").replace("value1", &"x".repeat(1000));
     assert!(system.post(&large).await.problem(413).contains("larger"));

@@ -12,7 +12,7 @@ use crate::peer::{Peer, Reply};
 const MARKER: &str = "do-not-repeat-me";
 
 #[tokio::test]
-async fn malformed_bodies_are_4xx_that_say_what_is_wrong() {
+async fn malformed_bodies_return_400_with_the_cause() {
     let system = start(&[("AWS_LAMBDA_LOG_LEVEL", "TRACE")]).await;
     let documented = event_of(MARKER);
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
@@ -48,7 +48,7 @@ async fn malformed_bodies_are_4xx_that_say_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn large_and_many_are_bounded() {
+async fn oversize_bodies_and_too_many_elements_return_4xx() {
     let system = start(&[]).await;
     let many = |count: usize, item: &dyn Fn(usize) -> String| (0..count).map(item).collect::<Vec<_>>().join(",");
     let members = event_of("p").replace("\"value1\"", &format!("1,{}", many(50_000, &|n| format!("\"m{n}\":{n}"))));
@@ -93,7 +93,7 @@ async fn neither_bodies_nor_secrets_reach_the_log_at_any_level() {
 }
 
 #[tokio::test]
-async fn mutated_events_are_never_a_5xx() {
+async fn mutated_events_never_return_5xx() {
     let system = start(&[]).await;
     let mutations = (0..DOCUMENTED.len(), proptest::collection::vec(proptest::num::u8::ANY, 0..4), 0..8usize);
     let mut runner = TestRunner::new(Config::default());
@@ -120,7 +120,7 @@ fn nothing_is_repeated(system: &System) {
 
 /// A client that invokes the function directly may send such headers.
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_of_an_invocation_that_can_not_be_read_are_named() {
+async fn unreadable_headers_of_an_invocation_are_named_in_the_log() {
     for header in ["lambda-runtime-client-context: null", "lambda-runtime-cognito-identity: {\"do-not-repeat-me\":1}"] {
         let headers = format!(
             "lambda-runtime-aws-request-id: r\r\nlambda-runtime-deadline-ms: 9999999999999\r\nlambda-runtime-invoked-function-arn: a\r\n{header}\r\n"

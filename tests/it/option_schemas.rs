@@ -17,7 +17,7 @@ fn is_published<O: JsonSchema>(kind: &str) {
 }
 
 #[test]
-fn options_are_published_as_the_types_say() {
+fn published_schemas_equal_those_of_the_types() {
     is_published::<audience_change::Options>("audience-change");
     is_published::<dataverse_event::Options>("dataverse-event");
     is_published::<profile_export::Options>("profile-export");
