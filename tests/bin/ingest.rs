@@ -88,9 +88,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                 walls.clear();
             }
             let began = Instant::now();
-            let answer = function.invoke(event.clone()).await?;
+            let response = function.invoke(event.clone()).await?;
             walls.push(began.elapsed());
-            assert_eq!(answer, br#"{"batchItemFailures":[]}"#, "all records were taken");
+            assert_eq!(response, br#"{"batchItemFailures":[]}"#, "all records were taken");
         }
         let cpu = cpu_time(&program).saturating_sub(cpu) / ROUNDS as u32;
         walls.sort();

@@ -38,18 +38,18 @@ impl Witness {
             .header("content-type", format!("application/x-amz-json-{version}"))
             .header("x-amz-target", format!("{service}.{operation}"))
             .body(body.to_string());
-        let answer = loop {
+        let response = loop {
             match sending.try_clone().unwrap().send().await {
-                Ok(answer) => break answer,
+                Ok(response) => break response,
                 // Under load moto leaves connections waiting.
                 Err(error) if error.is_connect() => {}
                 Err(error) => panic!("{operation}: {error}"),
             }
         };
-        let status = answer.status();
-        let answer = answer.bytes().await.unwrap();
-        assert!(status.is_success(), "{operation}: {status} {}", String::from_utf8_lossy(&answer));
-        serde_json::from_slice(&answer).unwrap_or_default()
+        let status = response.status();
+        let response = response.bytes().await.unwrap();
+        assert!(status.is_success(), "{operation}: {status} {}", String::from_utf8_lossy(&response));
+        serde_json::from_slice(&response).unwrap_or_default()
     }
 
     pub async fn put_secret(&self, id: &str, text: &str) {

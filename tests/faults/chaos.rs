@@ -102,9 +102,9 @@ impl Lane {
                 }
                 1 => {
                     self.count("hub: closes connections after answers", 1);
-                    gate.cut_after_answers(true);
+                    gate.cut_after_responses(true);
                     self.pause(length).await;
-                    gate.cut_after_answers(false);
+                    gate.cut_after_responses(false);
                     continue;
                 }
                 2 => {

@@ -123,7 +123,7 @@ impl Gate {
     }
 
     /// Whether a connection ends, unannounced, as soon as it has brought an answer.
-    pub fn cut_after_answers(&self, cut: bool) {
+    pub fn cut_after_responses(&self, cut: bool) {
         self.cut.store(cut, Ordering::Relaxed);
     }
 }

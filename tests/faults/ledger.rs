@@ -207,7 +207,7 @@ impl Ledger {
         for (id, entry) in entries.iter() {
             let flow = &FLOWS[entry.flow];
             let times = arrived.get(id.as_str()).copied().unwrap_or_default();
-            *report.answers.entry((entry.way, entry.sort, entry.told.word())).or_default() += 1;
+            *report.responses.entry((entry.way, entry.sort, entry.told.word())).or_default() += 1;
             report.sent += 1;
             match entry.sort {
                 Sort::Unauthenticated => {
@@ -331,7 +331,7 @@ pub struct Report {
     pub wrongly_refused: usize,
     /// In a hub, and sent by nobody.
     pub unknown: usize,
-    answers: BTreeMap<(Way, Sort, String), usize>,
+    responses: BTreeMap<(Way, Sort, String), usize>,
     /// How many copies are explained by what.
     causes: BTreeMap<&'static str, usize>,
     /// Of webhooks with good events, in their order.
@@ -369,8 +369,8 @@ impl Report {
     }
 
     /// Answers of webhooks with good events.
-    pub fn answers(&self, status: u16) -> usize {
-        self.answers.get(&(Way::Webhook, Sort::Good, status.to_string())).copied().unwrap_or_default()
+    pub fn responses(&self, status: u16) -> usize {
+        self.responses.get(&(Way::Webhook, Sort::Good, status.to_string())).copied().unwrap_or_default()
     }
 }
 
@@ -406,7 +406,7 @@ impl fmt::Display for Report {
         for (cause, count) in &self.causes {
             writeln!(f, "{:46}{count:>8} copies allowed", format!("  {cause}"))?;
         }
-        for ((way, sort, told), count) in &self.answers {
+        for ((way, sort, told), count) in &self.responses {
             writeln!(f, "{:24}{count:>8}", format!("  {way:?} {sort:?}: {told}"))?;
         }
         let [p50, p99] = [50, 99].map(|percent| percentile(&self.latencies, percent).as_millis());

@@ -250,7 +250,7 @@ impl Sender {
         }
         let began = Instant::now();
         let status = match request.send().await {
-            Ok(answer) => answer.status().as_u16(),
+            Ok(response) => response.status().as_u16(),
             Err(_) => 0,
         };
         (status, began.elapsed())
@@ -356,14 +356,14 @@ impl Queue {
         }
         let records: Vec<Value> = batch.iter().map(|record| record.json(self.kind)).collect();
         let payload = json!({ "Records": records }).to_string().into_bytes();
-        let answer = self.system.functions[self.kind].invoke(payload).await;
-        if answer.is_err() {
+        let response = self.system.functions[self.kind].invoke(payload).await;
+        if response.is_err() {
             let ids = batch.iter().map(|record| record.id.as_str());
             self.ledger.may_repeat("inbound queue: invocation without a response", ids);
         }
-        let failures: Option<Vec<String>> = answer.ok().map(|answer| {
-            let answer: Value = serde_json::from_slice(&answer).unwrap();
-            let failures = answer["batchItemFailures"].as_array().unwrap();
+        let failures: Option<Vec<String>> = response.ok().map(|response| {
+            let response: Value = serde_json::from_slice(&response).unwrap();
+            let failures = response["batchItemFailures"].as_array().unwrap();
             failures.iter().map(|failure| failure["itemIdentifier"].as_str().unwrap().to_owned()).collect()
         });
         for mut record in batch {

@@ -178,7 +178,7 @@ async fn accept(listener: TcpListener, upstream: Upstream) {
             Ok((stream, peer)) = listener.accept() => {
                 let _ = stream.set_nodelay(true);
                 let upstream = upstream.clone();
-                let service = service_fn(move |request| answer(upstream.clone(), peer, request));
+                let service = service_fn(move |request| forward(upstream.clone(), peer, request));
                 // Ends with an error when the connection is to.
                 connections.spawn(async move {
                     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
@@ -191,9 +191,9 @@ async fn accept(listener: TcpListener, upstream: Upstream) {
 
 /// The connection ends without an answer.
 type Ended = std::io::Error;
-type Answer = Response<UnsyncBoxBody<Bytes, Ended>>;
+type Reply = Response<UnsyncBoxBody<Bytes, Ended>>;
 
-async fn answer(upstream: Upstream, peer: SocketAddr, request: Request<Incoming>) -> Result<Answer, Ended> {
+async fn forward(upstream: Upstream, peer: SocketAddr, request: Request<Incoming>) -> Result<Reply, Ended> {
     let ended = || Ended::other("ended on purpose");
     let (parts, body) = request.into_parts();
     let mut body = body.collect().await.map_err(|_| ended())?.to_bytes();
@@ -238,9 +238,9 @@ async fn answer(upstream: Upstream, peer: SocketAddr, request: Request<Incoming>
     }
     let url = if target.starts_with("AmazonSQS") { &upstream.sqs } else { &upstream.url };
     let sending = upstream.http.request(parts.method, url).headers(headers).body(body);
-    let answer = sending.send().await.map_err(|_| ended())?;
-    let (status, content_type) = (answer.status(), answer.headers().get(http::header::CONTENT_TYPE).cloned());
-    let mut body = answer.bytes().await.map_err(|_| ended())?;
+    let response = sending.send().await.map_err(|_| ended())?;
+    let (status, content_type) = (response.status(), response.headers().get(http::header::CONTENT_TYPE).cloned());
+    let mut body = response.bytes().await.map_err(|_| ended())?;
     if !failed.is_empty() {
         body = with_failed(&body, failed);
     }
@@ -252,23 +252,23 @@ async fn answer(upstream: Upstream, peer: SocketAddr, request: Request<Incoming>
         }
         _ => (whole(body.clone()), body.len()),
     };
-    let mut answer = Response::new(body);
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_LENGTH, length.into());
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_LENGTH, length.into());
     if let Some(content_type) = content_type {
-        answer.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
+        response.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
     }
-    Ok(answer)
+    Ok(response)
 }
 
 fn whole(body: Bytes) -> UnsyncBoxBody<Bytes, Ended> {
     Full::new(body).map_err(|never| match never {}).boxed_unsync()
 }
 
-fn problem(status: StatusCode, code: &str) -> Answer {
-    let mut answer = Response::new(whole(json!({ "__type": code, "message": "on purpose" }).to_string().into()));
-    *answer.status_mut() = status;
-    answer
+fn problem(status: StatusCode, code: &str) -> Reply {
+    let mut response = Response::new(whole(json!({ "__type": code, "message": "on purpose" }).to_string().into()));
+    *response.status_mut() = status;
+    response
 }
 
 /// The messages of a `SendMessage` or `SendMessageBatch`.
@@ -289,12 +289,12 @@ fn without_every_second_entry(body: &[u8]) -> (Bytes, Vec<Value>) {
 }
 
 fn with_failed(body: &[u8], failed: Vec<Value>) -> Bytes {
-    let mut answer: Value = serde_json::from_slice(body).unwrap_or_default();
-    if !answer["Successful"].is_array() {
-        answer = json!({ "Successful": [] });
+    let mut response: Value = serde_json::from_slice(body).unwrap_or_default();
+    if !response["Successful"].is_array() {
+        response = json!({ "Successful": [] });
     }
     let entry =
         |id: &Value| json!({ "Id": id, "SenderFault": false, "Code": "InternalError", "Message": "on purpose" });
-    answer["Failed"] = failed.iter().map(entry).collect();
-    answer.to_string().into()
+    response["Failed"] = failed.iter().map(entry).collect();
+    response.to_string().into()
 }

@@ -60,13 +60,13 @@ print(json.dumps(keys))
     let mut to_flow = request(DOCUMENTED);
     to_flow["rawPath"] = "/flow-a".into();
     let relay = function(&key("relay", 0), &key("relay", 1));
-    assert_eq!(answer(&relay, &to_flow).await, delivered(1), "the table and two secrets were read");
+    assert_eq!(response_of(&relay, &to_flow).await, delivered(1), "the table and two secrets were read");
     hub.script([lasting(status(404, None, "40400"))]);
-    assert_eq!(answer(&relay, &to_flow).await.status, 202);
-    answer(&relay, &request("{")).await.problem(400);
+    assert_eq!(response_of(&relay, &to_flow).await.status, 202);
+    response_of(&relay, &request("{")).await.problem(400);
     for (id, secret) in [(key("relay", 0), key("stranger", 1)), (key("stranger", 0), key("stranger", 1))] {
-        answer(&function(&id, &secret), &request(DOCUMENTED)).await.problem(503);
-        answer(&function(&id, &secret), &to_flow).await.problem(503);
+        response_of(&function(&id, &secret), &request(DOCUMENTED)).await.problem(503);
+        response_of(&function(&id, &secret), &to_flow).await.problem(503);
     }
 
     let read = format!(
@@ -89,13 +89,13 @@ print(json.dumps([json.loads(unpack(parked)), rejected["reason"], unpack(rejecte
 }
 
 /// A queue service that gives these raw answers, one per connection, and what it was asked.
-async fn service(answers: Vec<String>) -> (Queue, Arc<Mutex<Vec<Value>>>) {
+async fn service(responses: Vec<String>) -> (Queue, Arc<Mutex<Vec<Value>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let asked = Arc::new(Mutex::new(Vec::new()));
     let heard = asked.clone();
     tokio::spawn(async move {
-        for answer in answers {
+        for response in responses {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = Vec::new();
             let body = loop {
@@ -108,7 +108,7 @@ async fn service(answers: Vec<String>) -> (Queue, Arc<Mutex<Vec<Value>>>) {
                 }
             };
             heard.lock().unwrap().push(serde_json::from_str(&body).unwrap());
-            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.write_all(response.as_bytes()).await.unwrap();
         }
     });
     let environment = Environment::from_fn(move |name| match name {
@@ -121,7 +121,7 @@ async fn service(answers: Vec<String>) -> (Queue, Arc<Mutex<Vec<Value>>>) {
     (Queue::new(aws, "http://queue".to_owned()), asked)
 }
 
-fn answer_with(status: &str, body: &str) -> String {
+fn http_response(status: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
@@ -137,7 +137,7 @@ async fn failed_entries_of_a_batch_are_sent_again() {
     });
     let rest = json!({ "Successful": [{ "Id": "1" }, { "Id": "3" }] });
     let (queue, asked) =
-        service(vec![answer_with("200 OK", &some.to_string()), answer_with("200 OK", &rest.to_string())]).await;
+        service(vec![http_response("200 OK", &some.to_string()), http_response("200 OK", &rest.to_string())]).await;
     let bodies: Vec<String> = (0..4).map(|n| n.to_string()).collect();
     let messages: Vec<Outgoing<'_>> = bodies.iter().map(|body| Outgoing::new(body)).collect();
     let stored = queue.send(&messages, Instant::now() + Duration::from_secs(10)).await;
@@ -148,21 +148,21 @@ async fn failed_entries_of_a_batch_are_sent_again() {
 
 #[tokio::test]
 async fn a_truncated_response_counts_as_a_failed_attempt() {
-    let whole = answer_with("200 OK", r#"{"Successful":[{"Id":"0"}]}"#);
+    let whole = http_response("200 OK", r#"{"Successful":[{"Id":"0"}]}"#);
     let broken = whole[..whole.len() - 5].to_owned();
-    let send = async |answers: Vec<String>| {
-        let (queue, asked) = service(answers).await;
+    let send = async |responses: Vec<String>| {
+        let (queue, asked) = service(responses).await;
         let stored = queue.send(&[Outgoing::new("a")], Instant::now() + Duration::from_secs(10)).await;
         let attempts = asked.lock().unwrap().len();
         (stored, attempts)
     };
     assert_eq!(send(vec![broken.clone(), whole.clone()]).await, (vec![Stored::Yes], 2));
     assert_eq!(send(vec![broken.clone(), broken.clone(), broken]).await, (vec![Stored::No], 3));
-    assert_eq!(send(vec![answer_with("503 Service Unavailable", ""), whole.clone()]).await, (vec![Stored::Yes], 2));
-    let refused = answer_with("400 Bad Request", r#"{"__type":"com.amazonaws.sqs#QueueDoesNotExist"}"#);
+    assert_eq!(send(vec![http_response("503 Service Unavailable", ""), whole.clone()]).await, (vec![Stored::Yes], 2));
+    let refused = http_response("400 Bad Request", r#"{"__type":"com.amazonaws.sqs#QueueDoesNotExist"}"#);
     assert_eq!(send(vec![refused, whole]).await, (vec![Stored::No], 1), "what a retry can't resolve is not retried");
     for odd in ["{}", "", "[]"] {
-        let odd = answer_with("200 OK", odd);
+        let odd = http_response("200 OK", odd);
         assert_eq!(send(vec![odd.clone(), odd.clone(), odd]).await.0, [Stored::No], "stored is what the answer names");
     }
 }

@@ -83,11 +83,11 @@ impl Browser {
         self.value(command, request.timeout(TIME_LIMIT).send().await.unwrap()).await
     }
 
-    async fn value(&self, command: &str, answer: reqwest::Response) -> Value {
-        let is_success = answer.status().is_success();
-        let mut answer: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
-        assert!(is_success, "{command}: {}", answer["value"]["message"]);
-        answer["value"].take()
+    async fn value(&self, command: &str, response: reqwest::Response) -> Value {
+        let is_success = response.status().is_success();
+        let mut response: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+        assert!(is_success, "{command}: {}", response["value"]["message"]);
+        response["value"].take()
     }
 
     pub async fn open(&self, url: &str) {
@@ -155,8 +155,8 @@ impl Browser {
 
     /// A PNG of what is in the window.
     pub async fn screenshot(&self) -> Vec<u8> {
-        let answer = self.http.get(format!("{}/screenshot", self.session)).send().await.unwrap();
-        STANDARD.decode(self.value("screenshot", answer).await.as_str().unwrap()).unwrap()
+        let response = self.http.get(format!("{}/screenshot", self.session)).send().await.unwrap();
+        STANDARD.decode(self.value("screenshot", response).await.as_str().unwrap()).unwrap()
     }
 }
 

@@ -57,8 +57,8 @@ impl Cloud {
     }
 
     pub async fn call(&self, service: Service, operation: &'static str, body: Value) -> Value {
-        let answer = self.aws.call(service, operation, &body, Instant::now() + TIME_LIMIT).await.unwrap();
-        serde_json::from_slice(&answer).unwrap_or_default()
+        let response = self.aws.call(service, operation, &body, Instant::now() + TIME_LIMIT).await.unwrap();
+        serde_json::from_slice(&response).unwrap_or_default()
     }
 
     pub async fn queue(&self, name: &str) -> String {

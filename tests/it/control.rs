@@ -46,13 +46,13 @@ const AUDIENCE_ID: &str = "5114d758-ce71-43ba-b53e-e2a91d67b67f";
 
 /// What a caller sees.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct Response {
     pub status: u64,
     pub headers: Value,
     pub body: Value,
 }
 
-impl Answer {
+impl Response {
     #[track_caller]
     pub fn expect(self, status: u64) -> Value {
         assert_eq!(self.status, status, "{self:?}");
@@ -132,34 +132,34 @@ impl Caller {
         event
     }
 
-    async fn invoke(&self, event: &Value) -> Answer {
-        let answer = self.function.invoke(event.to_string().into_bytes()).await.unwrap();
-        let answer: Value = serde_json::from_slice(&answer).unwrap();
-        let body = answer["body"].as_str().unwrap();
-        Answer {
-            status: answer["statusCode"].as_u64().unwrap(),
-            headers: answer["headers"].clone(),
+    async fn invoke(&self, event: &Value) -> Response {
+        let response = self.function.invoke(event.to_string().into_bytes()).await.unwrap();
+        let response: Value = serde_json::from_slice(&response).unwrap();
+        let body = response["body"].as_str().unwrap();
+        Response {
+            status: response["statusCode"].as_u64().unwrap(),
+            headers: response["headers"].clone(),
             body: if body.is_empty() { Value::Null } else { serde_json::from_str(body).unwrap() },
         }
     }
 
-    pub async fn call(&self, method: &str, target: &str, body: &Value) -> Answer {
+    pub async fn call(&self, method: &str, target: &str, body: &Value) -> Response {
         self.invoke(&self.event(method, target, body)).await
     }
 
-    pub async fn get(&self, target: &str) -> Answer {
+    pub async fn get(&self, target: &str) -> Response {
         self.call("GET", target, &Value::Null).await
     }
 
-    pub async fn post(&self, target: &str, body: &Value) -> Answer {
+    pub async fn post(&self, target: &str, body: &Value) -> Response {
         self.call("POST", target, body).await
     }
 
-    pub async fn delete(&self, target: &str) -> Answer {
+    pub async fn delete(&self, target: &str) -> Response {
         self.call("DELETE", target, &Value::Null).await
     }
 
-    pub async fn patch(&self, target: &str, if_match: &str, patch: &Value) -> Answer {
+    pub async fn patch(&self, target: &str, if_match: &str, patch: &Value) -> Response {
         let mut event = self.event("PATCH", target, patch);
         event["headers"]["if-match"] = if_match.into();
         self.invoke(&event).await
@@ -259,11 +259,11 @@ fn credentials(hub: &Emulator) -> Vec<(&'static str, String)> {
 }
 
 /// Posts an event to a flow's webhook, with the credential that was shown.
-pub async fn send(function: &Function, created: &Value, event: &str) -> crate::harness::Answer {
+pub async fn send(function: &Function, created: &Value, event: &str) -> crate::harness::Response {
     let mut request = webhook(event);
     let url = text(&created["webhookUrl"]);
     request["rawPath"] = url.splitn(4, '/').nth(3).map(|path| format!("/{path}")).unwrap().into();
     let token = created["senderAuth"][0]["secret"].as_str().unwrap_or_default();
     request["headers"]["authorization"] = format!("Bearer {token}").into();
-    crate::harness::answer(function, &request).await
+    crate::harness::response_of(function, &request).await
 }

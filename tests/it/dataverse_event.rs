@@ -488,7 +488,7 @@ async fn webhooks_with_a_code_are_delivered_and_invalid_contexts_return_400() {
     let system = start_kind("dataverse-event", hub_config(), &[("SENDER_AUTH", auth)]).await;
     let mut event = request(create);
     event["rawQueryString"] = "code=a%2Bb".into();
-    assert_eq!(system.answer(&event).await, delivered(1));
+    assert_eq!(system.response_to(&event).await, delivered(1));
     assert_eq!(system.hub.events(HUB)[0].body, create);
     for (body, expected) in [
         ("{}", "MessageName: missing or empty"),
@@ -498,7 +498,7 @@ async fn webhooks_with_a_code_are_delivered_and_invalid_contexts_return_400() {
         ("[{}]", "expected one event, not an array"),
     ] {
         event["body"] = body.into();
-        assert_eq!(system.answer(&event).await.problem(400), expected, "{body}");
+        assert_eq!(system.response_to(&event).await.problem(400), expected, "{body}");
     }
     let hub = (
         "EVENT_HUBS_CONNECTION_STRING",

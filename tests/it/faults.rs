@@ -72,7 +72,7 @@ async fn webhooks_are_parked_while_the_hub_does_not_respond() {
     let outcome = scenarios::hanging_hub(seed(), 60).await;
     outcome.print();
     assert!(outcome.kept());
-    assert_eq!(outcome.report.answers(202), 60);
+    assert_eq!(outcome.report.responses(202), 60);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,7 +84,7 @@ async fn events_parked_during_an_outage_arrive_after_it() {
     after.print();
     assert_eq!(during.violations(), 0, "delivered, or parked for its own flow");
     assert!(during.parked > 100);
-    assert!(during.answers(202) > 0);
+    assert!(during.responses(202) > 0);
     assert!(after.kept());
     assert_eq!(after.report.delivered, during.delivered + during.parked);
 }

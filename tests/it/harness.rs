@@ -31,7 +31,7 @@ pub struct System {
 
 /// What a webhook's caller sees.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
+pub struct Response {
     pub status: u64,
     pub content_type: String,
     pub body: Value,
@@ -123,21 +123,21 @@ pub fn lasting(fault: Fault) -> Fault {
 
 impl System {
     /// Posts a body as the known sender.
-    pub async fn post(&self, body: &str) -> Answer {
-        self.answer(&request(body)).await
+    pub async fn post(&self, body: &str) -> Response {
+        self.response_to(&request(body)).await
     }
 
     /// Invokes the function with an HTTP event.
-    pub async fn answer(&self, event: &Value) -> Answer {
-        answer(&self.function, event).await
+    pub async fn response_to(&self, event: &Value) -> Response {
+        response_of(&self.function, event).await
     }
 
     /// Invokes the function with a batch; gives the ids that must come again.
     pub async fn failures(&self, records: &[Value]) -> Vec<String> {
         let batch = json!({ "Records": records }).to_string();
-        let answer = self.function.invoke(batch.into_bytes()).await.unwrap();
-        let answer: Value = serde_json::from_slice(&answer).unwrap();
-        let failures = answer["batchItemFailures"].as_array().unwrap();
+        let response = self.function.invoke(batch.into_bytes()).await.unwrap();
+        let response: Value = serde_json::from_slice(&response).unwrap();
+        let failures = response["batchItemFailures"].as_array().unwrap();
         failures.iter().map(|failure| failure["itemIdentifier"].as_str().unwrap().to_owned()).collect()
     }
 
@@ -152,14 +152,14 @@ impl System {
     }
 }
 
-pub async fn answer(function: &Function, event: &Value) -> Answer {
-    let answer = function.invoke(event.to_string().into_bytes()).await.unwrap();
-    let answer: Value = serde_json::from_slice(&answer).unwrap();
-    assert_eq!(answer["isBase64Encoded"], false);
-    Answer {
-        status: answer["statusCode"].as_u64().unwrap(),
-        content_type: answer["headers"]["content-type"].as_str().unwrap().to_owned(),
-        body: serde_json::from_str(answer["body"].as_str().unwrap()).unwrap(),
+pub async fn response_of(function: &Function, event: &Value) -> Response {
+    let response = function.invoke(event.to_string().into_bytes()).await.unwrap();
+    let response: Value = serde_json::from_slice(&response).unwrap();
+    assert_eq!(response["isBase64Encoded"], false);
+    Response {
+        status: response["statusCode"].as_u64().unwrap(),
+        content_type: response["headers"]["content-type"].as_str().unwrap().to_owned(),
+        body: serde_json::from_str(response["body"].as_str().unwrap()).unwrap(),
     }
 }
 
@@ -184,7 +184,7 @@ pub async fn init_failure_of(kind: &str, environment: &[(&str, &str)]) -> Value 
     errors[0].clone()
 }
 
-impl Answer {
+impl Response {
     /// A problem document of that status; gives its detail.
     pub fn problem(&self, status: u64) -> &str {
         assert_eq!((self.status, self.content_type.as_str()), (status, "application/problem+json"), "{self:?}");
@@ -196,12 +196,12 @@ impl Answer {
     }
 }
 
-pub fn delivered(messages: u64) -> Answer {
+pub fn delivered(messages: u64) -> Response {
     handled("delivered", messages)
 }
 
-pub fn handled(status: &str, messages: u64) -> Answer {
-    Answer {
+pub fn handled(status: &str, messages: u64) -> Response {
+    Response {
         status: 200,
         content_type: "application/json".to_owned(),
         body: json!({ "status": status, "messages": messages }),

@@ -5,47 +5,47 @@ use local::emulator::{Action, Config, Key, Rights};
 use crate::harness::*;
 
 /// Posts one event while the hub answers so; gives the answer, the requests made and the events stored.
-async fn post_under(faults: Vec<local::emulator::Fault>, variables: &[(&str, &str)]) -> (Answer, usize, usize) {
+async fn post_under(faults: Vec<local::emulator::Fault>, variables: &[(&str, &str)]) -> (Response, usize, usize) {
     let system = start(variables).await;
     system.hub.script(faults);
-    let answer = system.post(DOCUMENTED).await;
-    (answer, system.requests(), system.stored())
+    let response = system.post(DOCUMENTED).await;
+    (response, system.requests(), system.stored())
 }
 
 #[tokio::test]
 async fn a_201_is_reported_as_delivered() {
-    let (answer, requests, stored) = post_under(vec![], &[]).await;
-    assert_eq!((answer, requests, stored), (delivered(1), 1, 1));
+    let (response, requests, stored) = post_under(vec![], &[]).await;
+    assert_eq!((response, requests, stored), (delivered(1), 1, 1));
 }
 
 #[tokio::test]
 async fn a_401_is_retried_once_with_a_new_token() {
-    let (answer, requests, stored) = post_under(vec![status(401, None, "40103: Invalid token")], &[]).await;
-    assert_eq!((answer, requests, stored), (delivered(1), 2, 1));
-    let (answer, requests, stored) = post_under(vec![lasting(status(401, None, "40103: Invalid token"))], &[]).await;
-    assert!(answer.problem(503).contains("unauthorized"));
+    let (response, requests, stored) = post_under(vec![status(401, None, "40103: Invalid token")], &[]).await;
+    assert_eq!((response, requests, stored), (delivered(1), 2, 1));
+    let (response, requests, stored) = post_under(vec![lasting(status(401, None, "40103: Invalid token"))], &[]).await;
+    assert!(response.problem(503).contains("unauthorized"));
     assert_eq!((requests, stored), (2, 0));
 }
 
 #[tokio::test]
 async fn a_throttled_request_is_retried_only_if_the_wait_fits() {
     let asks_for_none = status(503, Some(0), "50002");
-    let (answer, requests, _) = post_under(vec![asks_for_none], &[]).await;
-    assert_eq!((answer, requests), (delivered(1), 2));
+    let (response, requests, _) = post_under(vec![asks_for_none], &[]).await;
+    assert_eq!((response, requests), (delivered(1), 2));
     let says_nothing = status(503, None, "50002: throttled");
-    let (answer, requests, stored) = post_under(vec![says_nothing], &[]).await;
-    assert!(answer.problem(503).contains("throttled"));
+    let (response, requests, stored) = post_under(vec![says_nothing], &[]).await;
+    assert!(response.problem(503).contains("throttled"));
     assert_eq!((requests, stored), (1, 0), "four seconds do not fit a webhook's time");
     let without_code = status(429, None, "slow down");
-    let (answer, requests, _) = post_under(vec![without_code.clone(), without_code], &[]).await;
-    assert_eq!((answer, requests), (delivered(1), 3));
+    let (response, requests, _) = post_under(vec![without_code.clone(), without_code], &[]).await;
+    assert_eq!((response, requests), (delivered(1), 3));
     let asks_for_eternity = status(503, Some(u64::MAX), "50002");
-    let (answer, requests, _) = post_under(vec![asks_for_eternity], &[]).await;
-    assert!(answer.problem(503).contains("throttled"));
+    let (response, requests, _) = post_under(vec![asks_for_eternity], &[]).await;
+    assert!(response.problem(503).contains("throttled"));
     assert_eq!(requests, 1);
     let asks_for_a_minute = status(429, Some(60), "50002");
-    let (answer, requests, _) = post_under(vec![asks_for_a_minute], &[]).await;
-    assert!(answer.problem(503).contains("throttled"));
+    let (response, requests, _) = post_under(vec![asks_for_a_minute], &[]).await;
+    assert!(response.problem(503).contains("throttled"));
     assert_eq!(requests, 1);
 }
 
@@ -61,20 +61,20 @@ async fn a_queue_record_waits_until_a_throttled_hub_accepts_it() {
 async fn server_errors_get_three_attempts() {
     for code in [408, 500, 502, 504] {
         let passing = status(code, None, "");
-        let (answer, requests, _) = post_under(vec![passing.clone(), passing.clone()], &[]).await;
-        assert_eq!((answer, requests), (delivered(1), 3), "{code}");
-        let (answer, requests, _) = post_under(vec![lasting(passing)], &[]).await;
-        answer.problem(503);
+        let (response, requests, _) = post_under(vec![passing.clone(), passing.clone()], &[]).await;
+        assert_eq!((response, requests), (delivered(1), 3), "{code}");
+        let (response, requests, _) = post_under(vec![lasting(passing)], &[]).await;
+        response.problem(503);
         assert_eq!(requests, 3, "{code}");
     }
 }
 
 #[tokio::test]
 async fn a_request_on_a_lost_connection_is_retried() {
-    let (answer, requests, stored) = post_under(vec![fault(Action::Reset)], &[]).await;
-    assert_eq!((answer, requests, stored), (delivered(1), 2, 1));
-    let (answer, _, stored) = post_under(vec![lasting(fault(Action::Reset))], &[]).await;
-    assert!(answer.problem(503).contains("connection_lost"));
+    let (response, requests, stored) = post_under(vec![fault(Action::Reset)], &[]).await;
+    assert_eq!((response, requests, stored), (delivered(1), 2, 1));
+    let (response, _, stored) = post_under(vec![lasting(fault(Action::Reset))], &[]).await;
+    assert!(response.problem(503).contains("connection_lost"));
     assert_eq!(stored, 0);
     let system = start(&[]).await;
     system.hub.script([fault(Action::ResetAfterStore)]);
@@ -86,15 +86,15 @@ async fn a_request_on_a_lost_connection_is_retried() {
 
 #[tokio::test]
 async fn a_hub_that_does_not_respond_or_is_unreachable_returns_503() {
-    let (answer, _, stored) = post_under(vec![lasting(fault(Action::Hang))], &[]).await;
-    assert!(answer.problem(503).contains("timeout"));
+    let (response, _, stored) = post_under(vec![lasting(fault(Action::Hang))], &[]).await;
+    assert!(response.problem(503).contains("timeout"));
     assert_eq!(stored, 0);
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let nowhere = format!(
         "Endpoint=sb://{closed};SharedAccessKeyName=n;SharedAccessKey=k;EntityPath=h;UseDevelopmentEmulator=true"
     );
-    let (answer, _, _) = post_under(vec![], &[("EVENT_HUBS_CONNECTION_STRING", nowhere.as_str())]).await;
-    assert!(answer.problem(503).contains("unreachable"));
+    let (response, _, _) = post_under(vec![], &[("EVENT_HUBS_CONNECTION_STRING", nowhere.as_str())]).await;
+    assert!(response.problem(503).contains("unreachable"));
 }
 
 #[tokio::test]
@@ -138,13 +138,13 @@ async fn refusals_by_the_emulator_itself_return_503() {
 
 #[tokio::test]
 async fn a_refused_event_returns_400_or_413() {
-    let (answer, requests, _) = post_under(vec![lasting(status(400, None, "malformed"))], &[]).await;
-    answer.problem(400);
+    let (response, requests, _) = post_under(vec![lasting(status(400, None, "malformed"))], &[]).await;
+    response.problem(400);
     assert_eq!(requests, 1);
-    let (answer, _, _) = post_under(vec![lasting(status(413, None, ""))], &[]).await;
-    answer.problem(413);
-    let (answer, _, _) = post_under(vec![lasting(status(403, None, "The message is too large"))], &[]).await;
-    answer.problem(413);
+    let (response, _, _) = post_under(vec![lasting(status(413, None, ""))], &[]).await;
+    response.problem(413);
+    let (response, _, _) = post_under(vec![lasting(status(403, None, "The message is too large"))], &[]).await;
+    response.problem(413);
 }
 
 #[tokio::test]

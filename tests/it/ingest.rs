@@ -87,9 +87,9 @@ async fn failures(function: &Function, event: &Value) -> Vec<(String, u64)> {
 }
 
 async fn failures_of(function: &Function, alias: Option<&str>, event: &Value) -> Vec<(String, u64)> {
-    let answer = function.invoke_alias(alias, event.to_string().into_bytes()).await.unwrap();
-    let answer: Value = serde_json::from_slice(&answer).unwrap();
-    let failures = answer["batchItemFailures"].as_array().unwrap().iter().map(|failure| &failure["itemIdentifier"]);
+    let response = function.invoke_alias(alias, event.to_string().into_bytes()).await.unwrap();
+    let response: Value = serde_json::from_slice(&response).unwrap();
+    let failures = response["batchItemFailures"].as_array().unwrap().iter().map(|failure| &failure["itemIdentifier"]);
     failures.map(|item| (item["partition"].as_str().unwrap().to_owned(), item["offset"].as_u64().unwrap())).collect()
 }
 
@@ -105,7 +105,7 @@ fn lasting(action: Action) -> Fault {
     Fault { times: 0, ..Fault::from(action) }
 }
 
-fn answers(status: u16) -> Action {
+fn respond_with(status: u16) -> Action {
     Action::Status { status, retry_after: None }
 }
 

@@ -38,8 +38,8 @@ async fn malformed_bodies_return_400_with_the_cause() {
         (&deep, "128 levels"),
         (&deep_member, "128 levels"),
     ] {
-        let answer = system.post(body).await;
-        let detail = answer.problem(400);
+        let response = system.post(body).await;
+        let detail = response.problem(400);
         assert!(detail.contains(expected), "{expected}: {detail}");
         assert!(!detail.contains(MARKER), "{detail}");
     }
@@ -64,8 +64,8 @@ async fn oversize_bodies_and_too_many_elements_return_4xx() {
     let expanding = event_of("p")
         .replace("value1", &"x".repeat(400_000))
         .replace("[\"4\"]", &format!("[{}]", many(19, &|n| n.to_string())));
-    let answer = system.post(&format!("[{expanding},{expanding},{expanding},{expanding}]")).await;
-    assert!(answer.problem(413).contains("fit the memory"), "{answer:?}");
+    let response = system.post(&format!("[{expanding},{expanding},{expanding},{expanding}]")).await;
+    assert!(response.problem(413).contains("fit the memory"), "{response:?}");
 }
 
 #[tokio::test]
@@ -77,9 +77,9 @@ async fn neither_bodies_nor_secrets_reach_the_log_at_any_level() {
     let mut event = request(&event_of(MARKER));
     event["rawQueryString"] = format!("code={MARKER}").into();
     event["headers"] = serde_json::json!({ "x-secret": MARKER });
-    assert_eq!(system.answer(&event).await, delivered(1));
+    assert_eq!(system.response_to(&event).await, delivered(1));
     event["rawQueryString"] = format!("code={MARKER}x").into();
-    system.answer(&event).await.problem(401);
+    system.response_to(&event).await.problem(401);
     system.hub.script([lasting(status(404, None, MARKER))]);
     system.post(&event_of(MARKER)).await.problem(503);
     let failures = system.failures(&[record("a", MARKER), record("b", &event_of(MARKER))]).await;
@@ -105,8 +105,8 @@ async fn mutated_events_never_return_5xx() {
         let mut event = request("");
         event["isBase64Encoded"] = true.into();
         event["body"] = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &bytes).into();
-        let answer = system.answer(&event).await;
-        assert!(answer.status == 200 || answer.status == 400, "{answer:?} for {}", String::from_utf8_lossy(&bytes));
+        let response = system.response_to(&event).await;
+        assert!(response.status == 200 || response.status == 400, "{response:?} for {}", String::from_utf8_lossy(&bytes));
     }
     assert!(!system.function.logs().iter().any(|line| line.contains("panicked")));
 }

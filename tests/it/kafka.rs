@@ -99,18 +99,18 @@ async fn records_of_a_kafka_consumer_reach_the_inlet() {
     );
     // Taken of neither partition: both are read again from where the answer says.
     inlet.script([Fault { times: 0, ..Fault::from(Action::Status { status: 404, retry_after: None }) }]);
-    let answer = function.invoke(batch(&consumer, RECORDS).to_string().into_bytes()).await.unwrap();
-    let answer: Value = serde_json::from_slice(&answer).unwrap();
-    let failures = answer["batchItemFailures"].as_array().unwrap();
-    assert_eq!(failures.len(), 2, "{answer}");
+    let response = function.invoke(batch(&consumer, RECORDS).to_string().into_bytes()).await.unwrap();
+    let response: Value = serde_json::from_slice(&response).unwrap();
+    let failures = response["batchItemFailures"].as_array().unwrap();
+    assert_eq!(failures.len(), 2, "{response}");
     inlet.clear_faults();
     for failure in failures {
         let item = &failure["itemIdentifier"];
         let partition = item["partition"].as_str().unwrap().strip_prefix(&format!("{HUB}-")).unwrap().parse().unwrap();
         consumer.seek(HUB, partition, Offset::Offset(item["offset"].as_i64().unwrap()), PATIENCE).unwrap();
     }
-    let answer = function.invoke(batch(&consumer, RECORDS).to_string().into_bytes()).await.unwrap();
-    assert_eq!(answer, br#"{"batchItemFailures":[]}"#);
+    let response = function.invoke(batch(&consumer, RECORDS).to_string().into_bytes()).await.unwrap();
+    assert_eq!(response, br#"{"batchItemFailures":[]}"#);
 
     let taken = inlet.taken();
     for partition in 0..PARTITIONS as usize {

@@ -41,8 +41,8 @@ async fn events_that_the_hub_does_not_accept_are_parked_with_the_reason() {
         status(429, None, ""),
     ] {
         system.hub.script([lasting(problem.clone())]);
-        let answer = system.post(DOCUMENTED).await;
-        assert_eq!((answer.status, &answer.body), (202, &json!({ "status": "parked", "messages": 1 })), "{problem:?}");
+        let response = system.post(DOCUMENTED).await;
+        assert_eq!((response.status, &response.body), (202, &json!({ "status": "parked", "messages": 1 })), "{problem:?}");
         system.hub.clear_faults();
     }
     assert_eq!(system.stored(), 0);
@@ -152,10 +152,10 @@ async fn without_a_parking_queue_that_accepts_it_the_sender_gets_503() {
         hub.clear_faults();
         hub.script([lasting(status(503, None, "50004"))]);
         let function = cloud.function("audience-change", &hub, &[("PARKING_QUEUE_URL", url)]);
-        answer(&function, &request(DOCUMENTED)).await.problem(503);
+        response_of(&function, &request(DOCUMENTED)).await.problem(503);
         let batch = json!({ "Records": [record("a", DOCUMENTED)] }).to_string();
-        let answer = function.invoke(batch.into_bytes()).await.unwrap();
-        assert_eq!(answer, br#"{"batchItemFailures":[{"itemIdentifier":"a"}]}"#);
+        let response = function.invoke(batch.into_bytes()).await.unwrap();
+        assert_eq!(response, br#"{"batchItemFailures":[{"itemIdentifier":"a"}]}"#);
     }
 }
 
@@ -171,7 +171,7 @@ async fn each_flow_of_the_table_delivers_to_its_own_hub() {
     let post = async |flow: &str| {
         let mut event = request(DOCUMENTED);
         event["rawPath"] = format!("/audience-change/{flow}").into();
-        answer(&function, &event).await
+        response_of(&function, &event).await
     };
     assert_eq!(post("flow-a").await, delivered(1));
     assert_eq!(post("flow-b").await, handled("filtered", 0), "the flow's own options");
@@ -182,7 +182,7 @@ async fn each_flow_of_the_table_delivers_to_its_own_hub() {
     let mut stranger = request(DOCUMENTED);
     stranger["rawPath"] = "/audience-change/flow-c".into();
     stranger["headers"] = json!({});
-    answer(&function, &stranger).await.problem(401);
+    response_of(&function, &stranger).await.problem(401);
     assert_eq!((here.events("a").len(), there.events("b").len(), there.events("c").len()), (1, 0, 0));
 
     // One batch with records of all of them.
@@ -234,7 +234,7 @@ async fn parked_messages_follow_a_flow_that_was_moved_disabled_or_deleted() {
     for flow in ["moved", "disabled", "deleted"] {
         let mut event = request(DOCUMENTED);
         event["rawPath"] = format!("/{flow}").into();
-        assert_eq!(answer(&function, &event).await.status, 202);
+        assert_eq!(response_of(&function, &event).await.status, 202);
     }
     there.clear_faults();
     cloud.put_flow("moved", "audience-change", "new", json!({})).await;
@@ -265,7 +265,7 @@ async fn a_default_flow_is_redelivered_only_to_the_very_same_hub() {
     let (here, elsewhere) = (emulator(&[HUB, "other"]).await, emulator(&[HUB]).await);
     here.script([lasting(status(404, None, "40400"))]);
     let function = cloud.function("audience-change", &here, &[]);
-    assert_eq!(answer(&function, &request(DOCUMENTED)).await.status, 202);
+    assert_eq!(response_of(&function, &request(DOCUMENTED)).await.status, 202);
     here.clear_faults();
     let said = async |redelivery: &Redelivery, text: &str| {
         until(text, async || redelivery.function.logs().iter().any(|line| line.contains(text))).await;
@@ -320,8 +320,8 @@ async fn valid_elements_of_an_array_are_delivered_if_the_invalid_ones_can_be_sto
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("profile-export", &hub, &[]), hub };
     let mixed = format!(r#"[{GOOD},{{"neither":"\u00e9"}},{GOOD}]"#);
-    let answer = system.post(&mixed).await;
-    assert_eq!((answer.status, answer.body), (200, json!({ "status": "delivered", "messages": 2, "rejected": 1 })));
+    let response = system.post(&mixed).await;
+    assert_eq!((response.status, response.body), (200, json!({ "status": "delivered", "messages": 2, "rejected": 1 })));
     let kept = rejected(&cloud.take(&cloud.rejected).await);
     assert_eq!((&kept[0]["source"], &kept[0]["reason"]), (&json!("webhook"), &json!("unmappable")));
     assert_eq!(
@@ -331,23 +331,23 @@ async fn valid_elements_of_an_array_are_delivered_if_the_invalid_ones_can_be_sto
     );
 
     system.hub.script([lasting(status(404, None, "40400"))]);
-    let answer = system.post(&mixed).await;
-    assert_eq!((answer.status, answer.body), (202, json!({ "status": "parked", "messages": 2, "rejected": 1 })));
+    let response = system.post(&mixed).await;
+    assert_eq!((response.status, response.body), (202, json!({ "status": "parked", "messages": 2, "rejected": 1 })));
     system.hub.clear_faults();
     system.post("[{},{}]").await.problem(400);
     assert_eq!(cloud.take(&cloud.rejected).await.len(), 2, "one of the parked array, the whole of the bad one");
     let mut stranger = request("[{}]");
     stranger["headers"] = json!({});
-    system.answer(&stranger).await.problem(401);
+    system.response_to(&stranger).await.problem(401);
     assert!(cloud.take(&cloud.rejected).await.is_empty(), "of an unknown sender nothing is kept");
 
     let before = system.stored();
     let nowhere = cloud.function("profile-export", &system.hub, &[("REJECTED_QUEUE_URL", "")]);
-    crate::harness::answer(&nowhere, &request(&mixed)).await.problem(400);
+    crate::harness::response_of(&nowhere, &request(&mixed)).await.problem(400);
     let gone = format!("{}-gone", cloud.rejected);
     let not_now = cloud.function("profile-export", &system.hub, &[("REJECTED_QUEUE_URL", &gone)]);
-    crate::harness::answer(&not_now, &request(&mixed)).await.problem(503);
-    crate::harness::answer(&not_now, &request("{}")).await.problem(400);
+    crate::harness::response_of(&not_now, &request(&mixed)).await.problem(503);
+    crate::harness::response_of(&not_now, &request("{}")).await.problem(400);
     assert_eq!(system.stored(), before, "nothing was sent");
 }
 
@@ -403,7 +403,7 @@ async fn a_changed_secret_of_a_sender_is_used_without_a_deployment() {
         let mut event = request(DOCUMENTED);
         event["rawPath"] = path.into();
         event["headers"]["authorization"] = format!("Bearer {token}").into();
-        answer(&function, &event).await.status
+        response_of(&function, &event).await.status
     };
     for (path, secret) in [("/", "senders"), ("/flow-a", "senders-flow-a")] {
         assert_eq!(post(path, SENDER_TOKEN).await, 200);
@@ -485,14 +485,14 @@ async fn a_service_that_does_not_respond_never_causes_a_function_timeout() {
     stranger["headers"] = json!({});
     hub.script([lasting(fault(Action::Hang))]);
     let sqs = cloud.function("audience-change", &hub, &[("AWS_ENDPOINT_URL_SQS", &silent)]);
-    answer(&sqs, &request(DOCUMENTED)).await.problem(503);
-    answer(&sqs, &request("{")).await.problem(400);
-    answer(&sqs, &stranger).await.problem(401);
+    response_of(&sqs, &request(DOCUMENTED)).await.problem(503);
+    response_of(&sqs, &request("{")).await.problem(400);
+    response_of(&sqs, &stranger).await.problem(401);
     let table = cloud.function("audience-change", &hub, &[("AWS_ENDPOINT_URL_DYNAMODB", &silent)]);
-    answer(&table, &to_flow).await.problem(503);
-    assert_eq!(answer(&table, &request(DOCUMENTED)).await.status, 202);
+    response_of(&table, &to_flow).await.problem(503);
+    assert_eq!(response_of(&table, &request(DOCUMENTED)).await.status, 202);
     let secrets = cloud.function("audience-change", &hub, &[("AWS_ENDPOINT_URL_SECRETS_MANAGER", &silent)]);
-    answer(&secrets, &to_flow).await.problem(503);
+    response_of(&secrets, &to_flow).await.problem(503);
 
     // Nor do the records of one flow wait for another's.
     hub.clear_faults();
@@ -517,7 +517,7 @@ async fn a_flow_whose_secret_names_another_host_is_not_used() {
     let function = cloud.function("audience-change", &here, &[]);
     let mut event = request(DOCUMENTED);
     event["rawPath"] = "/flow-a".into();
-    answer(&function, &event).await.problem(503);
+    response_of(&function, &event).await.problem(503);
     assert!(here.events(HUB).is_empty() && there.events(HUB).is_empty());
     assert!(function.logs().iter().any(|line| line.contains("another host")));
 }

@@ -41,8 +41,8 @@ async fn a_record_with_an_odd_member_fails_alone() {
     }
     let system = start(&[]).await;
     let half_a_character = json!({ "Records": distinct(2) }).to_string().replacen("profile-0", "\\ud800", 1);
-    let answer = system.function.invoke(half_a_character.into_bytes()).await.unwrap();
-    assert_eq!(answer, br#"{"batchItemFailures":[{"itemIdentifier":"m0"}]}"#);
+    let response = system.function.invoke(half_a_character.into_bytes()).await.unwrap();
+    assert_eq!(response, br#"{"batchItemFailures":[{"itemIdentifier":"m0"}]}"#);
 }
 
 #[tokio::test]
@@ -238,8 +238,8 @@ async fn a_record_without_an_id_returns_the_whole_batch() {
     let mut records = distinct(2);
     for id in [json!(""), json!(null), json!(7)] {
         records[1]["messageId"] = id;
-        let answer = system.function.invoke(json!({ "Records": records }).to_string().into_bytes()).await;
-        assert!(matches!(answer, Err(local::runner::InvokeError::Function { .. })), "{answer:?}");
+        let response = system.function.invoke(json!({ "Records": records }).to_string().into_bytes()).await;
+        assert!(matches!(response, Err(local::runner::InvokeError::Function { .. })), "{response:?}");
     }
     assert_eq!(system.stored(), 0);
 }

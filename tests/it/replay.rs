@@ -118,10 +118,10 @@ async fn messages_that_cannot_be_replayed_stay_and_are_reported() {
     let mut latin = request("");
     latin["body"] = "eyJhIjoi/yJ9".into();
     latin["isBase64Encoded"] = true.into();
-    system.answer(&latin).await.problem(400);
+    system.response_to(&latin).await.problem(400);
     system.post("no JSON, and a queue takes it").await.problem(400);
     let other = cloud.function("profile-export", &system.hub, &[]);
-    answer(&other, &request("{}")).await.problem(400);
+    response_of(&other, &request("{}")).await.problem(400);
     let first_part = json!({
         "v": 1, "kind": KIND, "flow": "default", "reason": "unreadable", "detail": "", "source": "webhook",
         "receivedAt": "2026-01-01T00:00:00Z", "body": pack(b"["), "truncated": true,
@@ -165,7 +165,7 @@ async fn replayed_parked_messages_return_to_the_parking_queue() {
     hub.script([lasting(status(404, None, "40400"))]);
     let mut event = request(DOCUMENTED);
     event["rawPath"] = "/crm".into();
-    assert_eq!(answer(&cloud.function(KIND, &hub, &[]), &event).await.status, 202);
+    assert_eq!(response_of(&cloud.function(KIND, &hub, &[]), &event).await.status, 202);
     hub.clear_faults();
     cloud.delete_flow("crm").await;
     let redeliver = async || {

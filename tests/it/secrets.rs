@@ -73,7 +73,7 @@ fn errors(function: &Function) -> Vec<(String, String)> {
 async fn outcome(function: &Function, path: &str, flow: &str) -> (u64, bool) {
     let mut webhook = request(DOCUMENTED);
     webhook["rawPath"] = path.into();
-    let status = answer(function, &webhook).await.status;
+    let status = response_of(function, &webhook).await.status;
     let mut record = record("m1", DOCUMENTED);
     record["messageAttributes"] = json!({ "flow": { "stringValue": flow, "dataType": "String" } });
     let batch = json!({ "Records": [record] }).to_string().into_bytes();

@@ -20,7 +20,7 @@ use tokio::time::sleep;
 
 use crate::cloud::*;
 use crate::control::{
-    Answer, Caller, EVENT_HUBS, FLOW_FROM_HUB, ORGANISATION, attribute, control_with, host, spec, text,
+    Response, Caller, EVENT_HUBS, FLOW_FROM_HUB, ORGANISATION, attribute, control_with, host, spec, text,
 };
 use crate::harness::{HUB, System, binary, delivered, event_of};
 
@@ -105,7 +105,7 @@ impl World {
         })
     }
 
-    async fn create(&self, source: &str, target: &str) -> Answer {
+    async fn create(&self, source: &str, target: &str) -> Response {
         let flow = json!({
             "name": "flow", "flowSpec": spec(FLOW_FROM_HUB), "sourceConnectionIds": [source], "targetConnectionIds": [target],
         });

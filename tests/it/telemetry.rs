@@ -78,7 +78,7 @@ fn expected(counts: &[(&str, u64)]) -> BTreeMap<String, u64> {
 /// The counts of one webhook.
 async fn counts_of_webhook(system: &System, event: &Value) -> BTreeMap<String, u64> {
     let before = lines_so_far(&system.function);
-    system.answer(event).await;
+    system.response_to(event).await;
     counts(&lines(&system.function, "webhook answered", before + 1).await[before])
 }
 
@@ -106,7 +106,7 @@ async fn a_delivered_webhook_leaves_one_line_with_its_metrics() {
     // Who does not authenticate makes no metric.
     let mut stranger = request(DOCUMENTED);
     stranger["headers"] = json!({});
-    system.answer(&stranger).await.problem(401);
+    system.response_to(&stranger).await.problem(401);
     let line = &lines(&system.function, "webhook answered", 2).await[1];
     assert!(line["_aws"].is_null() && line["status"] == 401, "{line}");
 }
@@ -286,7 +286,7 @@ async fn a_valid_traceparent_of_the_caller_reaches_the_hub() {
         if let Some(given) = given {
             event["headers"]["traceparent"] = given.into();
         }
-        assert_eq!(system.answer(&event).await, delivered(1), "{given:?}");
+        assert_eq!(system.response_to(&event).await, delivered(1), "{given:?}");
         let stored = system.hub.events(HUB);
         let trace = stored[0].properties.get("Diagnostic-Id").and_then(Value::as_str);
         assert_eq!(trace, given.filter(|_| arrives), "{given:?}");

@@ -41,14 +41,14 @@ fn sender(peer: &Peer) -> Function {
 }
 
 async fn post(function: &Function, profile: &str) -> u64 {
-    answer(function, &request(&event_of(profile))).await.status
+    response_of(function, &request(&event_of(profile))).await.status
 }
 
 /// Sends a batch; returns the ids that are reported as failed.
 async fn batch(function: &Function, records: &[Value]) -> Vec<String> {
-    let answer = function.invoke(json!({ "Records": records }).to_string().into_bytes()).await.unwrap();
-    let answer: Value = serde_json::from_slice(&answer).unwrap();
-    let failures = answer["batchItemFailures"].as_array().unwrap();
+    let response = function.invoke(json!({ "Records": records }).to_string().into_bytes()).await.unwrap();
+    let response: Value = serde_json::from_slice(&response).unwrap();
+    let failures = response["batchItemFailures"].as_array().unwrap();
     failures.iter().map(|failure| failure["itemIdentifier"].as_str().unwrap().to_owned()).collect()
 }
 
@@ -211,8 +211,8 @@ async fn an_inlet_has_one_retry_on_a_new_connection() {
                 })
                 .collect();
             let event = json!({ "eventSource": "SelfManagedKafka", "records": partitions });
-            let answer = function.invoke(event.to_string().into_bytes()).await.unwrap();
-            serde_json::from_slice::<Value>(&answer).unwrap()["batchItemFailures"].clone()
+            let response = function.invoke(event.to_string().into_bytes()).await.unwrap();
+            serde_json::from_slice::<Value>(&response).unwrap()["batchItemFailures"].clone()
         };
         assert_eq!(ingest(8).await, json!([]));
         let known = inlet.connections();
@@ -294,7 +294,7 @@ async fn a_failed_connection_has_a_hint_if_an_operator_can_fix_it() {
         (to(format!("https://{plain}"), true), Some("TLS handshake")),
     ] {
         let function = function(&[("EVENT_HUBS_CONNECTION_STRING", &connection_string), ("SENDER_AUTH", SENDER_AUTH)]);
-        answer(&function, &request(DOCUMENTED)).await.problem(503);
+        response_of(&function, &request(DOCUMENTED)).await.problem(503);
         let hints = hints(&function).await;
         match named {
             None => assert!(hints.is_empty(), "{hints:?}"),
@@ -330,7 +330,7 @@ async fn a_refused_request_has_a_hint_that_follows_from_its_text() {
         let body = format!("<Error><Code>{status}</Code><Detail>{detail} {TRACKING}</Detail></Error>");
         let hub = Peer::start(move |_| respond(status, &body)).await;
         let function = sender(&hub);
-        answer(&function, &request(DOCUMENTED)).await.problem(503);
+        response_of(&function, &request(DOCUMENTED)).await.problem(503);
         let line = logs(&function).await.into_iter().find(|line| line["message"] == "webhook answered").unwrap();
         assert_eq!(line["hub.problem"], problem, "{detail}");
         let hints = hints(&function).await;
@@ -401,7 +401,7 @@ async fn a_400_that_is_not_from_the_hub_does_not_reject_the_event() {
     let page = "<html><title>Bad Request</title><h2>Bad Request - Invalid Hostname</h2></html>";
     let hub = Peer::start(move |_| respond(400, page)).await;
     let function = sender(&hub);
-    assert!(answer(&function, &request(DOCUMENTED)).await.problem(503).contains("unexpected"));
+    assert!(response_of(&function, &request(DOCUMENTED)).await.problem(503).contains("unexpected"));
     let hints = hints(&function).await;
     assert!(hints[0].contains("check the endpoint"), "{hints:?}");
 }

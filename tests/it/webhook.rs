@@ -32,12 +32,12 @@ async fn bodies_are_read_as_text_or_base64_with_or_without_a_byte_order_mark() {
     let mut event = request("");
     event["isBase64Encoded"] = true.into();
     event["body"] = base64(format!("\u{feff}{DOCUMENTED}").as_bytes()).into();
-    assert_eq!(system.answer(&event).await, delivered(1));
+    assert_eq!(system.response_to(&event).await, delivered(1));
     assert_eq!(system.post(&format!("\u{feff} {DOCUMENTED}")).await, delivered(1));
     event["body"] = "{}!".into();
-    assert!(system.answer(&event).await.problem(400).contains("base64"));
+    assert!(system.response_to(&event).await.problem(400).contains("base64"));
     event["body"] = base64(b"{\"profileId\":\"\xff\"}").into();
-    assert!(system.answer(&event).await.problem(400).contains("not UTF-8 (at byte 14)"));
+    assert!(system.response_to(&event).await.problem(400).contains("not UTF-8 (at byte 14)"));
 }
 
 #[tokio::test]
@@ -46,8 +46,8 @@ async fn an_array_with_an_invalid_element_is_refused_as_a_whole() {
     let (a, b) = (event_of("a"), event_of("b"));
     assert_eq!(system.post(&format!("[{a},{b}]")).await, delivered(2));
     let wrong = r#"{"profileId":"c"}"#;
-    let answer = system.post(&format!("[{a},{wrong},{b},7]")).await;
-    assert_eq!(answer.problem(400), "[1] sourceId: missing or empty; [3] expected a JSON object");
+    let response = system.post(&format!("[{a},{wrong},{b},7]")).await;
+    assert_eq!(response.problem(400), "[1] sourceId: missing or empty; [3] expected a JSON object");
     assert_eq!(system.stored(), 2);
     assert_eq!(system.post("[]").await, handled("filtered", 0));
 }
@@ -74,16 +74,16 @@ async fn unknown_paths_return_404_and_get_returns_405() {
     for (path, stage) in
         [("/", "$default"), ("/audience-change/default", "$default"), ("/prod/audience-change", "prod")]
     {
-        assert_eq!(system.answer(&at(path, stage, "PUT")).await, delivered(1), "{path}");
+        assert_eq!(system.response_to(&at(path, stage, "PUT")).await, delivered(1), "{path}");
     }
     for path in ["/audience-change/other", "/audience-change/default/more", "/audience-change/audience-change"] {
-        system.answer(&at(path, "$default", "POST")).await.problem(404);
+        system.response_to(&at(path, "$default", "POST")).await.problem(404);
     }
-    system.answer(&at("/audience-change", "$default", "GET")).await.problem(405);
-    system.answer(&json!({ "requestContext": {}, "rawPath": 1 })).await.problem(400);
+    system.response_to(&at("/audience-change", "$default", "GET")).await.problem(405);
+    system.response_to(&json!({ "requestContext": {}, "rawPath": 1 })).await.problem(400);
     let mut without_flag = request(DOCUMENTED);
     without_flag["isBase64Encoded"] = Value::Null;
-    assert_eq!(system.answer(&without_flag).await, delivered(1));
+    assert_eq!(system.response_to(&without_flag).await, delivered(1));
 }
 
 #[tokio::test]
@@ -108,7 +108,7 @@ async fn a_webhook_without_an_accepted_credential_returns_401() {
         (json!({}), "code=a+b"),
         (signed(DOCUMENTED), ""),
     ] {
-        assert_eq!(system.answer(&with(headers.clone(), query)).await, delivered(1), "{headers} {query}");
+        assert_eq!(system.response_to(&with(headers.clone(), query)).await, delivered(1), "{headers} {query}");
     }
     let stored = system.stored();
     for (headers, query) in [
@@ -119,11 +119,11 @@ async fn a_webhook_without_an_accepted_credential_returns_401() {
         (json!({ "x-api-key": "" }), ""),
         (signed("another body"), ""),
     ] {
-        system.answer(&with(headers, query)).await.problem(401);
+        system.response_to(&with(headers, query)).await.problem(401);
     }
     let mut broken = with(json!({}), "");
     broken["body"] = "not even JSON".into();
-    system.answer(&broken).await.problem(401);
+    system.response_to(&broken).await.problem(401);
     assert_eq!(system.stored(), stored);
 }
 
@@ -137,7 +137,7 @@ async fn without_configured_senders_webhooks_return_401_and_open_flows_log_a_war
     let system = start(&[("SENDER_AUTH", "none")]).await;
     let mut anybody = request(DOCUMENTED);
     anybody["headers"] = json!({});
-    assert_eq!(system.answer(&anybody).await, delivered(1));
+    assert_eq!(system.response_to(&anybody).await, delivered(1));
 }
 
 /// Headers of a Standard Webhooks sender.
@@ -163,11 +163,11 @@ async fn compressed_bodies_return_415_with_any_header() {
     event["isBase64Encoded"] = true.into();
     for begin in [&b"\x1f\x8b\x08\x00\xff"[..], b"\x28\xb5\x2f\xfd\xff", b"\x78\x9c\xab\xff"] {
         event["body"] = base64(begin).into();
-        assert!(system.answer(&event).await.problem(415).contains("compressed bodies are not accepted"), "{begin:?}");
+        assert!(system.response_to(&event).await.problem(415).contains("compressed bodies are not accepted"), "{begin:?}");
     }
     event["headers"]["content-encoding"] = "gzip".into();
     event["body"] = base64(DOCUMENTED.as_bytes()).into();
-    assert_eq!(system.answer(&event).await, delivered(1), "a gateway may have decompressed it");
+    assert_eq!(system.response_to(&event).await, delivered(1), "a gateway may have decompressed it");
 }
 
 #[tokio::test]
@@ -176,10 +176,10 @@ async fn a_401_names_the_schemes_that_are_accepted() {
         let system = start(&[("SENDER_AUTH", auth)]).await;
         let mut event = request(DOCUMENTED);
         event["headers"] = json!({});
-        let answer = system.function.invoke(event.to_string().into_bytes()).await.unwrap();
-        let answer: Value = serde_json::from_slice(&answer).unwrap();
-        assert_eq!(answer["statusCode"], 401);
-        answer["headers"]["www-authenticate"].clone()
+        let response = system.function.invoke(event.to_string().into_bytes()).await.unwrap();
+        let response: Value = serde_json::from_slice(&response).unwrap();
+        assert_eq!(response["statusCode"], 401);
+        response["headers"]["www-authenticate"].clone()
     };
     const BASIC: &str = r#"{"type":"basic","username":"u","secret":"s"}"#;
     const HEADER: &str = r#"{"type":"header","name":"x-key","secret":"s"}"#;
@@ -196,9 +196,9 @@ async fn credentials_that_a_gateway_joined_are_accepted() {
     let system = start(&[]).await;
     let mut event = request(DOCUMENTED);
     event["headers"]["authorization"] = format!("Bearer {SENDER_TOKEN},Bearer {SENDER_TOKEN}").into();
-    assert_eq!(system.answer(&event).await, delivered(1));
+    assert_eq!(system.response_to(&event).await, delivered(1));
     event["headers"]["authorization"] = "Bearer other,Bearer another".into();
-    system.answer(&event).await.problem(401);
+    system.response_to(&event).await.problem(401);
 }
 
 #[tokio::test]
@@ -213,7 +213,7 @@ async fn events_of_payload_1_return_400_and_log_once() {
         "requestContext": { "elb": { "targetGroupArn": "arn:aws:elasticloadbalancing:x" } }, "isBase64Encoded": false,
     });
     for event in [&rest_api, &load_balancer, &rest_api] {
-        system.answer(event).await.problem(400);
+        system.response_to(event).await.problem(400);
     }
     let told = system.function.logs().into_iter().filter(|line| line.contains("PayloadFormatVersion")).count();
     assert_eq!(told, 1);

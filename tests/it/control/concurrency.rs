@@ -26,10 +26,10 @@ async fn of_two_hundred_updates_with_one_etag_one_succeeds() {
             .collect();
         let mut winners = Vec::new();
         for update in updates {
-            let (n, answer) = update.await.unwrap();
-            match answer.status {
-                200 => winners.push((n, answer.body)),
-                _ => drop(answer.expect(412)),
+            let (n, response) = update.await.unwrap();
+            match response.status {
+                200 => winners.push((n, response.body)),
+                _ => drop(response.expect(412)),
             }
         }
         assert_eq!(winners.len(), 1, "{path} {winners:?}");
@@ -100,8 +100,8 @@ async fn a_change_that_takes_longer_than_the_function_may_run_returns_503() {
     let path = format!("/connections/{}", api.connection(&hub).await);
     let rename = json!([{ "op": "replace", "path": "/name", "value": "late" }]);
     proxy.fail("DynamoDB_20120810.TransactWriteItems", AwsFault::Hang);
-    for answer in [api.patch(&path, "*", &rename).await, api.delete(&path).await] {
-        assert!(text(&answer.expect(503)["message"]).contains("send it again"));
+    for response in [api.patch(&path, "*", &rename).await, api.delete(&path).await] {
+        assert!(text(&response.expect(503)["message"]).contains("send it again"));
     }
     proxy.heal("DynamoDB_20120810.TransactWriteItems");
     api.patch(&path, "*", &rename).await.expect(200);

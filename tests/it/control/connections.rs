@@ -144,13 +144,13 @@ async fn stubborn_namespace() -> String {
     let host = listener.local_addr().unwrap().to_string();
     let entries: String = (0..100).map(|n| format!("<entry><title>hub-{n}</title></entry>")).collect();
     let feed = format!("<feed xmlns=\"http://www.w3.org/2005/Atom\">{entries}</feed>");
-    let answer = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{feed}", feed.len());
+    let response = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{feed}", feed.len());
     tokio::spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = Vec::new();
             while !request.ends_with(b"\r\n\r\n") && stream.read_buf(&mut request).await.unwrap() > 0 {}
-            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.write_all(response.as_bytes()).await.unwrap();
         }
     });
     host

@@ -268,8 +268,8 @@ async fn keys_rotated_while_events_are_sent_lose_no_event() {
             let (one, other) = (crate::harness::event_of(&subject), context.replace(&entity_id, &subject));
             let (one, other) =
                 tokio::join!(send(&functions[0], &audience, &one), send(&functions[1], &dataverse, &other));
-            for answer in [one, other] {
-                assert!([200, 202].contains(&answer.status), "{answer:?}");
+            for response in [one, other] {
+                assert!([200, 202].contains(&response.status), "{response:?}");
             }
             sleep(Duration::from_millis(50)).await;
         }

@@ -55,9 +55,9 @@ async fn options_that_are_too_large_return_400_and_objects_413() {
     let grow = |n: usize| json!([{ "op": "add", "path": format!("/more{n}"), "value": "x".repeat(100_000) }]);
     let sizes = async |path: &str| {
         for n in 0..5 {
-            let answer = api.patch(path, "*", &grow(n)).await;
-            if answer.status != 200 {
-                return (n, answer.status);
+            let response = api.patch(path, "*", &grow(n)).await;
+            if response.status != 200 {
+                return (n, response.status);
             }
         }
         (5, 200)
@@ -121,10 +121,10 @@ async fn a_page_of_large_objects_stays_below_the_response_limit_of_lambda() {
     }
     let (mut next, mut ids, mut pages) = ("/connections".to_owned(), BTreeSet::new(), 0);
     while !next.is_empty() {
-        let answer = api.function.invoke(api.event("GET", &next, &Value::Null).to_string().into_bytes()).await.unwrap();
-        assert!(answer.len() < 6 * 1024 * 1024, "{} bytes", answer.len());
-        let answer: Value = serde_json::from_slice(&answer).unwrap();
-        let page: Value = serde_json::from_str(answer["body"].as_str().unwrap()).unwrap();
+        let response = api.function.invoke(api.event("GET", &next, &Value::Null).to_string().into_bytes()).await.unwrap();
+        assert!(response.len() < 6 * 1024 * 1024, "{} bytes", response.len());
+        let response: Value = serde_json::from_slice(&response).unwrap();
+        let page: Value = serde_json::from_str(response["body"].as_str().unwrap()).unwrap();
         ids.extend(page["items"].as_array().unwrap().iter().map(|item| text(&item["id"])));
         next = page["_links"]["next"]["href"].as_str().unwrap_or_default().to_owned();
         pages += 1;

@@ -64,9 +64,9 @@ async fn options_that_the_api_accepts_are_readable_by_their_function() {
         for (name, value) in names.iter().flat_map(|name| values.iter().map(move |value| (name, value))) {
             let options = json!({ *name: value });
             let source = json!({ "name": "s", "connectionSpec": spec(sender), "params": { "options": options } });
-            let answer = api.post("/sourceConnections", &source).await;
-            if answer.status != 201 {
-                answer.expect(400);
+            let response = api.post("/sourceConnections", &source).await;
+            if response.status != 201 {
+                response.expect(400);
                 continue;
             }
             taken += 1;

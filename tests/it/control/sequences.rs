@@ -71,8 +71,8 @@ async fn the_documented_sequence_for_a_destination_succeeds() {
         assert!(text(&problem["errorMessage"]).contains("in use"));
     }
     for unused in [path.clone(), format!("/targetConnections/{target}"), format!("/connections/{connection}/")] {
-        let answer = api.delete(&unused).await;
-        assert_eq!((answer.status, &answer.body), (204, &Value::Null), "{unused}");
+        let response = api.delete(&unused).await;
+        assert_eq!((response.status, &response.body), (204, &Value::Null), "{unused}");
         let missing = api.get(&unused).await.expect(404);
         let mut segments = unused.split('/').skip(1);
         let text = format!("{} not found with id = [{}]", segments.next().unwrap(), segments.next().unwrap());

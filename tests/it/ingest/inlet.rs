@@ -10,9 +10,9 @@ async fn requests_are_retried_while_the_inlet_throttles_or_fails_and_time_is_lef
     let function = function(&variables(&inlet, "xdm", &[]));
     for (n, action) in [
         Action::Status { status: 503, retry_after: Some(1) },
-        answers(429),
-        answers(500),
-        answers(502),
+        respond_with(429),
+        respond_with(500),
+        respond_with(502),
         Action::Reset,
         Action::ResetAfterTaking,
         Action::Delay { ms: 300 },
@@ -33,7 +33,7 @@ async fn requests_are_retried_while_the_inlet_throttles_or_fails_and_time_is_lef
     let records = [entities(0, 100, 300), entities(3, 7, 9)].concat();
     assert_eq!(failures(&function, &event(&records)).await, [of(0, 100), of(3, 7)]);
     assert_eq!(inlet.statuses().len(), asked + 2, "what does not fit the time is not waited for");
-    for action in [Action::Reset, answers(500), answers(404)] {
+    for action in [Action::Reset, respond_with(500), respond_with(404)] {
         inlet.clear_faults();
         inlet.script([lasting(action)]);
         assert_eq!(failures(&function, &event(&records)).await, [of(0, 100), of(3, 7)]);
@@ -47,14 +47,14 @@ async fn a_record_at_which_the_inlet_fails_is_rejected_only_if_others_succeed() 
     let cloud = Cloud::start().await;
     let inlet = inlet(None).await;
     let function = in_cloud(&cloud, variables(&inlet, "xdm", &[("INLET_BATCH_MAX", "1")]));
-    inlet.script([Fault { times: 4, ..Fault::from(answers(500)) }]);
+    inlet.script([Fault { times: 4, ..Fault::from(respond_with(500)) }]);
     assert!(failures(&function, &event(&entities(0, 0, 3))).await.is_empty());
     assert_eq!(ids(&inlet), ["0/1", "0/2"]);
     let kept = rejected(&cloud).await;
     assert_eq!(kept.len(), 1);
     assert!(kept[0].1.starts_with("profiles-0 at 0: the inlet answers 500"), "{}", kept[0].1);
     // The last one: nothing shows that the inlet works.
-    inlet.script([Fault { times: 4, ..Fault::from(answers(500)) }]);
+    inlet.script([Fault { times: 4, ..Fault::from(respond_with(500)) }]);
     assert_eq!(failures(&function, &event(&entities(0, 3, 4))).await, [of(0, 3)]);
     assert!(rejected(&cloud).await.is_empty());
 }
@@ -64,11 +64,11 @@ async fn a_mapping_without_partial_responses_gets_an_error() {
     let inlet = inlet(None).await;
     let function = function(&variables(&inlet, "xdm", &[("BATCH_FAILURES", "whole")]));
     let batch = event(&entities(0, 0, 2)).to_string().into_bytes();
-    inlet.script([Fault::from(answers(404))]);
-    let answer = function.invoke(batch.clone()).await;
+    inlet.script([Fault::from(respond_with(404))]);
+    let response = function.invoke(batch.clone()).await;
     assert!(
-        matches!(&answer, Err(InvokeError::Function { error_type, .. }) if error_type == "RecordsFailed"),
-        "{answer:?}"
+        matches!(&response, Err(InvokeError::Function { error_type, .. }) if error_type == "RecordsFailed"),
+        "{response:?}"
     );
     assert_eq!(function.invoke(batch).await.unwrap(), br#"{"batchItemFailures":[]}"#);
 }
@@ -145,7 +145,7 @@ async fn an_inlet_that_refuses_everything_leaves_the_records_in_the_hub() {
     let cloud = Cloud::start().await;
     let inlet = inlet(None).await;
     let function = in_cloud(&cloud, variables(&inlet, "raw", &[]));
-    inlet.script([lasting(answers(400))]);
+    inlet.script([lasting(respond_with(400))]);
     assert_eq!(failures(&function, &event(&entities(0, 0, 150))).await, [of(0, 100)]);
     let (_, hints) = told(&function, 1).await;
     assert_eq!(hints.len(), 1);
@@ -158,6 +158,6 @@ async fn an_inlet_that_refuses_everything_leaves_the_records_in_the_hub() {
     inlet.clear_faults();
     assert!(failures(&function, &event(&entities(0, 100, 150))).await.is_empty());
     // Refusals are about records again.
-    inlet.script([answers(400).into()]);
+    inlet.script([respond_with(400).into()]);
     assert!(failures(&function, &event(&entities(0, 150, 152))).await.is_empty());
 }

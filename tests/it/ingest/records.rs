@@ -81,8 +81,8 @@ async fn events_in_both_documented_forms_and_odd_records_are_read() {
         matches!(reasons[1], ("unmappable", detail) if detail.starts_with("profiles-0 at 3: the record has no value"))
     );
     for (other, word) in [(json!({ "Records": [] }), "UnknownEvent"), (json!([1]), "UnknownEvent")] {
-        let answer = function.invoke(other.to_string().into_bytes()).await;
-        assert!(matches!(&answer, Err(InvokeError::Function { error_type, .. }) if error_type == word), "{answer:?}");
+        let response = function.invoke(other.to_string().into_bytes()).await;
+        assert!(matches!(&response, Err(InvokeError::Function { error_type, .. }) if error_type == word), "{response:?}");
     }
 }
 
@@ -144,7 +144,7 @@ async fn a_refused_request_is_halved_until_the_invalid_record_is_alone() {
     let inlet = inlet(None).await;
     let function = in_cloud(&cloud, variables(&inlet, "xdm", &[]));
     // 8, 4, 2, 1: the first record is refused, alone.
-    inlet.script([Fault { times: 4, ..Fault::from(answers(400)) }]);
+    inlet.script([Fault { times: 4, ..Fault::from(respond_with(400)) }]);
     assert!(failures(&function, &event(&entities(0, 0, 8))).await.is_empty());
     assert_eq!(ids(&inlet), (1..8).map(|n| format!("0/{n}")).collect::<Vec<_>>());
     assert_eq!(rejected(&cloud).await.len(), 1);

@@ -30,9 +30,9 @@ async fn no_event_of_the_hub_is_lost_under_faults() {
 
     let elements = |status, places: &[usize]| Action::Elements { status, places: places.to_vec(), as_documented: true };
     let mut faults = vec![
-        Fault { token: true, ..Fault::from(answers(503)) },
+        Fault { token: true, ..Fault::from(respond_with(503)) },
         Fault::from(Action::Hang),
-        Fault { times: 12, ..Fault::from(answers(503)) },
+        Fault { times: 12, ..Fault::from(respond_with(503)) },
     ];
     for action in [
         elements(503, &[0, 3]),
@@ -40,7 +40,7 @@ async fn no_event_of_the_hub_is_lost_under_faults() {
         Action::Reset,
         Action::ResetAfterTaking,
         elements(400, &[2]),
-        answers(500),
+        respond_with(500),
         Action::Delay { ms: 200 },
         Action::Status { status: 429, retry_after: Some(1) },
     ] {
@@ -102,7 +102,7 @@ async fn records_wait_in_the_hub_through_any_number_of_failed_invocations() {
     let inlet = inlet(None).await;
     let function = function(&variables(&inlet, "raw", &[]));
     let mut poller = Poller::new(hub.clone(), HUB, function.clone(), None, 1000);
-    inlet.script([lasting(answers(404))]);
+    inlet.script([lasting(respond_with(404))]);
     for attempt in 0..50 {
         assert_eq!(poller.poll().await, Polled::Batch { records: 20, again: 20 }, "{attempt}");
     }
@@ -115,7 +115,7 @@ async fn records_wait_in_the_hub_through_any_number_of_failed_invocations() {
     let limits = Limits::of(&json!({ "DestinationConfig": { "OnFailure": { "Destination": "arn:aws:sqs:a:1:b" } } }));
     let mut limited = Poller::new(hub, HUB, function, None, 1000).with_limits(limits, Clock::system());
     inlet.forget();
-    inlet.script([lasting(answers(404))]);
+    inlet.script([lasting(respond_with(404))]);
     for _ in 0..11 {
         assert!(matches!(limited.poll().await, Polled::Batch { records: 20, .. }));
     }

@@ -28,7 +28,7 @@ async fn tokens_are_cached_and_renewed_once() {
     assert!(failures(&function, &records(6)).await.is_empty());
 
     // Refused although it is new, or none to be had: an operator's matter, the records stay.
-    inlet.script([lasting(answers(401))]);
+    inlet.script([lasting(respond_with(401))]);
     assert_eq!(failures(&function, &records(8)).await, [of(0, 8), of(1, 8)]);
     inlet.clear_faults();
     inlet.set_client_secret("a third");
@@ -36,7 +36,7 @@ async fn tokens_are_cached_and_renewed_once() {
     assert_eq!(failures(&function, &records(8)).await, [of(0, 8), of(1, 8)]);
     assert!(function.logs().iter().any(|line| line.contains("check IMS_SECRET_ID")));
     cloud.change_secret("ims", &secret("a third")).await;
-    inlet.script([Fault { token: true, ..Fault::from(answers(503)) }]);
+    inlet.script([Fault { token: true, ..Fault::from(respond_with(503)) }]);
     assert!(failures(&function, &records(8)).await.is_empty());
     assert!(rejected(&cloud).await.is_empty());
     let logs = function.logs();

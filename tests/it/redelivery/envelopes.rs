@@ -17,7 +17,7 @@ async fn parked_messages_share_a_group_per_destination() {
         &[("EVENT_HUBS_CONNECTION_STRING", &stack.hub.connection_string(&hub_config().keys[0].name, Some("other")))],
     );
     for (function, profile) in [(&function, "a"), (&function, "b"), (&other, "c")] {
-        assert_eq!(answer(function, &request(&event_of(profile))).await.status, 202);
+        assert_eq!(response_of(function, &request(&event_of(profile))).await.status, 202);
     }
     let groups: Vec<String> =
         stack.parked().iter().map(|message| message.group.as_deref().unwrap().to_owned()).collect();

@@ -69,7 +69,7 @@ async fn a_flow_with_a_wrong_key_does_not_delay_another_flow_of_its_hub() {
     for (n, flow) in ["bad", "good", "off", "bad", "good"].into_iter().enumerate() {
         let mut event = request(&event_of(&format!("{flow}-{n}")));
         event["rawPath"] = format!("/{flow}").into();
-        assert_eq!(answer(&function, &event).await.status, 202);
+        assert_eq!(response_of(&function, &event).await.status, 202);
     }
     hub.clear_faults();
     let wrong = format!("{};", hub.connection_string(&hub_config().keys[0].name, None));
@@ -93,8 +93,8 @@ async fn webhooks_are_parked_at_once_while_the_hub_is_known_not_to_respond() {
     let function = stack.function("audience-change", &[]);
     stack.hub.script([lasting(fault(Action::Hang))]);
     for n in 0..20 {
-        let answer = answer(&function, &request(&event_of(&format!("p{n}")))).await;
-        assert_eq!((answer.status, &answer.body["status"]), (202, &json!("parked")), "{n}");
+        let response = response_of(&function, &request(&event_of(&format!("p{n}")))).await;
+        assert_eq!((response.status, &response.body["status"]), (202, &json!("parked")), "{n}");
     }
     assert_eq!(stack.parked().len(), 20);
     // Two attempts each of the first three; afterwards one a second, for the tenths of seconds that the others take.
@@ -103,8 +103,8 @@ async fn webhooks_are_parked_at_once_while_the_hub_is_known_not_to_respond() {
     let reasons: Vec<Value> = stack.parked().iter().map(|message| envelope(message)["reason"].clone()).collect();
     assert!(reasons.iter().all(|reason| reason == "timeout"), "{reasons:?}");
     stack.hub.clear_faults();
-    until("delivery", async || answer(&function, &request(DOCUMENTED)).await.body["status"] == "delivered").await;
-    assert_eq!(answer(&function, &request(DOCUMENTED)).await, delivered(1));
+    until("delivery", async || response_of(&function, &request(DOCUMENTED)).await.body["status"] == "delivered").await;
+    assert_eq!(response_of(&function, &request(DOCUMENTED)).await, delivered(1));
     for message in ["circuit opened", "circuit closed"] {
         let lines = lines(&function, message);
         assert_eq!((lines.len(), &lines[0]["cause"], &lines[0]["hub"]), (1, &json!("timeout"), &json!(HUB)));
@@ -117,7 +117,7 @@ async fn throttling_never_opens_the_circuit_of_new_events() {
     let function = stack.function("audience-change", &[]);
     stack.hub.script([lasting(status(503, None, "Error code : 50002. Please wait 4 seconds and try again."))]);
     for n in 0..6 {
-        assert_eq!(answer(&function, &request(&event_of(&format!("p{n}")))).await.status, 202);
+        assert_eq!(response_of(&function, &request(&event_of(&format!("p{n}")))).await.status, 202);
     }
     assert_eq!(stack.hub.requests().len(), 6, "each is tried");
     assert!(lines(&function, "circuit").is_empty());

@@ -76,7 +76,7 @@ async fn a_deleted_flows_messages_are_held_while_they_cannot_be_stored_as_reject
     let function = cloud.function("audience-change", &hub, &[]);
     let mut event = request(DOCUMENTED);
     event["rawPath"] = "/gone".into();
-    assert_eq!(answer(&function, &event).await.status, 202);
+    assert_eq!(response_of(&function, &event).await.status, 202);
     cloud.delete_flow("gone").await;
     let quick = [("REDELIVERY_DELAY", "1"), ("REDELIVERY_MAX_DELAY", "5"), ("REJECTED_QUEUE_URL", "")];
     let function = cloud.function("redelivery", &hub, &quick);

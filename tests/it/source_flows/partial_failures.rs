@@ -51,8 +51,8 @@ async fn a_creation_or_deletion_that_fails_halfway_is_undone_or_completed() {
             assert_eq!(attribute(&world.cloud, &format!("FLOW#{id}"), "state").await.unwrap(), "disabled");
         }
     }
-    let answer = world.api.delete(&format!("/flows/{id}")).await.status;
-    assert!(matches!(answer, 204 | 404), "{answer}");
+    let response = world.api.delete(&format!("/flows/{id}")).await.status;
+    assert!(matches!(response, 204 | 404), "{response}");
     world.nothing_is_left().await;
 }
 

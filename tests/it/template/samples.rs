@@ -33,7 +33,7 @@ async fn sample_events_are_delivered() {
         let senders = environment[&block]["SENDER_AUTH"].as_str().unwrap();
         let system = start_kind(&kind, hub_config(), &[("SENDER_AUTH", senders)]).await;
         match (event.get("requestContext"), event.get("Records")) {
-            (Some(_), _) => assert_eq!(system.answer(&event).await, delivered(1), "{}", path.display()),
+            (Some(_), _) => assert_eq!(system.response_to(&event).await, delivered(1), "{}", path.display()),
             (_, Some(records)) => {
                 assert!(system.failures(records.as_array().unwrap()).await.is_empty(), "{}", path.display());
             }
