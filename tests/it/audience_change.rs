@@ -19,7 +19,7 @@ fn map<'a>(json: &'a str, options: &'a Options) -> Result<Mapped<'a>, Rejection>
     (KIND.map)(Event { json, flow: "default", headers: &[], max_bytes: 1_000_000 }, options)
 }
 
-/// The documented sample with `changes` made to it; a `null` change removes the field.
+/// The documented sample with `changes`. A `null` change removes the field.
 fn sample(changes: Value) -> String {
     let mut event: Value =
         serde_json::from_str(include_str!("../fixtures/audience-change/new_audience_documented.json")).unwrap();
@@ -32,7 +32,7 @@ fn sample(changes: Value) -> String {
     event.to_string()
 }
 
-/// The bodies that an event becomes.
+/// The bodies of an event's messages.
 fn bodies(event: &str, flow_options: Value) -> Result<Vec<Value>, String> {
     let options = options(&flow_options);
     let mapped = map(event, &options).map_err(|rejection| rejection.detail.into_owned())?;
@@ -196,7 +196,7 @@ fn odd_timestamps_are_passed_on_and_counted() {
     assert_eq!(time_and_notes(json!(i64::MAX)), (None, vec![]));
 }
 
-/// The number of messages and the size of their bodies, or the rejection's detail.
+/// The number of messages and the total size of their bodies, or the detail of the rejection.
 fn sizes(event: &str, flow_options: Value) -> Result<(usize, usize), String> {
     let options = options(&flow_options);
     let mapped = map(event, &options).map_err(|rejection| {
@@ -225,7 +225,7 @@ fn partner_ids_whose_messages_exceed_8_mb_are_rejected() {
     let by_source = json!({ "sources": { SOURCE_ID: { "data": { "y": "y".repeat(39_000) } } } });
     assert_eq!(sizes(&with_ids(numbered(220)), by_source), Err(TOO_LARGE.to_owned()));
 
-    // Ids of other lengths, some with characters that JSON escapes. The option fills what is left to the byte.
+    // Ids of other lengths, some with characters that JSON escapes. The option fills the rest of the limit to the byte.
     let odd = |n: usize| json!(["a", "\"\\\n", "é\u{1}", "0123456789"][n % 4].repeat(n % 7 + 1));
     let ids: Vec<Value> = (0..203).map(odd).collect();
     let (_, without) = sizes(&with_ids(ids.clone()), large(0)).unwrap();
@@ -256,7 +256,7 @@ fn mapping_time_grows_with_the_sum_of_profile_variables_and_names() {
     assert!(many < one * 2, "{many:?} with 1,000 names, {one:?} with one");
 }
 
-/// Any JSON, shaped like an event often enough to reach every field.
+/// Any JSON, similar enough to an event to reach every field.
 fn any_event() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),

@@ -1,5 +1,5 @@
-//! AWS calls: signed so that a service which checks says yes, read back by AWS's own SDK, and hardened against answers
-//! that are only half good.
+//! AWS calls: their signatures are accepted by a service that checks them, AWS's own SDK reads what they wrote, and
+//! incomplete responses are handled.
 
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::cloud::*;
 use crate::harness::*;
 
-/// Runs a script with boto3; gives the JSON that it prints.
+/// Runs a script with boto3. Returns the JSON that it prints.
 pub fn boto3(endpoint: &str, script: &str) -> Value {
     let output = Command::new(virtual_environment().join("bin/python"))
         .args(["-c", script])
@@ -88,7 +88,7 @@ print(json.dumps([json.loads(unpack(parked)), rejected["reason"], unpack(rejecte
     assert_eq!((&written[1], &written[2]), (&json!("unreadable"), &json!("{")));
 }
 
-/// A queue service that gives these raw answers, one per connection, and what it was asked.
+/// A queue service that returns these raw responses, one per connection, and the requests that it received.
 async fn service(responses: Vec<String>) -> (Queue, Arc<Mutex<Vec<Value>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -163,7 +163,11 @@ async fn a_truncated_response_counts_as_a_failed_attempt() {
     assert_eq!(send(vec![refused, whole]).await, (vec![Stored::No], 1), "what a retry can't resolve is not retried");
     for odd in ["{}", "", "[]"] {
         let odd = http_response("200 OK", odd);
-        assert_eq!(send(vec![odd.clone(), odd.clone(), odd]).await.0, [Stored::No], "stored is what the answer names");
+        assert_eq!(
+            send(vec![odd.clone(), odd.clone(), odd]).await.0,
+            [Stored::No],
+            "only what the response names is stored"
+        );
     }
 }
 
@@ -195,12 +199,12 @@ async fn a_cached_flow_is_used_while_its_table_does_not_respond() {
 
     drop(cloud);
     later(3_600);
-    assert_eq!(item("crm").await.unwrap().unwrap().hub, "b", "stale, while the table does not answer");
+    assert_eq!(item("crm").await.unwrap().unwrap().hub, "b", "the cached item, while the table does not respond");
     assert!(item("new").await.unwrap_err().to_string().contains("GetItem"));
 }
 
-/// Prints, for each region of the partitions that AWS's SDKs share, where boto3 sends a call of each service, by FIPS and dual-stack.
-/// Some partitions have no dual-stack endpoints.
+/// Script that prints the URL to which boto3 sends a call, for each region, service and combination of FIPS and dual-stack. Some
+/// partitions have no dual-stack endpoints.
 const ENDPOINTS: &str = r#"
 import boto3, botocore, json, os
 from botocore.config import Config

@@ -1,9 +1,10 @@
-//! Our one grammar on the inputs on which two official SDKs were tried: where they disagree, the stricter reading holds.
+//! The grammar of connection strings, on inputs that two official SDKs were tried with: where they disagree, the stricter one
+//! applies.
 
 use serde_json::Value;
 use shared::event_hubs::connection_string::{ConnectionString, Credential};
 
-/// What our grammar makes of each input of the fixture, in its order: the address and hub, or part of the error.
+/// Result for each input of the fixture, in its order: address and hub, or part of the error.
 const EXPECTED: [Result<(&str, Option<&str>), &str>; 13] = [
     Ok(("https://contoso.servicebus.windows.net", None)),
     Ok(("https://contoso.servicebus.windows.net", Some("profiles"))),

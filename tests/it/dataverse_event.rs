@@ -1,5 +1,5 @@
-//! `dataverse-event`: contexts in, what Dataverse's own Event Hub endpoint would have written out. Each fixture's outcome is a
-//! snapshot; rules beyond the fixtures are tables.
+//! `dataverse-event`: each context becomes the message that Dataverse's own Event Hub endpoint would write. The outcome of each
+//! fixture is a snapshot; tables cover the rules beyond the fixtures.
 
 use std::borrow::Cow;
 
@@ -28,7 +28,7 @@ fn map<'a>(json: &'a str, options: &'a Options) -> Result<Mapped<'a>, Rejection>
     (KIND.map)(Event { json, flow: "default", headers: &[], max_bytes: 1_000_000 }, options)
 }
 
-/// The one message's body.
+/// The body of the single message.
 fn body(event: &str, options: &Options) -> Result<String, String> {
     let mut mapped = map(event, options).map_err(|rejection| rejection.detail.into_owned())?;
     assert_eq!(mapped.messages.len(), 1);
@@ -39,7 +39,7 @@ fn properties(mapped: &Mapped<'_>) -> Value {
     serde_json::from_str(mapped.messages[0].properties.as_json()).unwrap()
 }
 
-/// A small context; `members` are added.
+/// A small context with additional `members`.
 fn context(members: &str) -> String {
     let comma = if members.is_empty() { "" } else { "," };
     format!(r#"{{"MessageName":"new_Custom","PrimaryEntityName":"account"{comma}{members}}}"#)
@@ -76,7 +76,7 @@ fn fixtures_become_the_xml_of_the_contract_serializer() {
     ] {
         assert_eq!(body(json, &xml_options()).unwrap(), xml);
         let spaced = json.replace("\\/", "/").replace("\":", "\" :\n ").replace("{\"", "{ \"").replace(",{", " , {");
-        assert_eq!(body(&spaced, &xml_options()).unwrap(), xml, "white space and slashes are only spelling");
+        assert_eq!(body(&spaced, &xml_options()).unwrap(), xml, "white space and slashes do not change the XML");
     }
 }
 
@@ -246,7 +246,7 @@ fn a_context_over_the_limit_loses_four_members_and_is_marked_as_trimmed() {
     assert_eq!(mapped.messages[0].body.to_text(), absent);
     assert_eq!((properties(&mapped)[&claim].clone(), mapped.notes), (json!(true), vec!["trimmed"]));
 
-    // Every place of the members, white space, repeats.
+    // The members in every place, with white space, and repeated.
     let big = "x".repeat(2000);
     for (event, expected) in [
         (format!(r#"{{"InputParameters" : ["{big}"] , "MessageName":"M" ,"PrimaryEntityName":"t" }}"#), None),
@@ -261,14 +261,14 @@ fn a_context_over_the_limit_loses_four_members_and_is_marked_as_trimmed() {
             Some(r#"{ "MessageName":"M","PrimaryEntityName":"t"}"#),
         ),
     ] {
-        // A wrong InputParameters is refused, too large or not.
+        // An invalid InputParameters is refused, too large or not.
         assert_eq!(body(&event, &options).ok().as_deref(), expected.map(|e: &str| e), "{event}");
     }
     let hopeless =
         map(&context(&format!(r#""OutputParameters":[{{"key":"k","value":"{big}"}}]"#)), &options).unwrap_err().reason;
     assert_eq!(hopeless, Reason::TooLarge);
 
-    // XML: the limit is of the outgoing bytes.
+    // In XML mode the limit applies to the outgoing bytes.
     let whole = include_str!("../fixtures/dataverse-event/update_contact_async.xml");
     let limit = |bytes: usize| self::options(json!({ "messageFormat": "xml", "maxBytes": bytes }));
     assert_eq!(body(UPDATE, &limit(whole.len())).unwrap(), whole);
@@ -282,26 +282,26 @@ fn a_context_over_the_limit_loses_four_members_and_is_marked_as_trimmed() {
 #[test]
 fn a_context_that_arrives_trimmed_is_marked_as_trimmed() {
     let claim = format!("{CLAIMS}MessageMaxSizeExceeded");
-    let said = |event: &str, header: bool| {
+    let marked = |event: &str, header: bool| {
         let headers = [(Cow::from("X-MS-Dynamics-Msg-Size-Exceeded"), Cow::from(""))];
         let (options, headers) = (Options::default(), if header { &headers[..] } else { &[] });
         let mapped =
             (KIND.map)(Event { json: event, flow: "default", headers, max_bytes: 1_000_000 }, &options).unwrap();
         properties(&mapped).get(&claim).cloned()
     };
-    assert_eq!(said(UPDATE, false), None);
-    assert_eq!(said(DELETE, false), None);
-    assert_eq!(said(UPDATE, true), None, "the body has all members, and is believed");
+    assert_eq!(marked(UPDATE, false), None);
+    assert_eq!(marked(DELETE, false), None);
+    assert_eq!(marked(UPDATE, true), None, "the body has all members, whatever the header says");
     let update = |members: &str| format!(r#"{{"MessageName":"Update","PrimaryEntityName":"t"{members}}}"#);
     for empty in
         ["", r#","InputParameters":null"#, r#","InputParameters":[ ],"PreEntityImages":[],"ParentContext":null"#]
     {
-        assert_eq!(said(&update(empty), false), Some(json!(true)), "{empty}");
+        assert_eq!(marked(&update(empty), false), Some(json!(true)), "{empty}");
     }
-    assert_eq!(said(&update(r#","InputParameters":[{"key":"x","value":1}]"#), false), None);
+    assert_eq!(marked(&update(r#","InputParameters":[{"key":"x","value":1}]"#), false), None);
     // A custom message may have no parameters at all.
-    assert_eq!(said(&context(""), false), None);
-    assert_eq!(said(&context(""), true), Some(json!(true)));
+    assert_eq!(marked(&context(""), false), None);
+    assert_eq!(marked(&context(""), true), Some(json!(true)));
 }
 
 #[test]
@@ -410,7 +410,7 @@ fn options_that_cannot_be_used_are_refused_by_name() {
     assert_eq!((KIND.check)(&Options::default(), 240_000), Ok(()));
 }
 
-/// A captured context with one of its texts cut, doubled, or exchanged for something of another type.
+/// A captured context with one value cut, doubled, or replaced by a value of another type.
 fn mutated() -> impl Strategy<Value = String> {
     let scrap = prop_oneof![
         Just("null".to_owned()),
@@ -428,7 +428,7 @@ fn mutated() -> impl Strategy<Value = String> {
         any::<f64>().prop_filter("JSON has no others", |n| n.is_finite()).prop_map(|number| number.to_string()),
         any::<String>().prop_map(|text| Value::from(text).to_string()),
     ];
-    // Where values begin: behind a colon that follows a quotation mark.
+    // Values begin after a colon that follows a quotation mark.
     (prop::sample::select(vec![CREATE, DELETE, UPDATE]), any::<prop::sample::Index>(), scrap, 0..8_u8).prop_map(
         |(event, place, scrap, how)| {
             let starts: Vec<usize> = event.match_indices("\":").map(|(at, _)| at + 2).collect();
@@ -447,7 +447,7 @@ fn mutated() -> impl Strategy<Value = String> {
     )
 }
 
-/// What XML 1.0 has no characters for stands in references that only lenient parsers take.
+/// Whether a text is XML, apart from references to characters that XML 1.0 does not have: only lenient parsers accept them.
 fn well_formed(xml: &str) -> Result<(), String> {
     let mut strict = xml.to_owned();
     for code in (0..0x20_u32).filter(|code| *code != 0xd).chain([0xfffe, 0xffff]) {
@@ -460,7 +460,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
     #[test]
     fn any_context_is_mapped_or_rejected_with_its_place(event in mutated(), small in any::<bool>()) {
-        // As `shared` does: one JSON value, not too deep, or no event at all.
+        // `shared` passes on one JSON value that is not too deep, or no event at all.
         let Ok(events) = shared::json::events(&event) else { return Ok(()) };
         for format in ["json", "xml"] {
             let options = options(json!({ "messageFormat": format, "maxBytes": if small { 4000 } else { 196_608 } }));
@@ -515,7 +515,7 @@ async fn webhooks_with_a_code_are_delivered_and_invalid_contexts_return_400() {
         assert!(line["problem"].as_str().unwrap().contains(expected), "{line}");
     }
     let small = start_kind("dataverse-event", hub_config(), &[("EVENT_HUBS_MAX_BATCH_BYTES", "20000")]).await;
-    assert_eq!(small.post(create).await, delivered(1), "defaults run with any budget");
+    assert_eq!(small.post(create).await, delivered(1), "the default options work with any budget");
 }
 
 #[tokio::test]
@@ -540,7 +540,10 @@ async fn a_context_too_large_for_a_request_is_trimmed_before_it_is_rejected() {
         assert!(!event.body.contains("InputParameters\":["), "{settings:?}");
         let small = system.post(&with_topic("x".repeat(100_000))).await;
         assert_eq!(small, delivered(1));
-        assert!(system.hub.events(HUB).iter().any(|event| event.body.len() > 100_000), "what fits is whole");
+        assert!(
+            system.hub.events(HUB).iter().any(|event| event.body.len() > 100_000),
+            "a context that fits is sent whole"
+        );
     }
     let system = start_kind("dataverse-event", hub_config(), &[("EVENT_HUBS_MAX_BATCH_BYTES", "1000")]).await;
     assert!(system.post(create).await.problem(413).contains("larger than the hub takes"));

@@ -1,4 +1,4 @@
-//! Ids of `dataverse-event`: the system job's where there is one, else one of the whole context as received.
+//! Ids of `dataverse-event`: the id of the system job if there is one, else a digest of the whole context as received.
 
 use dataverse_event::{KIND, Options};
 use proptest::prelude::*;
@@ -26,7 +26,7 @@ fn id(event: &str) -> String {
     id_with(event, json!({}))
 }
 
-/// `event` without white space, its members and those of its objects in the opposite order.
+/// `event` without white space, with the members of all objects in reverse order.
 fn reversed(event: &Value) -> String {
     match event {
         Value::Object(members) => {

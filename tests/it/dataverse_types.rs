@@ -1,4 +1,5 @@
-//! `dataverse-event` in XML mode: every SDK type has the form of .NET's contract serializer, and what has none is rejected.
+//! `dataverse-event` in XML mode: every SDK type is written as .NET's contract serializer writes it, and all others are
+//! rejected.
 
 use dataverse_event::{KIND, Options};
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ fn map<'a>(json: &'a str, options: &'a Options) -> Result<Mapped<'a>, Rejection>
     (KIND.map)(Event { json, flow: "default", headers: &[], max_bytes: 1_000_000 }, options)
 }
 
-/// The one message's id and body.
+/// The id and the body of the single message.
 fn message(event: &str, flow_options: Value) -> Result<(String, String), String> {
     let options = options(flow_options);
     let mapped = map(event, &options).map_err(|rejection| {
@@ -72,7 +73,7 @@ fn context(value: &str) -> String {
     )
 }
 
-/// The XML of one value where any object may stand.
+/// The XML of one value in a place for any object.
 fn slot(value: &str) -> Result<String, String> {
     let xml = xml(&context(value))?;
     let xml = between(&xml, "<a:key>k</a:key>", "</KeyValuePairOfstringanyType></InputParameters>");
@@ -173,9 +174,9 @@ fn errors_name_the_place_and_no_more_of_a_type_than_its_name() {
         (typed("", "hidden", ""), "InputParameters[0]", "a type without a name"),
         (r#"{"__type":7}"#.into(), "InputParameters[0]", "an object without __type"),
         (r#"{"__type":"\ud800"}"#.into(), "InputParameters[0]", "an object without __type"),
-        // The serializers read `__type` at the front alone.
+        // The serializers read `__type` only as the first member.
         (r#"{"Value":1,"__type":"Money:x"}"#.into(), "InputParameters[0]", "an object without __type"),
-        // A type of the same name that is not the SDK's.
+        // A type with the name of an SDK type.
         (typed("Label", "#Contoso.Types", r#""Text":"hidden""#), "InputParameters[0]", "the type Label"),
         (typed("Label", "http://contoso.example/", ""), "InputParameters[0]", "the type Label"),
         (typed("RemoteExecutionContext", CONTRACTS, ""), "InputParameters[0]", "the type RemoteExecutionContext"),

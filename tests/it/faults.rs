@@ -1,4 +1,4 @@
-//! Short forms of what `make faults` runs. They print what was found, with the seed; `FAULTS_SEED` repeats one.
+//! Short forms of the runs of `make faults`. They print their results and the seed; `FAULTS_SEED` repeats a seed.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::harness::*;
 
-/// Each keeps the machine busy by itself.
+/// Waits for other fault tests to end: each of them keeps the whole machine busy.
 async fn one_at_a_time() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::const_new(());
     TURN.lock().await
@@ -39,10 +39,10 @@ async fn nothing_is_lost_misrouted_or_let_in_under_faults() {
     let plan = Plan { rate: Some(130.0), ..plan(2_400, 1_600) };
     let outcome = scenarios::ledger(plan, Faults::Random, Options::default()).await;
     outcome.print();
-    // A single kill may double every tenth event of so short a run: the average is judged by the long form.
+    // A single kill may duplicate every tenth event of such a short run: only the long form requires an average.
     assert_eq!((outcome.report.violations(), outcome.report.parked), (0, 0));
     assert!(outcome.report.delivered > 2_000, "most events are accepted");
-    assert!(outcome.report.redelivered > 0, "the faults make some be parked");
+    assert!(outcome.report.redelivered > 0, "the faults cause some events to be parked");
     assert!(outcome.report.rejected > 0);
 }
 
@@ -53,7 +53,7 @@ async fn without_parking_the_ledger_finds_losses() {
     let outcome = scenarios::ledger(plan(200, 100), Faults::HubDown, options).await;
     outcome.print();
     assert!(outcome.report.lost > 0);
-    assert_eq!(outcome.report.violations(), outcome.report.lost, "and nothing else");
+    assert_eq!(outcome.report.violations(), outcome.report.lost, "no other violations");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -82,7 +82,7 @@ async fn events_parked_during_an_outage_arrive_after_it() {
     let during = during.unwrap();
     print!("{during}");
     after.print();
-    assert_eq!(during.violations(), 0, "delivered, or parked for its own flow");
+    assert_eq!(during.violations(), 0, "every event is delivered, or parked for its own flow");
     assert!(during.parked > 100);
     assert!(during.responses(202) > 0);
     assert!(after.kept());
@@ -142,7 +142,7 @@ async fn a_backlog_is_delivered_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_hub_delays_no_other_hub_and_gets_few_requests() {
     let _turn = one_at_a_time().await;
-    // One that refuses is in the test of messages in flight.
+    // The test of messages in flight has a hub that refuses.
     let plan = DeadHub {
         singles: 2_000,
         concurrency: 2,
@@ -209,7 +209,7 @@ async fn a_connection_that_died_while_frozen_costs_at_most_one_retry() {
         } else {
             gate.forget_connections()
         }
-        // The hub's end is closed by now, and its news lies unread at the frozen process.
+        // By now the hub's end is closed, and the frozen process has not read that yet.
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert_eq!(system.post(&event_of(&format!("after-{n}"))).await, delivered(1));
         assert_eq!(system.function.instances(), 1);
@@ -220,7 +220,7 @@ async fn a_connection_that_died_while_frozen_costs_at_most_one_retry() {
     let retries: Vec<u64> = answered.map(|line| line["Retries"].as_u64().unwrap_or(0)).collect();
     println!("retries: {retries:?}");
     assert_eq!(retries.len(), 20);
-    // A closed one is noticed before it is used; one that the hub's side forgot, by its use.
+    // A closed connection is noticed before it is used; one that the hub's side dropped, only when it is used.
     assert!(retries.iter().all(|retries| *retries <= 1), "{retries:?}");
     assert!(retries.iter().sum::<u64>() >= 5, "{retries:?}");
     assert!(lines.iter().all(|line| line["level"] == "INFO"), "{lines:?}");

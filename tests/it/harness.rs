@@ -29,7 +29,7 @@ pub struct System {
     pub function: Function,
 }
 
-/// What a webhook's caller sees.
+/// The response that the sender of a webhook receives.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Response {
     pub status: u64,
@@ -41,7 +41,7 @@ pub fn hub_config() -> Config {
     Config { hubs: vec![(HUB.to_owned(), 4)], ..Config::default() }
 }
 
-/// Starts `audience-change` with a sender's bearer token; `variables` are added, or replace what is there.
+/// Starts `audience-change` with a sender's bearer token. `variables` adds or replaces variables.
 pub async fn start(variables: &[(&str, &str)]) -> System {
     start_with(hub_config(), variables).await
 }
@@ -60,7 +60,7 @@ pub async fn start_kind(kind: &str, config: Config, variables: &[(&str, &str)]) 
     System { function: function_of(kind, &environment), hub }
 }
 
-/// `audience-change` with nothing but `environment`. Later variables replace earlier ones.
+/// `audience-change` with only the variables of `environment`. Later ones replace earlier ones.
 pub fn function(environment: &[(&str, &str)]) -> Function {
     function_of("audience-change", environment)
 }
@@ -73,7 +73,7 @@ pub fn function_of(kind: &str, environment: &[(&str, &str)]) -> Function {
     })
 }
 
-/// An HTTP API event, payload 2.0, from the sender that `SENDER_AUTH` knows.
+/// An HTTP API event, payload 2.0, from the sender that `SENDER_AUTH` accepts.
 pub fn request(body: &str) -> Value {
     json!({
         "version": "2.0",
@@ -100,14 +100,14 @@ pub fn record(id: &str, body: &str) -> Value {
     })
 }
 
-/// The documented event of another profile.
+/// The documented event, for another profile.
 pub fn event_of(profile: &str) -> String {
     let mut event: Value = serde_json::from_str(DOCUMENTED).unwrap();
     event["profileId"] = profile.into();
     event.to_string()
 }
 
-/// One scripted answer.
+/// One scripted response.
 pub fn status(status: u16, retry_after: Option<u64>, detail: &str) -> Fault {
     fault(Action::Status { status, retry_after, detail: Some(detail.to_owned()) })
 }
@@ -116,7 +116,7 @@ pub fn fault(action: Action) -> Fault {
     Fault { hub: None, times: 1, action }
 }
 
-/// The same until the faults are cleared.
+/// The same fault, until the faults are cleared.
 pub fn lasting(fault: Fault) -> Fault {
     Fault { times: 0, ..fault }
 }
@@ -132,7 +132,7 @@ impl System {
         response_of(&self.function, event).await
     }
 
-    /// Invokes the function with a batch; gives the ids that must come again.
+    /// Invokes the function with a batch. Returns the ids of the records that must be redelivered.
     pub async fn failures(&self, records: &[Value]) -> Vec<String> {
         let batch = json!({ "Records": records }).to_string();
         let response = self.function.invoke(batch.into_bytes()).await.unwrap();
@@ -141,12 +141,12 @@ impl System {
         failures.iter().map(|failure| failure["itemIdentifier"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// How many requests the hub got.
+    /// Number of requests that the hub received.
     pub fn requests(&self) -> usize {
         self.hub.requests().len()
     }
 
-    /// How many events the hub holds.
+    /// Number of events in the hub.
     pub fn stored(&self) -> usize {
         self.hub.events(HUB).len()
     }
@@ -163,7 +163,7 @@ pub async fn response_of(function: &Function, event: &Value) -> Response {
     }
 }
 
-/// The last log line of a function that refuses to start.
+/// The ERROR line of a function that does not start.
 pub async fn init_failure(environment: &[(&str, &str)]) -> Value {
     init_failure_of("audience-change", environment).await
 }
@@ -185,7 +185,7 @@ pub async fn init_failure_of(kind: &str, environment: &[(&str, &str)]) -> Value 
 }
 
 impl Response {
-    /// A problem document of that status; gives its detail.
+    /// Asserts that this is a problem document with that status. Returns its detail.
     pub fn problem(&self, status: u64) -> &str {
         assert_eq!((self.status, self.content_type.as_str()), (status, "application/problem+json"), "{self:?}");
         for member in ["type", "title", "detail", "requestId"] {
@@ -213,7 +213,7 @@ pub fn virtual_environment() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.venv"))
 }
 
-/// A port that nobody listens on, and no other test was given.
+/// A port on which no process listens, and that no other test received.
 pub fn free_port() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
@@ -224,7 +224,7 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// The shortest of several runs, which other work on the machine delays least.
+/// Time of the fastest of several runs: other work on the machine delays it least.
 pub fn fastest_of<T>(input: &T, run: impl Fn(&T)) -> std::time::Duration {
     let times = (0..5).map(|_| {
         let start = std::time::Instant::now();

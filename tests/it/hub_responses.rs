@@ -1,10 +1,10 @@
-//! What becomes of events under each answer of the hub, through the built binary: one case per status of the contract.
+//! The outcome of events for each response of the hub, through the built binary: one case per status of the contract.
 
 use local::emulator::{Action, Config, Key, Rights};
 
 use crate::harness::*;
 
-/// Posts one event while the hub answers so; gives the answer, the requests made and the events stored.
+/// Posts one event under `faults`. Returns the response, the number of requests to the hub and the number of stored events.
 async fn post_under(faults: Vec<local::emulator::Fault>, variables: &[(&str, &str)]) -> (Response, usize, usize) {
     let system = start(variables).await;
     system.hub.script(faults);
@@ -80,7 +80,7 @@ async fn a_request_on_a_lost_connection_is_retried() {
     system.hub.script([fault(Action::ResetAfterStore)]);
     assert_eq!(system.post(DOCUMENTED).await, delivered(1));
     let stored = system.hub.events(HUB);
-    assert_eq!(stored.len(), 2, "stored twice, as at least once allows");
+    assert_eq!(stored.len(), 2, "stored twice, which at-least-once delivery allows");
     assert_eq!(stored[0].properties["cloudEvents:id"], stored[1].properties["cloudEvents:id"]);
 }
 
@@ -112,9 +112,9 @@ async fn operator_fixable_errors_return_503_and_log_once() {
         system.hub.script([lasting(fault)]);
         assert!(system.post(DOCUMENTED).await.problem(503).contains(word), "{word}");
         assert_eq!(system.requests(), 1, "{word}");
-        let told =
+        let logged =
             system.function.logs().iter().filter(|line| line.contains("\"ERROR\"") && line.contains(word)).count();
-        assert_eq!(told, 1, "{word}");
+        assert_eq!(logged, 1, "{word}");
     }
 }
 
@@ -176,6 +176,6 @@ async fn a_partition_that_does_not_exist_is_found_with_one_request() {
     let records: Vec<_> = (0..100).map(|n| record(&format!("r{n}"), &event_of(&format!("p{n}")))).collect();
     let failed = system.failures(&records).await;
     assert!(!failed.is_empty());
-    assert_eq!(system.requests(), 8, "one for each partition of which four do not exist");
+    assert_eq!(system.requests(), 8, "one for each of eight partitions, of which four do not exist");
     assert_eq!(system.stored(), 100 - failed.len());
 }

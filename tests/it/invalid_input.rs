@@ -1,4 +1,4 @@
-//! Input that nobody should send: a clear 4xx, never a panic, never a 5xx, and nothing of it in a log.
+//! Invalid input: it causes a clear 4xx, never a panic or a 5xx, and no part of it is in a log.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use proptest::test_runner::{Config, TestRunner};
 use crate::harness::*;
 use crate::peer::{Peer, Reply};
 
-/// Stands in bodies and credentials that must not be repeated anywhere.
+/// Part of bodies and credentials that must not appear in a log or a response.
 const MARKER: &str = "do-not-repeat-me";
 
 #[tokio::test]
@@ -44,7 +44,7 @@ async fn malformed_bodies_return_400_with_the_cause() {
         assert!(!detail.contains(MARKER), "{detail}");
     }
     assert_eq!(system.requests(), 0);
-    nothing_is_repeated(&system);
+    marker_is_not_logged(&system);
 }
 
 #[tokio::test]
@@ -84,7 +84,7 @@ async fn neither_bodies_nor_secrets_reach_the_log_at_any_level() {
     system.post(&event_of(MARKER)).await.problem(503);
     let failures = system.failures(&[record("a", MARKER), record("b", &event_of(MARKER))]).await;
     assert_eq!(failures, ["a", "b"]);
-    nothing_is_repeated(&system);
+    marker_is_not_logged(&system);
     let lines = system.function.logs();
     let key = &hub_config().keys[0].key;
     assert!(lines.iter().all(|line| !line.contains("SharedAccessSignature") && !line.contains(key.as_str())));
@@ -106,19 +106,23 @@ async fn mutated_events_never_return_5xx() {
         event["isBase64Encoded"] = true.into();
         event["body"] = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &bytes).into();
         let response = system.response_to(&event).await;
-        assert!(response.status == 200 || response.status == 400, "{response:?} for {}", String::from_utf8_lossy(&bytes));
+        assert!(
+            response.status == 200 || response.status == 400,
+            "{response:?} for {}",
+            String::from_utf8_lossy(&bytes)
+        );
     }
     assert!(!system.function.logs().iter().any(|line| line.contains("panicked")));
 }
 
-fn nothing_is_repeated(system: &System) {
+fn marker_is_not_logged(system: &System) {
     for line in system.function.logs() {
         assert!(!line.contains(MARKER), "{line}");
         assert!(!line.contains("panicked"), "{line}");
     }
 }
 
-/// A client that invokes the function directly may send such headers.
+/// Such headers are possible: a client that invokes the function directly may send them.
 #[tokio::test(flavor = "multi_thread")]
 async fn unreadable_headers_of_an_invocation_are_named_in_the_log() {
     for header in ["lambda-runtime-client-context: null", "lambda-runtime-cognito-identity: {\"do-not-repeat-me\":1}"] {

@@ -1,5 +1,5 @@
-//! The way back with a Kafka broker in it: librdkafka's mock cluster, a real producer and a real consumer. What Lambda's source
-//! does between consumer and function is played here.
+//! Ingest through a Kafka broker: librdkafka's mock cluster, a real producer and a real consumer. The test does what Lambda's
+//! event source mapping does between the consumer and the function.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,9 +19,10 @@ use crate::harness::{HUB, function_of};
 
 const PARTITIONS: i32 = 2;
 const RECORDS: usize = 40;
+/// Maximum time to wait for the broker.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A string property as Event Hubs hands it to Kafka clients.
+/// A string property as Event Hubs passes it to Kafka clients.
 fn amqp(text: &str) -> Vec<u8> {
     [&[0xa1, text.len() as u8], text.as_bytes()].concat()
 }
@@ -40,7 +41,7 @@ fn record(message: &BorrowedMessage<'_>) -> Value {
     })
 }
 
-/// Reads `count` records, from where the consumer stands.
+/// Reads `count` records from the consumer's current position.
 fn batch(consumer: &BaseConsumer, count: usize) -> Value {
     let mut records = BTreeMap::<String, Vec<Value>>::new();
     for _ in 0..count {
@@ -69,7 +70,7 @@ async fn records_of_a_kafka_consumer_reach_the_inlet() {
             .insert(Header { key: "cloudEvents:id", value: Some(&id) })
             .insert(Header { key: "empty", value: None::<&[u8]> });
         let record = BaseRecord::<[u8], [u8]>::to(HUB).partition(n as i32 % PARTITIONS).payload(value.as_bytes());
-        // Every fourth has no headers at all: its id comes of its place.
+        // Every fourth record has no headers: its id is derived from its place.
         let record = if n % 4 == 3 { record } else { record.headers(headers) };
         producer.send(record).map_err(|(error, _)| error).unwrap();
     }
@@ -97,7 +98,7 @@ async fn records_of_a_kafka_consumer_reach_the_inlet() {
             ("INLET_SANDBOX", &config.sandbox),
         ],
     );
-    // Taken of neither partition: both are read again from where the answer says.
+    // The inlet accepts no record: both partitions are read again from the offsets in the response.
     inlet.script([Fault { times: 0, ..Fault::from(Action::Status { status: 404, retry_after: None }) }]);
     let response = function.invoke(batch(&consumer, RECORDS).to_string().into_bytes()).await.unwrap();
     let response: Value = serde_json::from_slice(&response).unwrap();

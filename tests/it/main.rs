@@ -1,5 +1,5 @@
-//! Tests across crates: pure parts against golden data, and the built binaries through the ways that Lambda, SAM and
-//! users start them. The binaries must be built first; `make test` does.
+//! Tests across crates: pure functions against golden data, and the built binaries, started as Lambda, SAM and users start
+//! them. The binaries must be built first; `make test` does.
 
 #![expect(clippy::unwrap_used, reason = "a test whose own steps fail has failed")]
 

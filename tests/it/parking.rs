@@ -1,4 +1,5 @@
-//! What a hub does not take now is parked and delivered later; what nobody can deliver is kept with its reason.
+//! Events that a hub does not accept now are parked and delivered later; events that can never be delivered are stored with
+//! the reason.
 
 use std::collections::BTreeSet;
 
@@ -42,7 +43,11 @@ async fn events_that_the_hub_does_not_accept_are_parked_with_the_reason() {
     ] {
         system.hub.script([lasting(problem.clone())]);
         let response = system.post(DOCUMENTED).await;
-        assert_eq!((response.status, &response.body), (202, &json!({ "status": "parked", "messages": 1 })), "{problem:?}");
+        assert_eq!(
+            (response.status, &response.body),
+            (202, &json!({ "status": "parked", "messages": 1 })),
+            "{problem:?}"
+        );
         system.hub.clear_faults();
     }
     assert_eq!(system.stored(), 0);
@@ -94,26 +99,24 @@ async fn parked_queue_records_are_all_redelivered() {
     assert!(system.failures(&records).await.is_empty(), "parked records are handled");
     let at_first = system.requests();
     let redelivery = cloud.redeliver(&system.hub);
-    until("a redelivery that failed", async || {
-        redelivery.function.logs().iter().any(|line| line.contains("unavailable"))
-    })
-    .await;
+    until("a failed redelivery", async || redelivery.function.logs().iter().any(|line| line.contains("unavailable")))
+        .await;
     assert_eq!(system.stored(), 0);
     let batches = redelivery.function.logs().iter().filter(|line| line.contains("parked batch handled")).count();
     let at_the_hub = system.requests();
-    assert!(at_the_hub - at_first <= batches + 1, "one request tells that the hub is still down");
+    assert!(at_the_hub - at_first <= batches + 1, "one request per batch finds out that the hub is still down");
     system.hub.clear_faults();
     until("redelivery", async || system.stored() >= 200).await;
     assert_eq!(ids(&system.hub.events(HUB)), expected);
     let requests = system.requests() - at_the_hub;
-    // One for each of 16 keys, and the probe, which may leave a second request for its key.
-    assert!(requests <= 18, "packed as in the direct way: {requests} requests");
+    // One request for each of 16 keys, and the probe, which may cause a second request for its key.
+    assert!(requests <= 18, "as many events per request as without parking: {requests} requests");
     until("an empty queue", async || {
         let asked = json!({ "QueueUrl": cloud.parking, "AttributeNames": ["All"] });
-        let told = cloud.call(shared::aws::Service::Sqs, "GetQueueAttributes", asked).await;
+        let reported = cloud.call(shared::aws::Service::Sqs, "GetQueueAttributes", asked).await;
         ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
             .iter()
-            .all(|count| told["Attributes"][count] == "0")
+            .all(|count| reported["Attributes"][count] == "0")
     })
     .await;
 }
@@ -123,7 +126,7 @@ async fn messages_larger_than_a_queue_accepts_are_split() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("profile-export", &hub, &[]), hub };
-    // Text that hardly packs: two of them fit the aim of an envelope, and packed not the queue's limit.
+    // Text that hardly compresses: two of them fit the target size of an envelope, but not the queue's limit.
     let noise = || {
         std::iter::repeat_with(|| fastrand::char('!'..'z'))
             .filter(|c| !"\\\"".contains(*c))
@@ -136,7 +139,7 @@ async fn messages_larger_than_a_queue_accepts_are_split() {
         )
         .collect();
     system.hub.script([lasting(status(404, None, "40400"))]);
-    // By queue: packing this much takes a debug build longer than a webhook has.
+    // Through the queue: compressing this much takes a debug build longer than a webhook may take.
     assert!(system.failures(&[record("a", &Value::from(profiles).to_string())]).await.is_empty());
     system.hub.clear_faults();
     let _redelivery = cloud.redeliver(&system.hub);
@@ -185,7 +188,7 @@ async fn each_flow_of_the_table_delivers_to_its_own_hub() {
     response_of(&function, &stranger).await.problem(401);
     assert_eq!((here.events("a").len(), there.events("b").len(), there.events("c").len()), (1, 0, 0));
 
-    // One batch with records of all of them.
+    // One batch with records of all flows.
     let mut records: Vec<Value> = ["default", "flow-a", "flow-b", "flow-c", "flow-x"]
         .into_iter()
         .map(|flow| {
@@ -197,13 +200,13 @@ async fn each_flow_of_the_table_delivers_to_its_own_hub() {
     records[2]["body"] = DOCUMENTED.replace("\"partnerNumber\": 33", "\"partnerNumber\": 44").into();
     let batch = json!({ "Records": records }).to_string();
     let failures = function.invoke(batch.clone().into_bytes()).await.unwrap();
-    assert_eq!(failures, br#"{"batchItemFailures":[{"itemIdentifier":"flow-c"}]}"#, "a disabled flow's records wait");
+    assert_eq!(failures, br#"{"batchItemFailures":[{"itemIdentifier":"flow-c"}]}"#, "records of a disabled flow wait");
     assert_eq!((here.events(HUB).len(), here.events("a").len(), there.events("b").len()), (1, 2, 1));
     let kept = rejected(&cloud.take(&cloud.rejected).await);
     assert_eq!(kept.len(), 1);
     assert_eq!((&kept[0]["flow"], &kept[0]["reason"]), (&json!("flow-x"), &json!("unknown_flow")));
 
-    // The same while no hub answers: parked by flow, and brought to its own hub.
+    // The same while no hub responds: the messages are parked by flow, and delivered to their own hub.
     for hub in [&here, &there] {
         hub.clear();
         hub.script([lasting(status(500, None, ""))]);
@@ -244,8 +247,8 @@ async fn parked_messages_follow_a_flow_that_was_moved_disabled_or_deleted() {
     until("redelivery", async || there.events("new").len() == 1).await;
     until("a copy of what was for the deleted flow", async || {
         let asked = json!({ "QueueUrl": cloud.rejected, "AttributeNames": ["All"] });
-        let told = cloud.call(shared::aws::Service::Sqs, "GetQueueAttributes", asked).await;
-        told["Attributes"]["ApproximateNumberOfMessages"] == "1"
+        let reported = cloud.call(shared::aws::Service::Sqs, "GetQueueAttributes", asked).await;
+        reported["Attributes"]["ApproximateNumberOfMessages"] == "1"
     })
     .await;
     let kept = rejected(&cloud.take(&cloud.rejected).await);
@@ -272,7 +275,7 @@ async fn a_default_flow_is_redelivered_only_to_the_very_same_hub() {
     };
     let redelivery = cloud.redeliver(&elsewhere);
     said(&redelivery, "another host").await;
-    // Its line is written once the message is hidden for a short time only.
+    // This line is written once the message is visible again after a short time.
     said(&redelivery, "parked batch handled").await;
     drop(redelivery);
     assert!(elsewhere.events(HUB).is_empty());
@@ -305,7 +308,7 @@ async fn of_a_thousand_records_three_invalid_ones_are_rejected_each_with_its_rea
     );
     assert!(kept.iter().all(|kept| kept["v"] == 1 && kept["receivedAt"].is_string() && kept["detail"].is_string()));
 
-    // While the rejected queue takes nothing, those three come again and the rest goes on.
+    // While the rejected queue accepts no message, those three records are returned and the others are delivered.
     let gone = format!("{}-gone", cloud.rejected);
     let function = cloud.function("audience-change", &system.hub, &[("REJECTED_QUEUE_URL", &gone)]);
     let again = System { function, hub: system.hub };
@@ -327,7 +330,7 @@ async fn valid_elements_of_an_array_are_delivered_if_the_invalid_ones_can_be_sto
     assert_eq!(
         unpacked(kept[0]["body"].as_str().unwrap()),
         r#"{"neither":"\u00e9"}"#.as_bytes(),
-        "the element as it came"
+        "the element as received"
     );
 
     system.hub.script([lasting(status(404, None, "40400"))]);
@@ -335,11 +338,15 @@ async fn valid_elements_of_an_array_are_delivered_if_the_invalid_ones_can_be_sto
     assert_eq!((response.status, response.body), (202, json!({ "status": "parked", "messages": 2, "rejected": 1 })));
     system.hub.clear_faults();
     system.post("[{},{}]").await.problem(400);
-    assert_eq!(cloud.take(&cloud.rejected).await.len(), 2, "one of the parked array, the whole of the bad one");
+    assert_eq!(
+        cloud.take(&cloud.rejected).await.len(),
+        2,
+        "one element of the parked array, and the whole invalid array"
+    );
     let mut stranger = request("[{}]");
     stranger["headers"] = json!({});
     system.response_to(&stranger).await.problem(401);
-    assert!(cloud.take(&cloud.rejected).await.is_empty(), "of an unknown sender nothing is kept");
+    assert!(cloud.take(&cloud.rejected).await.is_empty(), "nothing of an unknown sender is stored");
 
     let before = system.stored();
     let nowhere = cloud.function("profile-export", &system.hub, &[("REJECTED_QUEUE_URL", "")]);
@@ -412,7 +419,7 @@ async fn a_changed_secret_of_a_sender_is_used_without_a_deployment() {
         assert_eq!(post(path, "sender-token-2").await, 200);
         assert_eq!(post(path, SENDER_TOKEN).await, 401);
         cloud.change_secret(secret, "not a list").await;
-        assert_eq!(post(path, "sender-token-3").await, 503, "it may be a new one");
+        assert_eq!(post(path, "sender-token-3").await, 503, "it may be a new token");
         assert_eq!(post(path, "sender-token-2").await, 503, "an invalid list accepts no sender");
         cloud.change_secret(secret, r#"[{"type":"bearer","secret":"sender-token-2"}]"#).await;
         until("the list is read again", async || post(path, "sender-token-2").await == 200).await;
@@ -466,7 +473,7 @@ async fn an_array_with_only_invalid_elements_is_stored_once_and_returns_400() {
     assert_eq!(unpacked(kept[0]["body"].as_str().unwrap()), body.as_bytes());
 }
 
-/// An address that takes connections and never answers.
+/// An address that accepts connections and never responds.
 async fn silence() -> (String, tokio::net::TcpListener) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     (format!("http://{}", listener.local_addr().unwrap()), listener)
@@ -494,7 +501,7 @@ async fn a_service_that_does_not_respond_never_causes_a_function_timeout() {
     let secrets = cloud.function("audience-change", &hub, &[("AWS_ENDPOINT_URL_SECRETS_MANAGER", &silent)]);
     response_of(&secrets, &to_flow).await.problem(503);
 
-    // Nor do the records of one flow wait for another's.
+    // Records of one flow do not wait for those of another flow.
     hub.clear_faults();
     let mut records: Vec<Value> =
         (0..2).map(|n| record(&format!("m{n}"), &event_of(&format!("profile-{n}")))).collect();
@@ -504,7 +511,7 @@ async fn a_service_that_does_not_respond_never_causes_a_function_timeout() {
     assert_eq!(failures, br#"{"batchItemFailures":[{"itemIdentifier":"m0"}]}"#);
     assert_eq!(hub.events(HUB).len(), 1);
     for function in [&sqs, &table, &secrets] {
-        assert_eq!(function.instances(), 1, "no invocation ran into the function's timeout");
+        assert_eq!(function.instances(), 1, "no invocation reached the function's timeout");
     }
 }
 

@@ -1,4 +1,4 @@
-//! `profile-export`: profiles in, their exact bytes out, with fewer memberships where a flow asks for that.
+//! `profile-export`: each profile is sent with its exact bytes, or with fewer memberships if the flow's options say so.
 
 use profile_export::{KIND, Options};
 use proptest::strategy::{Strategy, ValueTree};
@@ -84,17 +84,17 @@ fn named_audiences_pass_in_any_namespace() {
     assert_eq!(passing(&["x", "y"]), [no_empty_namespace.as_str()]);
     assert_eq!(bodies(&no_empty_namespace, json!({ "audiences": ["x", "y"] })).unwrap(), [no_empty_namespace]);
     assert_eq!(bodies(profile, json!({})).unwrap(), [profile]);
-    let spelled =
+    let escaped =
         r#"{"segmentMembership": { "u\/p\u0073" : { "\u0078" : {"status":"exited"} , "y":{} } },"identityMap":{}}"#;
     let repeated = r#"{"segmentMembership":{"ups":{"y":{}},"ups":{"x":{}}}}"#;
     let named = json!({ "audiences": ["x"] });
     assert_eq!(bodies(repeated, named).unwrap(), [r#"{"segmentMembership":{"ups":{"x":{}}}}"#]);
-    assert_eq!(bodies(spelled, json!({ "audiences": ["x", "y"] })).unwrap(), [spelled]);
+    assert_eq!(bodies(escaped, json!({ "audiences": ["x", "y"] })).unwrap(), [escaped]);
     for options in [json!({ "audiences": ["x"] }), json!({ "audiences": ["x"], "split": "membership" })] {
         assert_eq!(
-            bodies(spelled, options).unwrap(),
+            bodies(escaped, options).unwrap(),
             [r#"{"segmentMembership": { "u\/p\u0073" : { "\u0078" : {"status":"exited"} } },"identityMap":{}}"#],
-            "names keep their spelling"
+            "names keep their escapes"
         );
     }
     assert_eq!(
@@ -109,7 +109,11 @@ fn named_audiences_pass_in_any_namespace() {
     );
     assert_eq!(passing(&["none of them"]), Vec::<String>::new());
     for without in [r#"{"identityMap":{}}"#, r#"{"segmentMembership":{}}"#, r#"{"segmentMembership":{"ups":{}}}"#] {
-        assert_eq!(bodies(without, json!({ "audiences": ["x"] })).unwrap(), [without], "it came without");
+        assert_eq!(
+            bodies(without, json!({ "audiences": ["x"] })).unwrap(),
+            [without],
+            "it has no membership to remove"
+        );
     }
 }
 
@@ -164,7 +168,7 @@ fn a_split_profile_whose_messages_exceed_8_mb_is_rejected() {
         let (name, audiences) = ("n".repeat(name), audiences.join(","));
         format!(r#"{{"segmentMembership":{{"{name}":{{{audiences}}}}},"x":"{}"}}"#, "x".repeat(rest))
     };
-    // The namespace is in each message: 100 of 79,000 bytes, then as many bytes as are left.
+    // The namespace is in each message: 100 messages of 79,000 bytes, then padding up to the limit.
     let (_, bytes) = sizes(&profile(79_000, 100, 0), &split()).unwrap();
     let rest = (8_000_000 - bytes) / 100;
     assert_eq!(sizes(&profile(79_000, 100, rest), &split()), Ok((100, bytes + 100 * rest)));
@@ -220,8 +224,8 @@ fn the_subject_does_not_depend_on_the_order_of_the_body() {
         assert_eq!(subject(profile, json!({ "partitionBy": ["email"] })), "Email:e");
         assert_eq!(subject(profile, json!({ "partitionBy": ["phone"] })), "ECID:1");
     }
-    let spelled_twice = r#"{"identityMap":{"ecid":[{"id":"1"}],"ECID":[{"id":"2"}]}}"#;
-    assert_eq!(subject(spelled_twice, json!({ "partitionBy": ["Ecid"] })), "ECID:2");
+    let in_two_cases = r#"{"identityMap":{"ecid":[{"id":"1"}],"ECID":[{"id":"2"}]}}"#;
+    assert_eq!(subject(in_two_cases, json!({ "partitionBy": ["Ecid"] })), "ECID:2");
     let empty_first = r#"{"identityMap":{"ECID":[],"ecid":[{"id":"9"},{"id":"3"}],"Email":[{"id":"e"}]}}"#;
     assert_eq!(subject(empty_first, json!({ "partitionBy": ["email", "Ecid", "EMAIL"] })), "Email:e");
     assert_eq!(subject(empty_first, json!({ "partitionBy": ["Ecid", "email"] })), "ecid:9");

@@ -1,4 +1,4 @@
-//! The queue trigger: batches answered with exactly the records that must come again.
+//! The queue trigger: the response to a batch lists exactly the records that must be redelivered.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -156,7 +156,7 @@ async fn on_a_fifo_queue_nothing_overtakes_a_failed_record_of_its_group() {
     assert_eq!(system.stored(), 4, "m0, and all of the other group; m4 is not sent before m2 is stored somewhere");
 }
 
-/// The record in a group of a FIFO queue, for a flow.
+/// A record in a group of a FIFO queue, for a flow.
 fn in_group(mut record: Value, group: &str, flow: &str) -> Value {
     record["eventSourceARN"] = "arn:aws:sqs:eu-central-1:123456789012:audience-change.fifo".into();
     record["attributes"]["MessageGroupId"] = group.into();
@@ -190,7 +190,7 @@ async fn a_record_of_a_group_is_sent_only_after_those_before_it_whatever_their_s
         profiles.sort_unstable();
         profiles
     };
-    // An outage of the first record's hub.
+    // The hub of the first record is down.
     system.hub.script([lasting(Fault { hub: Some("other".to_owned()), ..status(500, None, "") })]);
     assert_eq!(system.failures(&records).await, ["m0", "m1", "m3"]);
     assert_eq!(stored(HUB), ["profile-2", "profile-4"], "the other group is delivered at once");
@@ -202,7 +202,7 @@ async fn a_record_of_a_group_is_sent_only_after_those_before_it_whatever_their_s
     assert_eq!(stored(HUB), ["profile-1", "profile-2", "profile-4"]);
     assert_eq!(stored("other"), ["profile-0", "profile-3"]);
 
-    // What is filtered or rejected stops nothing.
+    // Filtered or rejected records do not stop the records after them.
     let mut records: Vec<Value> = (10..14).map(|n| record(n, "g", "default")).collect();
     records[0]["body"] = "unreadable".into();
     records[1]["body"] = event_of("x").replace("[\"4\"]", "[]").into();

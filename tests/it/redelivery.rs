@@ -1,4 +1,5 @@
-//! Parked messages stay parked until their hub accepts them, and reach it once.
+//! Parked messages stay parked until their hub accepts them, and reach it once. This module has the fixtures; each module below
+//! has one topic.
 
 mod envelopes;
 mod failing_hubs;
@@ -23,7 +24,7 @@ use tokio::time::Instant;
 use crate::cloud::{REGION, emulator, until};
 use crate::harness::*;
 
-/// A hub, the queues, and what functions need to use both.
+/// A hub, the queues, and the settings with which functions use both.
 struct Stack {
     hub: Emulator,
     sqs: Sqs,
@@ -32,7 +33,7 @@ struct Stack {
     rejected: String,
 }
 
-/// The mapping of the parking queue. It ends with this.
+/// The mapping of the parking queue. It ends when this value is dropped.
 struct Redelivery {
     function: Function,
     mapping: JoinHandle<()>,
@@ -70,7 +71,7 @@ impl Stack {
         self.hub.connection_string(&hub_config().keys[0].name, Some(HUB))
     }
 
-    /// A function with the default flow to `HUB`; `more` is added, or replaces what is there.
+    /// A function with the default flow to `HUB`. `more` adds or replaces variables.
     fn function(&self, name: &str, more: &[(&str, &str)]) -> Function {
         let connection_string = self.connection_string();
         let mut environment = vec![

@@ -1,4 +1,4 @@
-//! Rejected events are sent through again by the built program, once an option was mended.
+//! `local replay` sends rejected events again, for example once an option is corrected.
 
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -38,12 +38,12 @@ fn text(output: &Output) -> String {
 
 async fn count(cloud: &Cloud, queue: &str) -> String {
     let asked = json!({ "QueueUrl": queue, "AttributeNames": ["All"] });
-    let told = cloud.call(Service::Sqs, "GetQueueAttributes", asked).await;
-    let attribute = |name: &str| told["Attributes"][name].as_str().unwrap().to_owned();
+    let reported = cloud.call(Service::Sqs, "GetQueueAttributes", asked).await;
+    let attribute = |name: &str| reported["Attributes"][name].as_str().unwrap().to_owned();
     format!("{}+{}", attribute("ApproximateNumberOfMessages"), attribute("ApproximateNumberOfMessagesNotVisible"))
 }
 
-/// Invokes a function with what a queue holds, at most ten messages.
+/// Invokes a function with the messages of a queue, at most ten.
 async fn feed(cloud: &Cloud, inbound: &str, system: &System) -> Vec<Value> {
     let receive = json!({ "QueueUrl": inbound, "MaxNumberOfMessages": 10, "MessageAttributeNames": ["All"] });
     let received = cloud.call(Service::Sqs, "ReceiveMessage", receive).await;
@@ -72,7 +72,7 @@ async fn rejected_events_are_delivered_once_an_option_is_corrected() {
     let system = System { function: cloud.function(KIND, &hub, &[]), hub: hub.clone() };
     let bodies: Vec<String> = ["secret-profile-1", "secret-profile-2"].map(without_call_type).to_vec();
     assert_eq!(system.post(&bodies[0]).await.problem(400), "callType: missing or empty");
-    assert!(system.failures(&[record("a", &bodies[1])]).await.is_empty(), "kept, and so handled");
+    assert!(system.failures(&[record("a", &bodies[1])]).await.is_empty(), "stored, and so handled");
     system.post("no JSON").await.problem(400);
     assert_eq!(count(&cloud, &cloud.rejected).await, "3+0");
 
@@ -83,7 +83,7 @@ async fn rejected_events_are_delivered_once_an_option_is_corrected() {
     assert!(lines.contains(&format!(", {} bytes: callType: missing or empty", bodies[0].len())), "{lines}");
     assert!(lines.contains("2 would be replayed; 0 could not be; 1 left by the options"), "{lines}");
     assert!(!lines.contains("secret-profile"), "no bodies");
-    assert_eq!(count(&cloud, &cloud.rejected).await, "3+0", "all of it is still there, and visible");
+    assert_eq!(count(&cloud, &cloud.rejected).await, "3+0", "all messages are still there, and visible");
     assert_eq!(count(&cloud, &inbound).await, "0+0");
 
     let one = replay(&cloud, &inbound, &["--limit", "1", "--kind", KIND, "--reason", "unmappable"]).await;
@@ -96,15 +96,15 @@ async fn rejected_events_are_delivered_once_an_option_is_corrected() {
     assert_eq!(count(&cloud, &cloud.rejected).await, "0+0");
     assert_eq!(count(&cloud, &inbound).await, "3+0");
 
-    let mended = cloud.function(KIND, &hub, &[("FLOW_OPTIONS", r#"{"defaultCallType":"NEW"}"#)]);
-    let records = feed(&cloud, &inbound, &System { function: mended, hub: hub.clone() }).await;
-    assert!(bodies.iter().all(|body| records.iter().any(|record| record["body"] == **body)), "bodies as they came");
+    let corrected = cloud.function(KIND, &hub, &[("FLOW_OPTIONS", r#"{"defaultCallType":"NEW"}"#)]);
+    let records = feed(&cloud, &inbound, &System { function: corrected, hub: hub.clone() }).await;
+    assert!(bodies.iter().all(|body| records.iter().any(|record| record["body"] == **body)), "bodies as received");
     let stored = hub.events(HUB);
     assert_eq!(stored.len(), 2);
     for profile in ["secret-profile-1", "secret-profile-2"] {
         assert!(stored.iter().any(|event| event.properties["cloudEvents:subject"] == profile), "{profile}");
     }
-    assert_eq!(count(&cloud, &cloud.rejected).await, "1+0", "what is no JSON is rejected again");
+    assert_eq!(count(&cloud, &cloud.rejected).await, "1+0", "the body that is not JSON is rejected again");
 }
 
 #[tokio::test]
@@ -147,7 +147,7 @@ async fn messages_that_cannot_be_replayed_stay_and_are_reported() {
     }
     assert_eq!((count(&cloud, &cloud.rejected).await, count(&cloud, &inbound).await), ("6+0".into(), "1+0".into()));
 
-    // Nothing is deleted whose sending failed.
+    // A message that could not be sent is not deleted.
     let nowhere = format!("{inbound}-gone");
     system.post("again no JSON").await.problem(400);
     let failed = replay(&cloud, &nowhere, &["--reason", "unreadable"]).await;

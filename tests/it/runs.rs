@@ -1,4 +1,4 @@
-//! A flow's runs: from the lines of the functions, by way of CloudWatch Logs, to the control API.
+//! The runs of a flow: from the log lines of the functions, through CloudWatch Logs, to the control API.
 
 use local::cloudwatch;
 use local::emulator::Emulator;
@@ -17,7 +17,7 @@ use crate::harness::{HUB, delivered, handled, lasting, status};
 
 const GROUP: &str = "/aws/lambda/relay";
 
-/// A cloud whose functions log, and the API that reads it.
+/// A cloud whose functions log to CloudWatch Logs, and the API that reads the logs.
 struct Logged {
     cloud: Cloud,
     hub: Emulator,
@@ -53,7 +53,7 @@ impl Logged {
         Function::new(FunctionConfig { observer: Some(self.observer.clone()), ..function.config().clone() })
     }
 
-    /// A flow that passes the audience `wanted` alone.
+    /// A flow that passes only the audience `wanted`.
     async fn flow(&self) -> Value {
         let connection = self.api.connection(&self.hub).await;
         let params = json!({ "options": { "audiences": ["wanted"] }, "senderAuth": "generate" });
@@ -82,7 +82,7 @@ fn runs(flow: &Value) -> String {
     format!("/runs?property=flowId=={}", text(&flow["id"]))
 }
 
-/// Of all runs: the hour may have changed meanwhile.
+/// Sums of all runs: a new hour may have begun in the meantime.
 fn counts(page: &Value) -> [u64; 5] {
     ["input", "filtered", "output", "failed", "waiting"].map(|name| {
         let of = |run: &Value| run["metrics"]["recordSummary"][format!("{name}RecordCount")].as_u64().unwrap();
@@ -126,7 +126,7 @@ async fn runs_count_the_outcomes_of_a_flows_events() {
     let page = system.has(&other, [1, 0, 0, 1, 0]).await;
     assert!(has_status(&page, "failed", &json!({ "state": "Failed", "statecode": 3, "statuscode": 31 })), "{page}");
 
-    // What waits is in no output; redelivered, it counts where it came.
+    // Waiting messages are not in the output; once redelivered, they count in the run in which they arrived.
     system.hub.script([lasting(status(503, None, "50004"))]);
     assert_eq!(send(&sender, &flow, &event("5", "wanted")).await.status, 202);
     for profile in ["6", "7"] {
@@ -153,7 +153,7 @@ async fn runs_of_flows_of_other_tenants_are_not_listed() {
     let system = Logged::start().await;
     let flow = system.flow().await;
     let none = json!({ "items": [] });
-    assert_eq!(system.api.get(&runs(&flow)).await.expect(200), none, "never used");
+    assert_eq!(system.api.get(&runs(&flow)).await.expect(200), none, "the flow was never used");
     let id = text(&flow["id"]);
     let sender = system.function("profile-export", &[]);
     assert_eq!(send(&sender, &flow, &event("1", "wanted")).await, delivered(1));
@@ -166,7 +166,7 @@ async fn runs_of_flows_of_other_tenants_are_not_listed() {
     }
     assert_eq!(system.api.get(&format!("/runs?property=flowId=={UNKNOWN_ID}")).await.expect(200), none);
 
-    // It is a list as the others are.
+    // Lists of runs accept the parameters of other lists.
     let status = "metrics.statusSummary.status";
     let shown = format!("{}&property={status}==success&property={status}&count=true", runs(&flow));
     let expected = json!({ "items": [{ "metrics": { "statusSummary": { "status": "success" } } }], "count": 1 });
@@ -194,7 +194,7 @@ async fn unavailable_logs_return_503_and_lines_of_others_are_ignored() {
         let problem = system.api.get(&runs(&flow)).await.expect(503);
         assert!(text(&problem["message"]).contains("try again"), "{problem}");
     }
-    // What others log is no run, and neither is what is no line of ours.
+    // Lines of other flows are ignored, and so are lines that no function of this project writes.
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis();
     let lines = [
         json!({ "Kind": "profile-export", "Flow": "another", "Received": 1, "hub.problem": flow["id"] }).to_string(),

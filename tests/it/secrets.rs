@@ -56,10 +56,10 @@ async fn a_key_changed_in_its_secret_is_used_by_the_same_instance() {
     let rotated = basic_auth(system.hub.connection_string(&key_name, Some(HUB)));
     secrets("PutSecretValue", json!({ "SecretId": "hub", "SecretString": rotated })).await;
     assert_eq!(system.post(DOCUMENTED).await, delivered(1));
-    assert_eq!(system.function.instances(), 1, "the same instance went on");
+    assert_eq!(system.function.instances(), 1, "the same instance continues");
 }
 
-/// The ERROR lines of a function: variable and problem.
+/// Variable and problem of each ERROR line of a function.
 fn errors(function: &Function) -> Vec<(String, String)> {
     let lines = function.logs().into_iter().filter_map(|line| serde_json::from_str::<Value>(&line).ok());
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -100,7 +100,7 @@ async fn an_unusable_secret_stops_only_its_own_flow_until_it_is_fixed() {
         };
         let function = cloud.function("audience-change", &hub, &own);
         let (path, is_sender) = (format!("/{flow}"), variable.starts_with("SENDER"));
-        // A queue needs no sender's credentials.
+        // Queue records do not need the credentials of senders.
         assert_eq!(outcome(&function, "/", "default").await, (503, !is_sender), "{variable}");
         assert_eq!(outcome(&function, &path, &flow).await, (200, false), "{variable}");
         let [(named, problem)] = &errors(&function)[..] else { panic!("one ERROR line: {:?}", errors(&function)) };
@@ -128,7 +128,7 @@ async fn a_missing_or_failing_secret_returns_503_and_is_re_read_at_a_limited_rat
         settings.extend(more);
         cloud.function("audience-change", &hub, &settings)
     };
-    // Missing.
+    // The secret is missing.
     let missing = function(&[]);
     for _ in 0..20 {
         assert_eq!(outcome(&missing, "/", "default").await, (503, true));

@@ -1,4 +1,4 @@
-//! A setting that can't be used ends the process before its first invocation, with one ERROR line that names it.
+//! An unusable setting makes start-up fail, with one ERROR line that names the setting.
 
 use serde_json::json;
 

@@ -20,7 +20,7 @@ use tokio::time::sleep;
 
 use crate::cloud::*;
 use crate::control::{
-    Response, Caller, EVENT_HUBS, FLOW_FROM_HUB, ORGANISATION, attribute, control_with, host, spec, text,
+    Caller, EVENT_HUBS, FLOW_FROM_HUB, ORGANISATION, Response, attribute, control_with, host, spec, text,
 };
 use crate::harness::{HUB, System, binary, delivered, event_of};
 

@@ -1,4 +1,4 @@
-//! The line of an invocation as CloudWatch reads it, and the trace that goes on in the hub.
+//! The log line of an invocation as CloudWatch reads it, and the trace that continues in the hub.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use shared::contract::metrics::{METRICS, NAMESPACE};
 use crate::cloud::{Cloud, emulator, until};
 use crate::harness::*;
 
-/// Lines with that message, once there are `count`.
+/// The lines with that message, once there are `count` of them.
 async fn lines(function: &Function, message: &str, count: usize) -> Vec<Value> {
     let read = || -> Vec<Value> {
         let lines = function.logs();
@@ -24,8 +24,8 @@ async fn lines(function: &Function, message: &str, count: usize) -> Vec<Value> {
     lines
 }
 
-/// The metrics that CloudWatch makes of a line, after a look at all that the specification asks for. The dimension sets come
-/// first.
+/// The dimension sets of a line, and the metrics that CloudWatch extracts from it. Asserts that the line meets the
+/// specification.
 fn metrics(line: &Value) -> (Value, BTreeMap<String, u64>) {
     // <https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>
     let metadata = &line["_aws"];
@@ -63,7 +63,7 @@ fn metrics(line: &Value) -> (Value, BTreeMap<String, u64>) {
     (directive["Dimensions"].clone(), values)
 }
 
-/// The counts of a line; times are left out.
+/// The counts of a line, without times.
 fn counts(line: &Value) -> BTreeMap<String, u64> {
     let (dimensions, mut values) = metrics(line);
     assert_eq!(dimensions, json!([["Kind"]]));
@@ -103,7 +103,7 @@ async fn a_delivered_webhook_leaves_one_line_with_its_metrics() {
     }
     assert_eq!(line["status"], 200);
     assert!(line["request_id"].is_string() && line["duration_ms"].is_u64() && line["timestamp"].is_string(), "{line}");
-    // Who does not authenticate makes no metric.
+    // An unauthenticated request produces no metric.
     let mut stranger = request(DOCUMENTED);
     stranger["headers"] = json!({});
     system.response_to(&stranger).await.problem(401);
@@ -138,7 +138,7 @@ async fn filtered_and_rejected_events_are_counted_by_reason() {
     let refused = [("Received", 1), ("Rejected", 1), ("RejectedRefused", 1), ("Requests", 1)];
     assert_eq!(counts_of_webhook(&system, &request(DOCUMENTED)).await, expected(&refused));
 
-    // A flow that nobody made is a reason of its own, and no value of a dimension.
+    // An unknown flow is a separate reason, and not a value of a dimension.
     let mut lost = record("a", DOCUMENTED);
     lost["messageAttributes"] = json!({ "flow": { "stringValue": "nowhere", "dataType": "String" } });
     lost["attributes"]["ApproximateReceiveCount"] = "2".into();
@@ -178,7 +178,7 @@ async fn retries_throttling_and_errors_of_the_hub_are_counted() {
         system.hub.clear_faults();
         system.hub.script([lasting(fault)]);
         let mut lost = counts_of_webhook(&system, &request(DOCUMENTED)).await;
-        // How often it tries depends on the time that is left.
+        // The number of attempts depends on the time that is left.
         lost.retain(|name, _| !["Requests", "Retries"].contains(&name.as_str()));
         let nowhere_to_park = expected(&[("Received", 1), (class, 1), ("Errors5xx", 1)]);
         assert_eq!(lost, nowhere_to_park, "{class}");
@@ -198,7 +198,7 @@ async fn rejected_events_that_cannot_be_stored_are_not_counted_as_rejected() {
     assert_eq!(system.failures(&[record("bad", "{}")]).await, ["bad"]);
     let line = &lines(&system.function, "queue batch handled", 1).await[0];
     assert_eq!(counts(line), expected(&[("Received", 1), ("BatchSize", 1)]));
-    // Nobody sends again what is bad as a whole.
+    // No sender retries a body that is invalid as a whole.
     let counted = counts_of_webhook(&system, &request("{}")).await;
     assert_eq!((counted["Rejected"], counted["RejectedUnmappable"]), (1, 1), "{counted:?}");
     assert_eq!(system.stored(), 0);
@@ -218,7 +218,7 @@ async fn parked_messages_are_counted_when_they_are_parked_and_when_they_are_rede
     let line = &lines(&redelivery.function, "parked batch handled", 1).await[0];
     let counted = counts(line);
     assert_eq!((counted["Redelivered"], counted["BatchSize"]), (2, 1), "{counted:?}");
-    assert!(!counted.contains_key("Delivered"), "new events alone are delivered: {counted:?}");
+    assert!(!counted.contains_key("Delivered"), "only new events count as delivered: {counted:?}");
     assert!(metrics(line).1["OldestParkedAge"] < 600, "{line}");
     assert_eq!((&line["Kind"], &line["Flow"]), (&json!("redelivery"), &json!("default")));
     assert!((0.2..0.3).contains(&line["PaceUnits"].as_f64().unwrap()), "{line}");
@@ -235,7 +235,7 @@ async fn held_and_gathered_messages_and_probes_of_a_failing_hub_are_counted() {
     let redelivery = cloud.redeliver(&system.hub);
     let lines = lines(&redelivery.function, "parked batch handled", 3).await;
     let total = |name: &str| lines.iter().filter_map(|line| counts(line).get(name).copied()).sum::<u64>();
-    assert_eq!(total("Gathered"), 2, "two envelopes became one, once: {lines:?}");
+    assert_eq!(total("Gathered"), 2, "two envelopes were gathered into one, once: {lines:?}");
     assert!(total("Held") >= 3 && total("Requests") >= 2, "{lines:?}");
     assert!(lines.iter().all(|line| line["HubsDown"] == 1), "{lines:?}");
     assert!(total("Probes") >= 1 && total("Probes") == total("ProbesFailed"), "{lines:?}");

@@ -26,12 +26,12 @@ fn stored() -> Reply {
     respond(201, "")
 }
 
-/// Long enough for other requests of a batch to be sent on connections of their own.
+/// A response after a delay in which other requests of a batch are sent on connections of their own.
 fn stored_slowly(_: &Request) -> Reply {
     Reply::Respond { status: 201, headers: String::new(), body: String::new(), delay: SLOW }
 }
 
-/// What a namespace says to the request that only opens a connection.
+/// The response of a namespace to the request that only opens a connection.
 fn opened(request: &Request) -> Option<Reply> {
     request.line.starts_with("GET ").then(|| respond(404, ""))
 }
@@ -56,7 +56,7 @@ fn many() -> Vec<Value> {
     (0..300).map(|n| record(&format!("r{n}"), &event_of(&format!("p{n}")))).collect()
 }
 
-/// The lines of the log, once that of the invocation is there.
+/// The lines of the log, once the line of the invocation is there.
 async fn logs(function: &Function) -> Vec<Value> {
     until("the line of the invocation", async || function.logs().iter().any(|line| line.contains("webhook answered")))
         .await;
@@ -116,7 +116,7 @@ async fn a_connection_with_a_bad_response_is_not_used_again() {
         assert_eq!(post(&function, "before").await, 200);
         assert_eq!(hub.mark_bad(), 1);
         let first = post(&function, "first").await;
-        // What a status means for the event does not change: only some of them are retried.
+        // The meaning of a status for the event does not change: only some statuses are retried.
         assert_eq!(first, if matches!(status, 404 | 410) { 503 } else { 200 }, "{status}");
         for n in 0..5 {
             assert_eq!(post(&function, &format!("after-{n}")).await, 200, "{status}");
@@ -243,7 +243,7 @@ async fn a_retry_does_not_share_the_connection_of_another_request() {
     assert_eq!(used, [0, 1, 2, 0, 3]);
 }
 
-/// A TLS server with a certificate that nobody trusts; `name` is in it.
+/// A TLS server with an untrusted certificate for `name`.
 fn untrusted_server(name: &str) -> std::net::SocketAddr {
     let rcgen::CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
@@ -305,7 +305,7 @@ async fn a_failed_connection_has_a_hint_if_an_operator_can_fix_it() {
             }
         }
         let line = logs(&function).await.into_iter().find(|line| line["message"] == "webhook answered").unwrap();
-        assert_eq!(line["reason"], "unreachable", "the word does not change");
+        assert_eq!(line["reason"], "unreachable", "the reason stays the same");
     }
 }
 
@@ -377,7 +377,7 @@ async fn no_part_of_a_file_of_certificates_is_in_the_log() {
             |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
             |bytes: &[u8]| STANDARD.encode(&bytes[..15]),
         ];
-        // 16 bytes of the file in one of these forms; the project's own words for a PEM file are not a part of it.
+        // 16 bytes of the file in one of these forms; the project's own words about a PEM file are not part of it.
         let parts: BTreeSet<&[u8]> = text.as_bytes().windows(16).filter(|part| !part.contains(&b'-')).collect();
         for form in forms {
             assert!(parts.iter().all(|part| !line.contains(&form(part))), "{name}: {line}");

@@ -1,4 +1,4 @@
-//! The webhook trigger as its callers see it.
+//! The webhook trigger, from the point of view of its callers.
 
 use serde_json::{Value, json};
 
@@ -133,7 +133,7 @@ async fn without_configured_senders_webhooks_return_401_and_open_flows_log_a_war
     system.post(DOCUMENTED).await.problem(401);
     let warnings = system.function.logs().iter().filter(|line| line.contains("\"WARN\"")).count();
     assert_eq!(warnings, 1);
-    assert!(system.failures(&[record("a", DOCUMENTED)]).await.is_empty(), "queues work");
+    assert!(system.failures(&[record("a", DOCUMENTED)]).await.is_empty(), "queue records need no sender");
     let system = start(&[("SENDER_AUTH", "none")]).await;
     let mut anybody = request(DOCUMENTED);
     anybody["headers"] = json!({});
@@ -163,7 +163,10 @@ async fn compressed_bodies_return_415_with_any_header() {
     event["isBase64Encoded"] = true.into();
     for begin in [&b"\x1f\x8b\x08\x00\xff"[..], b"\x28\xb5\x2f\xfd\xff", b"\x78\x9c\xab\xff"] {
         event["body"] = base64(begin).into();
-        assert!(system.response_to(&event).await.problem(415).contains("compressed bodies are not accepted"), "{begin:?}");
+        assert!(
+            system.response_to(&event).await.problem(415).contains("compressed bodies are not accepted"),
+            "{begin:?}"
+        );
     }
     event["headers"]["content-encoding"] = "gzip".into();
     event["body"] = base64(DOCUMENTED.as_bytes()).into();
@@ -215,6 +218,6 @@ async fn events_of_payload_1_return_400_and_log_once() {
     for event in [&rest_api, &load_balancer, &rest_api] {
         system.response_to(event).await.problem(400);
     }
-    let told = system.function.logs().into_iter().filter(|line| line.contains("PayloadFormatVersion")).count();
-    assert_eq!(told, 1);
+    let logged = system.function.logs().into_iter().filter(|line| line.contains("PayloadFormatVersion")).count();
+    assert_eq!(logged, 1);
 }

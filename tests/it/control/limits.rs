@@ -121,7 +121,8 @@ async fn a_page_of_large_objects_stays_below_the_response_limit_of_lambda() {
     }
     let (mut next, mut ids, mut pages) = ("/connections".to_owned(), BTreeSet::new(), 0);
     while !next.is_empty() {
-        let response = api.function.invoke(api.event("GET", &next, &Value::Null).to_string().into_bytes()).await.unwrap();
+        let response =
+            api.function.invoke(api.event("GET", &next, &Value::Null).to_string().into_bytes()).await.unwrap();
         assert!(response.len() < 6 * 1024 * 1024, "{} bytes", response.len());
         let response: Value = serde_json::from_slice(&response).unwrap();
         let page: Value = serde_json::from_str(response["body"].as_str().unwrap()).unwrap();

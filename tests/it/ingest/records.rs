@@ -82,7 +82,10 @@ async fn events_in_both_documented_forms_and_odd_records_are_read() {
     );
     for (other, word) in [(json!({ "Records": [] }), "UnknownEvent"), (json!([1]), "UnknownEvent")] {
         let response = function.invoke(other.to_string().into_bytes()).await;
-        assert!(matches!(&response, Err(InvokeError::Function { error_type, .. }) if error_type == word), "{response:?}");
+        assert!(
+            matches!(&response, Err(InvokeError::Function { error_type, .. }) if error_type == word),
+            "{response:?}"
+        );
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Text that packs badly.
+/// Text that hardly compresses.
 fn noise(length: usize) -> String {
     std::iter::repeat_with(|| fastrand::char('#'..'[')).take(length).collect()
 }
@@ -29,12 +29,12 @@ async fn parked_messages_share_a_group_per_destination() {
 
 #[tokio::test]
 async fn a_queue_that_accepts_less_gets_smaller_envelopes_and_one_hint() {
-    // Larger ones take a debug build too long to pack.
+    // Compressing larger envelopes takes a debug build too long.
     for limit in [4_096, 16_384, 65_536] {
         let stack = Stack::with_maximum_message_size(&[HUB], limit).await;
         stack.hub.script([lasting(status(404, None, "40400"))]);
         let function = stack.function("audience-change", &[]);
-        // Packed, a message takes a little more than its text.
+        // A compressed message is a little larger than its text.
         let event = |n: usize| event_of(&format!("p{n:02}")).replace("value1", &noise(limit / 3));
         let records: Vec<Value> = (0..20).map(|n| record(&format!("m{n}"), &event(n))).collect();
         let system = System { hub: emulator(&[HUB]).await, function };
@@ -53,7 +53,7 @@ async fn a_queue_that_accepts_less_gets_smaller_envelopes_and_one_hint() {
         assert_eq!(hints.len(), 1, "{limit}: {hints:?}");
         assert!(hints[0]["hint"].as_str().unwrap().contains("MaximumMessageSize"));
 
-        // One that does not fit alone fails alone.
+        // A message that does not fit alone fails alone.
         let mut records = records[..2].to_vec();
         records[0]["body"] = event_of("large").replace("value1", &noise(2 * limit)).into();
         assert_eq!(system.failures(&records).await, ["m0"], "{limit}");
@@ -159,7 +159,7 @@ async fn an_envelope_is_renewed_before_its_queue_deletes_it() {
         record["attributes"]["SentTimestamp"] = sent_at.as_millis().to_string().into();
         let system = System { function: stack.function("redelivery", &[]), hub: emulator(&[HUB]).await };
         assert_eq!(system.failures(&[record]).await.is_empty(), is_renewed, "{days} of {retention_days} days");
-        assert_eq!(stack.parked().len(), if is_renewed { 2 } else { 1 }, "the original is Lambda's to delete");
+        assert_eq!(stack.parked().len(), if is_renewed { 2 } else { 1 }, "Lambda deletes the original");
         assert!(stack.parked().iter().all(|message| message.body == stored.body));
     }
 }
@@ -180,7 +180,7 @@ async fn envelopes_of_very_different_age_are_not_gathered() {
         .map(|message| envelope(message)["messages"].as_array().unwrap().iter().map(|m| m["subject"].clone()).collect())
         .collect();
     subjects.sort_by_key(|subjects| subjects[0].to_string());
-    assert_eq!(subjects, [["a", "c"], ["b", "d"]], "one does not expire days before its time");
+    assert_eq!(subjects, [["a", "c"], ["b", "d"]], "no message expires days too early");
 }
 
 #[tokio::test]

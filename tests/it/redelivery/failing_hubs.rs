@@ -12,7 +12,7 @@ async fn an_event_at_which_the_hub_fails_does_not_stop_the_others() {
     for subject in std::iter::once("fails").chain(subjects.iter().map(String::as_str)) {
         stack.park(60, &[subject], json!({}));
     }
-    // The hub accepts what has no such event in it.
+    // The hub accepts requests without that event.
     let stored: std::sync::Arc<std::sync::Mutex<Vec<String>>> = Default::default();
     let kept = stored.clone();
     let host = serve(move |_, body| {
@@ -36,13 +36,13 @@ async fn an_event_at_which_the_hub_fails_does_not_stop_the_others() {
     let messages = stack.parked().into_iter().filter(|message| envelope(message)["host"] == host);
     let records: Vec<Value> = messages.map(|message| record(&message.id, &message.body)).collect();
     let delivered = async || {
-        // Each instance begins with a probe.
+        // A new instance begins with a probe.
         function.invoke(json!({ "Records": records }).to_string().into_bytes()).await.unwrap();
         function.kill().await;
         let stored = stored.lock().unwrap();
         stored.iter().collect::<std::collections::BTreeSet<_>>().len() >= 30
     };
-    until("all but those behind it on its route", delivered).await;
+    until("all events but those that follow it on its route", delivered).await;
     assert!(!stored.lock().unwrap().contains(&"fails".to_owned()));
 }
 
@@ -97,7 +97,7 @@ async fn webhooks_are_parked_at_once_while_the_hub_is_known_not_to_respond() {
         assert_eq!((response.status, &response.body["status"]), (202, &json!("parked")), "{n}");
     }
     assert_eq!(stack.parked().len(), 20);
-    // Two attempts each of the first three; afterwards one a second, for the tenths of seconds that the others take.
+    // Two attempts for each of the first three events; then one per second, while the others take tenths of seconds.
     let requests = stack.hub.requests().len();
     assert!(requests <= 10, "{requests} requests");
     let reasons: Vec<Value> = stack.parked().iter().map(|message| envelope(message)["reason"].clone()).collect();
@@ -138,7 +138,7 @@ async fn fifo_records_return_at_once_while_the_hub_is_known_to_fail() {
     assert_eq!(system.failures(&records).await.len(), 50);
     let before = stack.hub.requests().len();
     assert_eq!(system.failures(&records).await.len(), 50);
-    assert!(stack.hub.requests().len() <= before + 1, "at most one finds out whether the hub responds");
+    assert!(stack.hub.requests().len() <= before + 1, "at most one request finds out whether the hub responds");
     assert!(stack.parked().is_empty());
 }
 
@@ -154,7 +154,7 @@ async fn nothing_is_sent_when_no_time_is_left_and_the_log_names_the_timeout() {
             let failures = system.failures(&[record(&format!("m{n}"), &event_of(&format!("p{n}")))]).await;
             assert_eq!(failures.is_empty(), is_sent, "{timeout}");
         }
-        assert_eq!(system.stored(), if is_sent { 5 } else { 0 }, "{timeout}: stored is what was handled");
+        assert_eq!(system.stored(), if is_sent { 5 } else { 0 }, "{timeout}: every handled record is stored");
         let hints = lines(&system.function, "less time than is reserved");
         assert_eq!(hints.is_empty(), is_sent, "{hints:?}");
         assert!(
