@@ -1,4 +1,4 @@
-//! Calls to moto as a witness beside the functions (the local SQS is looked into directly): unsigned in truth, past every fault.
+//! Calls of the test itself to moto, which bypass all faults and are not really signed. The local SQS is inspected directly.
 
 use serde_json::{Value, json};
 
@@ -9,6 +9,7 @@ pub const SQS: &str = "AmazonSQS";
 pub const DYNAMODB: &str = "DynamoDB_20120810";
 pub const SECRETS: &str = "secretsmanager";
 
+/// A client that reads and changes the state of moto.
 #[derive(Clone)]
 pub struct Witness {
     http: reqwest::Client,
@@ -26,7 +27,7 @@ impl Witness {
             DYNAMODB => ("dynamodb", "1.0"),
             _ => ("secretsmanager", "1.1"),
         };
-        // Moto looks at the scope only.
+        // Moto reads only the scope of the credentials.
         let authorization = format!(
             "AWS4-HMAC-SHA256 Credential=local/20260101/{REGION}/{signing_name}/aws4_request, SignedHeaders=host, \
              Signature=0",
@@ -41,7 +42,7 @@ impl Witness {
         let response = loop {
             match sending.try_clone().unwrap().send().await {
                 Ok(response) => break response,
-                // Under load moto leaves connections waiting.
+                // Moto may not accept a connection under load.
                 Err(error) if error.is_connect() => {}
                 Err(error) => panic!("{operation}: {error}"),
             }

@@ -26,13 +26,13 @@ use super::parked::park;
 use super::scenarios::{DRAIN, Outcome, drained, stop};
 use super::system::{FLOWS, Options, Redelivering, System};
 
-/// The flow of the hub that is dead, in the namespace that has only it.
+/// Flow of the dead hub, which is alone in its namespace.
 const A: usize = 2;
-/// The flow of the hub that works, in the other namespace.
+/// Flow of the hub that works, in the other namespace.
 const B: usize = 0;
-/// Messages of a full envelope.
+/// Number of messages in a full envelope.
 const FULL: usize = 1000;
-/// Parked events of B per second while it is looked at.
+/// Number of events of B that are parked per second.
 const B_PER_SECOND: usize = 20;
 
 fn hub_of(system: &System, flow: usize) -> &Emulator {
@@ -47,7 +47,7 @@ fn refusing() -> [Fault; 1] {
     lasting(Action::Status { status: 503, retry_after: None, detail: Some("The server is not available.".to_owned()) })
 }
 
-/// When each event was first seen in a hub. The events are looked at every 50 ms.
+/// Time at which each event was first seen in a hub. The events are read every 50 ms.
 struct Watch {
     seen: Arc<std::sync::Mutex<HashMap<String, Instant>>>,
     task: JoinHandle<()>,
@@ -81,7 +81,7 @@ impl Watch {
         self.seen.lock().unwrap().len()
     }
 
-    /// Waits for so many events. False: the time is over.
+    /// Waits for this number of events. Returns whether they arrived in time.
     async fn until(&self, count: usize, within: Duration) -> bool {
         let deadline = Instant::now() + within;
         while self.count() < count {
@@ -94,7 +94,7 @@ impl Watch {
     }
 }
 
-/// Events and requests that a hub has confirmed or refused.
+/// Numbers of requests and events that a hub confirmed or refused.
 #[derive(Debug, Default, Clone, Copy)]
 struct Traffic {
     requests: usize,
@@ -115,7 +115,7 @@ fn traffic<'r>(requests: impl IntoIterator<Item = &'r RequestRecord>) -> Traffic
     traffic
 }
 
-/// The most requests within a window of so many seconds, from `first` on.
+/// Maximum number of requests within `window` seconds, from the second `first`.
 fn busiest(requests: &[RequestRecord], first: u64, window: u64) -> usize {
     let seconds: Vec<u64> = requests.iter().map(|request| request.second).filter(|second| *second >= first).collect();
     let within = |from: u64| seconds.iter().filter(|second| (from..from + window).contains(*second)).count();
@@ -128,7 +128,7 @@ fn percentile(mut values: Vec<Duration>, percent: usize) -> Duration {
     values.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }
 
-/// Prints where a run is, every few seconds, until it is dropped.
+/// Prints the progress of a run every few seconds, until the returned value is dropped.
 fn show_progress(system: &Arc<System>, more: impl Fn() -> String + Send + 'static) -> Aborted {
     let (system, began) = (system.clone(), Instant::now());
     Aborted(tokio::spawn(async move {

@@ -14,29 +14,29 @@ use super::events::{event, unmappable};
 use super::ledger::{Ledger, Sort, Way};
 use super::system::{FLOWS, Flow, KINDS, REGION, System};
 
-/// How much is sent, and how.
+/// Size and form of a load.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     pub seed: u64,
     pub webhooks: u64,
     pub queue_records: u64,
-    /// Sending goes on for so long, however many that makes.
+    /// Minimum time to send, even if that makes more events.
     pub at_least: Duration,
-    /// Events per second that are not exceeded.
+    /// Maximum number of events per second.
     pub rate: Option<f64>,
     pub senders: usize,
-    /// Whether some are bad, or from senders that are not let in.
+    /// Whether some events are invalid, or from senders without valid credentials.
     pub mixed: bool,
 }
 
 impl Plan {
-    /// Good webhooks only.
+    /// A load of valid webhooks.
     pub fn webhooks(seed: u64, webhooks: u64) -> Self {
         Self { seed, webhooks, queue_records: 0, at_least: Duration::ZERO, rate: None, senders: 8, mixed: false }
     }
 }
 
-/// Hands out numbers of events until there were enough.
+/// Hands out numbers of events until there are enough.
 struct Numbers {
     next: AtomicU64,
     first: u64,
@@ -44,7 +44,7 @@ struct Numbers {
     began: Instant,
     at_least: Duration,
     rate: Option<f64>,
-    /// Not to be left behind.
+    /// The numbers that these must not be far ahead of.
     other: Option<Arc<Numbers>>,
 }
 
@@ -62,7 +62,7 @@ impl Numbers {
         }
     }
 
-    /// The part that was handed out.
+    /// Fraction of the numbers that was handed out.
     fn progress(&self) -> f64 {
         if self.exhausted() {
             return f64::INFINITY;
@@ -91,18 +91,18 @@ impl Numbers {
     }
 }
 
-/// A load under way.
+/// A running load.
 pub struct Load {
     tasks: JoinSet<()>,
     numbers: [Arc<Numbers>; 2],
     give_up: watch::Sender<bool>,
 }
 
-/// The part by which queue records may be ahead of webhooks, which take longer: both are to meet the same faults.
+/// Maximum fraction by which queue records may be ahead of webhooks, which take longer, so that both meet the same faults.
 const MOST_LEAD: f64 = 0.01;
-/// Queue records are numbered apart.
+/// First number of a queue record: they have a range of their own.
 const FIRST_OF_QUEUE: u64 = 1 << 40;
-/// Batches in flight per kind.
+/// Number of batches in flight per kind.
 const POLLERS: usize = 2;
 
 impl Load {
@@ -138,14 +138,14 @@ impl Load {
         Self { tasks, numbers: [webhooks, records], give_up }
     }
 
-    /// Until nothing new is sent; records may still be on their way.
+    /// Waits until all events are sent. Records may still be undelivered.
     pub async fn sent(&self) {
         while !self.numbers.iter().all(|numbers| numbers.exhausted()) {
             sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// Until everything is answered, or the time is over; false then.
+    /// Waits until every event has a response. Returns false if the time is over before that.
     pub async fn finish(mut self, within: Duration) -> bool {
         let all = async {
             while let Some(ended) = self.tasks.join_next().await {
@@ -202,7 +202,7 @@ impl Sender {
         let event = unmappable(FLOWS[flow].kind, self.plan.seed, n);
         self.ledger.sent(&event.id, flow, Sort::Bad, Way::Webhook);
         let (status, after) = self.post(&FLOWS[flow], Some(&FLOWS[flow].token()), event.body).await;
-        assert!(!(200..300).contains(&status), "a bad event was answered {status}");
+        assert!(!(200..300).contains(&status), "an invalid event got {status}");
         self.ledger.answered(&[event.id], status, after);
     }
 
@@ -218,7 +218,7 @@ impl Sender {
         self.ledger.answered(&[event.id], status, after);
     }
 
-    /// Every fourth with a bad one in it.
+    /// Sends an array. Every fourth has an invalid element.
     async fn array(&mut self, flow: usize, numbers: &[u64]) {
         let kind = FLOWS[flow].kind;
         let bad = self.rng.u32(..4) == 0;
@@ -263,7 +263,7 @@ struct Record {
     message_id: String,
     flow: Option<&'static str>,
     body: String,
-    /// In the ledger.
+    /// Id in the ledger.
     id: String,
     receives: u32,
     visible: Option<Instant>,
@@ -283,7 +283,7 @@ impl Record {
     }
 }
 
-/// Delivers records at least once, in any order, and what failed again: a stand-in for SQS that is as fast as memory.
+/// Local substitute for SQS, in memory: delivers records at least once, in any order, and failed ones again.
 struct Queue {
     system: Arc<System>,
     ledger: Arc<Ledger>,
@@ -291,7 +291,7 @@ struct Queue {
     rng: fastrand::Rng,
     kind: &'static str,
     returned: Arc<Mutex<Vec<Record>>>,
-    /// Some of those that were handled, to be delivered once more.
+    /// Some of the handled records, to be delivered once more.
     handled: VecDeque<Record>,
     give_up: watch::Receiver<bool>,
 }
@@ -343,9 +343,9 @@ impl Queue {
         let event = if bad { unmappable(self.kind, self.plan.seed, n) } else { event(self.kind, self.plan.seed, n) };
         let sort = if bad { Sort::Bad } else { Sort::Good };
         self.ledger.sent(&event.id, flow, sort, Way::Queue);
-        // The default flow has two names too: its own, and none.
+        // Records of the default flow may name it or not.
         let flow = Some(FLOWS[flow].id).filter(|flow| *flow != "default" || self.rng.bool());
-        // Queues may give a record another id each time; here it keeps its own.
+        // A queue may give a record another id each time; here it keeps its id.
         let message_id = format!("record-{n}");
         Record { message_id, flow, body: event.body, id: event.id, receives: 0, visible: None }
     }

@@ -50,7 +50,7 @@ impl Browser {
         let profile = std::env::temp_dir().join(format!("console-{}-{port}", std::process::id()));
         let arguments = [
             "--headless",
-            // There is no sandbox for root, as in containers. The pages are the project's own.
+            // Root, as in containers, can't use the sandbox. The pages are the project's own.
             "--no-sandbox",
             "--disable-gpu",
             "--disable-dev-shm-usage",

@@ -266,7 +266,7 @@ async fn the_keyboard_alone_replaces_a_changed_key_on_a_narrow_dark_page() {
             event
         })
         .collect();
-    // In parts that a debug build on a busy machine sends within the time of a webhook.
+    // A debug build on a busy machine sends each part within the time of a webhook.
     for part in many.chunks(100) {
         assert_eq!(run.post("/audience-change", json!(part).to_string()).await.status(), 200);
     }

@@ -44,7 +44,7 @@ pub const OTHER_SANDBOX: &str = "dev";
 /// The audience of the documented bodies.
 const AUDIENCE_ID: &str = "5114d758-ce71-43ba-b53e-e2a91d67b67f";
 
-/// What a caller sees.
+/// The response that a caller receives.
 #[derive(Debug, Clone)]
 pub struct Response {
     pub status: u64,
@@ -81,7 +81,7 @@ pub struct Caller {
     pub sandbox: &'static str,
 }
 
-/// The API's function over a cloud, allowed to reach these hubs.
+/// The API's function in a cloud, allowed to reach these hubs.
 fn control(cloud: &Cloud, hubs: &[&Emulator]) -> Caller {
     let hosts: Vec<String> = hubs.iter().map(|hub| host(hub)).collect();
     control_with(cloud, &[("EMULATOR_HOSTS", &hosts.join(","))])
@@ -165,14 +165,14 @@ impl Caller {
         self.invoke(&event).await
     }
 
-    /// The one item of a read.
+    /// The single item of a list.
     pub async fn item(&self, target: &str) -> Value {
         let mut body = self.get(target).await.expect(200);
-        assert_eq!(body["items"].as_array().unwrap().len(), 1, "a list even by id");
+        assert_eq!(body["items"].as_array().unwrap().len(), 1, "a read by id is a list too");
         body["items"][0].take()
     }
 
-    /// A connection to an emulator; gives its id.
+    /// Creates a connection to an emulator. Returns its id.
     pub async fn connection(&self, hub: &Emulator) -> String {
         let connection = json!({
             "name": "hub", "connectionSpec": spec(EVENT_HUBS),
@@ -184,7 +184,7 @@ impl Caller {
         self.post("/connections", &connection).await.id()
     }
 
-    /// A flow of a sender to a hub; gives the answer to its creation.
+    /// Creates a flow from a sender to a hub. Returns the response to its creation.
     pub async fn flow(&self, sender: &str, params: Value, connection: &str, hub: &str) -> Value {
         let source =
             json!({ "name": "sender", "connectionSpec": spec(sender), "data": { "format": "json" }, "params": params });
@@ -202,7 +202,7 @@ impl Caller {
     }
 }
 
-/// The API's function with a proxy before its secrets.
+/// The API's function with a proxy in front of Secrets Manager.
 async fn control_with_proxy(cloud: &Cloud, hub: &Emulator) -> (Caller, Proxy) {
     let proxy = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap().client()).await;
     let secrets = format!("http://{}", proxy.address());
@@ -213,7 +213,7 @@ async fn control_with_proxy(cloud: &Cloud, hub: &Emulator) -> (Caller, Proxy) {
     (api, proxy)
 }
 
-/// An attribute of an item of the table that is text.
+/// A text attribute of an item of the table.
 pub async fn attribute(cloud: &Cloud, pk: &str, name: &str) -> Option<String> {
     let key = json!({ "TableName": TABLE, "Key": { "pk": { "S": pk } }, "ConsistentRead": true });
     let item = cloud.call(Service::DynamoDb, "GetItem", key).await;
@@ -236,7 +236,7 @@ pub fn spec(id: &str) -> Value {
     json!({ "id": id, "version": "1.0" })
 }
 
-/// A documented body with its placeholders filled in.
+/// A documented body with values for its placeholders.
 fn body(name: &str, values: &[(&str, &str)]) -> Value {
     let path = format!("{}/fixtures/flow-service/{name}.json", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(path).unwrap();
@@ -258,7 +258,7 @@ fn credentials(hub: &Emulator) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Posts an event to a flow's webhook, with the credential that was shown.
+/// Posts an event to a flow's webhook, with the credential in the response to its creation.
 pub async fn send(function: &Function, created: &Value, event: &str) -> crate::harness::Response {
     let mut request = webhook(event);
     let url = text(&created["webhookUrl"]);

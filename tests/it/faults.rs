@@ -209,7 +209,7 @@ async fn a_connection_that_died_while_frozen_costs_at_most_one_retry() {
         } else {
             gate.forget_connections()
         }
-        // By now the hub's end is closed, and the frozen process has not read that yet.
+        // The hub's end is closed now, and the frozen process has not read that yet.
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert_eq!(system.post(&event_of(&format!("after-{n}"))).await, delivered(1));
         assert_eq!(system.function.instances(), 1);

@@ -27,7 +27,7 @@ async fn inlet(client: Option<(&str, &str)>) -> Inlet {
     Inlet::start(Config { client, ..Config::default() }, TcpListener::bind("127.0.0.1:0").await.unwrap()).await
 }
 
-/// What leads to `inlet`; `more` is added.
+/// The variables with which the function uses `inlet`, and `more`.
 fn variables(inlet: &Inlet, format: &str, more: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
     let config = Config::default();
     let mut variables = vec![
@@ -53,7 +53,7 @@ fn function(variables: &[(&str, String)]) -> Function {
     function_of("platform-ingest", &variables)
 }
 
-/// With the queues, the table and the secrets of `cloud`.
+/// The function with its own variables, and the queues, the table and the secrets of `cloud`.
 fn in_cloud(cloud: &Cloud, mut own: Vec<(&'static str, String)>) -> Function {
     own.extend(cloud.variables());
     function(&own)
@@ -74,14 +74,14 @@ fn event(records: &[Value]) -> Value {
     json!({ "eventSource": "SelfManagedKafka", "bootstrapServers": "ns.servicebus.windows.net:9093", "records": partitions })
 }
 
-/// Records `from..to` of a partition, entities with an `_id`.
+/// Records `from..to` of a partition: entities with an `_id`.
 fn entities(partition: u32, from: u64, to: u64) -> Vec<Value> {
     (from..to)
         .map(|n| record(partition, n, &json!({ "_id": format!("{partition}/{n}"), "n": n }).to_string()))
         .collect()
 }
 
-/// The first record of each partition that must come again.
+/// The first record of each partition that must be redelivered.
 async fn failures(function: &Function, event: &Value) -> Vec<(String, u64)> {
     failures_of(function, None, event).await
 }
@@ -109,7 +109,7 @@ fn respond_with(status: u16) -> Action {
     Action::Status { status, retry_after: None }
 }
 
-/// What the rejected queue holds: reason, detail and body of each, by detail.
+/// Reason, detail and body of each message in the rejected queue, sorted by detail.
 async fn rejected(cloud: &Cloud) -> Vec<(String, String, String)> {
     let envelope = |message: &Value| {
         let envelope: Value = serde_json::from_str(message["Body"].as_str().unwrap()).unwrap();
@@ -123,8 +123,8 @@ async fn rejected(cloud: &Cloud) -> Vec<(String, String, String)> {
     rejected
 }
 
-/// The lines of a function's log, once that of its last invocation is there, and the hints of its ERROR lines.
-async fn told(function: &Function, invocations: usize) -> (Vec<Value>, Vec<String>) {
+/// The lines of a function's log, once the line of its last invocation is there, and the hints of its ERROR lines.
+async fn lines_and_hints(function: &Function, invocations: usize) -> (Vec<Value>, Vec<String>) {
     crate::cloud::until("the line of the invocation", async || {
         function.logs().iter().filter(|line| line.contains("batch ingested")).count() >= invocations
     })
@@ -150,7 +150,7 @@ async fn filled_hub(events: usize) -> local::emulator::Emulator {
     hub
 }
 
-/// Polls until the hub has nothing new.
+/// Polls until the hub has no new records.
 async fn drain(poller: &mut Poller) {
     for _ in 0..20 {
         if poller.poll().await == Polled::Nothing {
@@ -160,7 +160,7 @@ async fn drain(poller: &mut Poller) {
     panic!("records are still returned");
 }
 
-/// How many records reach an inlet that is configured as `sam local` does, but for its address.
+/// Number of records that reach an inlet configured as in `sam local`, except for its address.
 pub async fn ingested(event: &Value, environment: &Value) -> usize {
     let config = Config { id: "local".to_owned(), ..Config::default() };
     let inlet = Inlet::start(config, TcpListener::bind("127.0.0.1:0").await.unwrap()).await;

@@ -204,6 +204,6 @@ async fn unavailable_logs_return_503_and_lines_of_others_are_ignored() {
     let events: Vec<Value> = lines.iter().map(|line| json!({ "timestamp": now, "message": line })).collect();
     let put = json!({ "logGroupName": GROUP, "logStreamName": "local", "logEvents": events });
     system.cloud.call(Service::Logs, "PutLogEvents", put).await;
-    system.proxy.heal("Logs_20140328.FilterLogEvents");
+    system.proxy.recover("Logs_20140328.FilterLogEvents");
     assert_eq!(system.api.get(&runs(&flow)).await.expect(200), json!({ "items": [] }));
 }

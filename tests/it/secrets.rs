@@ -143,7 +143,7 @@ async fn a_missing_or_failing_secret_returns_503_and_is_re_read_at_a_limited_rat
         let failing = function(&[]);
         assert_eq!(outcome(&failing, "/", "default").await, (503, true), "{fault:?}");
         assert_eq!(errors(&failing)[0].0, "EVENT_HUBS_SECRET_ID");
-        secrets.heal("secretsmanager.");
+        secrets.recover("secretsmanager.");
         until("it is read again", async || outcome(&failing, "/", "default").await == (200, false)).await;
         assert_eq!(failing.instances(), 1);
     }

@@ -31,16 +31,16 @@ const OTHER_HUB: &str = "leads";
 const TRANSACT: &str = "DynamoDB_20120810.TransactWriteItems";
 const UNAVAILABLE: (u16, &str) = (503, "ServiceException");
 const IN_USE: (u16, &str) = (400, "ResourceInUseException");
-/// More often than a call is repeated.
+/// More failures than a call has retries.
 const ALWAYS: u32 = 100;
 
-/// Everything that a flow from a hub needs.
+/// All services that a flow from a hub needs.
 struct World {
     cloud: Cloud,
     hub: Emulator,
     inlet: Inlet,
     lambda: LambdaApi,
-    /// Before the table.
+    /// A proxy in front of the table.
     table: Proxy,
     api: Caller,
     sender: System,
@@ -61,7 +61,7 @@ impl World {
         let ingest = Function::new(FunctionConfig {
             environment,
             timeout: Duration::from_secs(10),
-            // Flows that come and go are asked for in vain.
+            // The function may look up a flow that is already deleted.
             print_failures: false,
             ..FunctionConfig::new("platform-ingest", binary("platform-ingest"))
         });
@@ -81,7 +81,7 @@ impl World {
         Self { cloud, hub, inlet, lambda, table, api, sender, ingest }
     }
 
-    /// A source connection that reads by `connection`; gives its id.
+    /// Creates a source connection that uses `connection`. Returns its id.
     async fn source(&self, connection: &str, params: Value) -> String {
         let source = json!({
             "name": "source", "connectionSpec": spec(EVENT_HUBS), "baseConnectionId": connection,
@@ -112,7 +112,7 @@ impl World {
         self.api.post("/flows", &flow).await
     }
 
-    /// Source, target and flow; gives the ids of source and flow.
+    /// Creates source, target and flow. Returns the ids of source and flow.
     async fn flow(&self, params: Value) -> (String, String) {
         let connection = self.api.connection(&self.hub).await;
         let source = self.source(&connection, params).await;
@@ -160,7 +160,7 @@ impl World {
         assert_eq!(flows["items"], json!([]));
     }
 
-    /// As if all that is pending were begun an hour ago.
+    /// Changes all pending calls as if they had begun long ago.
     async fn age(&self) {
         for key in self.groups().await {
             let update = json!({

@@ -23,7 +23,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap()
 }
 
-/// The template as SAM reads it, intrinsic functions in their long form.
+/// The template as SAM reads it, with intrinsic functions in their long form.
 fn template() -> Value {
     const PRINT: &str =
         "import json, sys; from samcli.yamlhelper import yaml_parse; print(json.dumps(yaml_parse(sys.stdin.read())))";
@@ -41,7 +41,7 @@ fn functions(template: &Value) -> Vec<(&str, &Value)> {
     functions.map(|(name, resource)| (name.as_str(), resource)).collect()
 }
 
-/// What switches a part of the stack on, all at once.
+/// Parameters that switch on all optional parts of the stack.
 const EVERYTHING: [(&str, &str); 7] = [
     ("TokenIssuer", "https://issuer.example.com"),
     ("SourceHub", "profiles"),
@@ -64,11 +64,11 @@ fn of_type<'r>(resources: &'r BTreeMap<&str, Value>, sort: &str) -> impl Iterato
 /// The widgets of the dashboard.
 fn dashboard(resources: &BTreeMap<&str, Value>) -> Vec<Value> {
     let body = resources["Dashboard"]["Properties"]["DashboardBody"].as_str().unwrap();
-    let body: Value = serde_json::from_str(body).expect("the body is JSON when all is put in");
+    let body: Value = serde_json::from_str(body).expect("the body is JSON once all values are inserted");
     body["widgets"].as_array().unwrap().clone()
 }
 
-/// Namespace, name and dimensions of each metric of a widget, `.` and `...` written out. A search's dimensions are empty.
+/// Namespace, name and dimensions of each metric of a widget, with `.` and `...` expanded. The dimensions of a search are empty.
 fn metrics_of(widget: &Value) -> Vec<(String, String, Vec<String>)> {
     let mut metrics = Vec::new();
     let mut before: Vec<String> = Vec::new();
@@ -115,7 +115,7 @@ fn metrics_of_alarm(alarm: &Value) -> Vec<(String, String, Vec<String>)> {
         .collect()
 }
 
-/// The mappings from queues to functions, by the queue that they read.
+/// The mappings from queues to functions, by queue.
 fn queue_mappings(resources: &BTreeMap<&str, Value>) -> BTreeMap<String, Value> {
     of_type(resources, "AWS::Lambda::EventSourceMapping")
         .filter_map(|(_, mapping)| {

@@ -8,23 +8,23 @@ pub struct DeadHub {
     /// Parked events of the dead hub, each in an envelope of its own.
     pub singles: usize,
     pub concurrency: usize,
-    /// Instances of redelivery. On a small machine fewer than the concurrency.
+    /// Number of instances of redelivery. On a small machine it is lower than the concurrency.
     pub instances: usize,
     /// Whether the dead hub accepts connections and does not respond, instead of refusing with 503.
     pub hanging: bool,
-    /// Longest wait of a parked message, in seconds.
+    /// Maximum delay of a parked message, in seconds.
     pub max_delay: u64,
-    /// How long the other hub is down, while its events are parked.
+    /// Time that the other hub is down, while its events are parked.
     pub outage: Duration,
-    /// How long the dead hub's requests are counted, and over which window they are judged.
+    /// Time that the dead hub's requests are counted, and the window for their maximum number.
     pub counted: Duration,
     pub window: u64,
     pub print_logs: bool,
 }
 
-/// Contract tests 2 and 3.
+/// Contract tests 2 and 3: a dead hub does not delay the other hub, and gets few requests.
 pub async fn dead_hub(seed: u64, plan: DeadHub) -> Outcome {
-    /// Instances begin at different moments, and each has to find out for itself.
+    /// Seconds in which the instances start and each of them finds out that the hub is dead.
     const FIRST_CONTACT: u64 = 10;
     let template = Redelivering::template();
     let redelivering = Redelivering {
@@ -75,7 +75,7 @@ pub async fn dead_hub(seed: u64, plan: DeadHub) -> Outcome {
         watch.seen.lock().unwrap().values().map(|seen| seen.saturating_duration_since(recovered)).collect();
     drop((progress, pollers));
     let mut dwell_of_all = dwell.clone();
-    // What has not come yet waits longer than all that was waited for.
+    // An event that has not arrived yet counts with the whole time.
     dwell_of_all.resize(of_b.max(dwell.len()), recovered.elapsed());
     let requests = hub_of(&system, A).requests();
     let first = requests.first().map_or(0, |request| request.second);

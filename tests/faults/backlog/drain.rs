@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// How a drain is measured.
+/// Sizes of a drain.
 #[derive(Debug, Clone, Copy)]
 pub struct Drain {
     /// Events in full envelopes.
@@ -14,7 +14,7 @@ pub struct Drain {
     pub print_logs: bool,
 }
 
-/// A backlog for a hub that answers after 30 ms and accepts everything.
+/// Measures how fast a backlog is delivered to a hub that responds after 30 ms and accepts everything.
 pub async fn drain(seed: u64, plan: Drain) -> Vec<Outcome> {
     const SLOW_START: u64 = 5;
     let mut outcomes = Vec::new();

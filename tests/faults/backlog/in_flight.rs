@@ -13,12 +13,12 @@ pub struct InFlight {
     pub max_in_flight: usize,
     pub concurrency: usize,
     pub max_delay: u64,
-    /// How long events of the working hub are parked.
+    /// Time in which events of the working hub are parked.
     pub lasts: Duration,
     pub print_logs: bool,
 }
 
-/// Contract test 4: a dead hub's messages do not use up what may be in flight.
+/// Contract test 4: messages of a dead hub do not use up the limit of messages in flight.
 pub async fn in_flight(seed: u64, plan: InFlight) -> Outcome {
     let redelivering = Redelivering {
         pollers: plan.concurrency,

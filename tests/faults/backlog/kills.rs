@@ -7,7 +7,7 @@ use local::sqs::{self, Moment};
 
 use super::*;
 
-/// Where redelivery is killed, or a response is lost.
+/// Step at which redelivery is killed, or a response is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     KilledBeforeTheHubStores,
@@ -38,7 +38,7 @@ impl Step {
         Self::NotDeleted,
     ];
 
-    /// Whether it needs a hub that can't be sent to.
+    /// Whether the step requires a hub that is down.
     fn needs_an_outage(self) -> bool {
         !matches!(
             self,
@@ -50,7 +50,7 @@ impl Step {
         )
     }
 
-    /// Arranges for it to happen; gives how to see that it has happened.
+    /// Arms the fault of the step. Returns a function that reports whether it has happened.
     fn arm(self, system: &Arc<System>) -> Box<dyn Fn() -> bool + Send> {
         let happened = Arc::new(AtomicBool::new(false));
         let kill = {
@@ -95,7 +95,7 @@ impl Step {
     }
 }
 
-/// Contract test 1: each of the steps once or several times, with some hundred parked events each.
+/// Contract test 1: each step once or several times, with some hundred parked events each.
 pub async fn kills(seed: u64, events: usize, rounds: usize, print_logs: bool) -> Outcome {
     let redelivering = Redelivering { pollers: 2, instances: 2, ..Redelivering::default() };
     let options = Options { redelivering, print_logs, ..Options::default() };
@@ -123,7 +123,7 @@ pub async fn kills(seed: u64, events: usize, rounds: usize, print_logs: bool) ->
         let began = Instant::now();
         while system.parked() > 0 && began.elapsed() < Duration::from_secs(60) {
             sleep(Duration::from_millis(200)).await;
-            // No test has to wait for the visibility timeout of what a killed instance had received.
+            // The run does not wait for the visibility timeout of messages that a killed instance had received.
             system.sqs.advance(Duration::from_secs(1));
         }
         if system.parked() > 0 {

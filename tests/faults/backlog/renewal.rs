@@ -8,15 +8,15 @@ use super::*;
 /// Days of waiting, on the queue's clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Renewal {
-    /// How long the flow is disabled.
+    /// Time that the flow is disabled.
     pub disabled: Duration,
     pub print_logs: bool,
 }
 
-/// Contract test 9, and R9 of the findings. The functions read the machine's clock. The queue's runs ahead: `SentTimestamp`,
-/// receive counts, delays and the retention period come from there.
+/// Contract test 9, and R9 of the findings. The functions read the machine's clock. The clock of the queue runs ahead: `SentTimestamp`,
+/// receive counts, delays and the retention period come from that clock.
 pub async fn renewal(seed: u64, plan: Renewal) -> Outcome {
-    /// Twice as many as make a dead letter.
+    /// Twice the number of receives after which a message becomes a dead letter.
     const RECEIVES: u64 = 200;
     let redelivering = Redelivering {
         pollers: 2,
@@ -56,12 +56,12 @@ pub async fn renewal(seed: u64, plan: Renewal) -> Outcome {
         ),
     ));
     hub_of(&system, A).clear_faults();
-    // What an instance remembers of the hub, it remembers by the machine's clock.
+    // An instance remembers the state of the hub by the machine's clock.
     system.redelivery.kill().await;
     let delivered = advance_until(&system, Duration::from_secs(60), || system.parked() == 0).await;
     failures.push((delivered, format!("delivered once the hub is back: {delivered}")));
 
-    // A flow of the table.
+    // The same with a disabled flow of the table.
     const DISABLED: usize = 3;
     let flow = &FLOWS[DISABLED];
     system.set_state(flow, "disabled").await;
@@ -74,7 +74,7 @@ pub async fn renewal(seed: u64, plan: Renewal) -> Outcome {
     let unknown = pack(&unknown, 1);
     system.sqs.put(&system.parking, &unknown, Some(&group(&system, flow)));
     let (mut passed, began, received) = (Duration::ZERO, Instant::now(), system.sqs.figures(&system.parking).received);
-    // Without a message nothing is due any more, and the time stands still.
+    // Without a message nothing is due, and the time stands still.
     while passed < plan.disabled && system.parked() > 0 && began.elapsed() < Duration::from_secs(400) {
         passed += next_receive(&system).await;
     }
@@ -112,8 +112,8 @@ pub async fn renewal(seed: u64, plan: Renewal) -> Outcome {
     outcome
 }
 
-/// Lets the time of the queue pass until the next message is visible, and waits until it was received and dealt with. Gives
-/// the time that passed.
+/// Advances the clock of the queue until the next message is visible, and waits until it was received and handled. Returns the
+/// time that passed.
 async fn next_receive(system: &System) -> Duration {
     let passed = system.sqs.until_due(&system.parking).unwrap_or_default() + Duration::from_millis(1);
     system.sqs.advance(passed);
@@ -122,7 +122,7 @@ async fn next_receive(system: &System) -> Duration {
     while (sqs.depth(parking).visible > 0 || sqs.untouched(parking) > 0) && Instant::now() < deadline {
         sleep(Duration::from_millis(5)).await;
     }
-    // It was hidden before the invocation ended.
+    // The message was hidden before the invocation ended.
     sleep(Duration::from_millis(20)).await;
     passed
 }

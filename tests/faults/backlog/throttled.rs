@@ -81,7 +81,7 @@ pub async fn throttled(seed: u64, plan: Throttled) -> Outcome {
     let part = |refused: usize, requests: usize| 100.0 * refused as f64 / requests.max(1) as f64;
     let (own_part, live_part) = (part(own.1, own.0), part(live.refused, live.requests));
     let repeated = copies.values().filter(|copies| **copies > 1).count();
-    // The hub was emptied all the time: the ledger would miss what arrived.
+    // The hub was emptied continuously, so the ledger can't compare its events.
     let mut outcome = Outcome::of(Default::default());
     outcome.partial = true;
     let units = plan.units;
@@ -103,7 +103,7 @@ pub async fn throttled(seed: u64, plan: Throttled) -> Outcome {
     outcome
 }
 
-/// What live traffic met.
+/// Counts of the live traffic.
 #[derive(Default)]
 struct Live {
     requests: AtomicUsize,
@@ -121,7 +121,7 @@ impl Live {
     }
 }
 
-/// Sends half of what the units accept. What is refused is parked with its reason, as the data plane does.
+/// Sends half of the events that the units accept. Refused events are parked with the reason, as the functions do it.
 async fn live_traffic(system: Arc<System>, ledger: Arc<Ledger>, live: Arc<Live>, seed: u64, units: u32) {
     const PER_REQUEST: usize = 20;
     let (flow, hub) = (&FLOWS[B], hub_of(&system, B).url());
@@ -163,7 +163,7 @@ async fn live_traffic(system: Arc<System>, ledger: Arc<Ledger>, live: Arc<Live>,
     }
 }
 
-/// Keeps a backlog of full envelopes in the parking queue.
+/// Refills the parking queue with full envelopes.
 async fn fill(system: Arc<System>, ledger: Arc<Ledger>, seed: u64) {
     const ENVELOPES: usize = 100;
     let mut next = 0;

@@ -12,7 +12,7 @@ async fn of_two_hundred_updates_with_one_etag_one_succeeds() {
     let flow = api.item(&path).await;
     let ends = [("source", "sourceConnections"), ("target", "targetConnections")];
     let [source, target] = ends.map(|(end, name)| format!("/{name}/{}", text(&flow[format!("{end}ConnectionIds")][0])));
-    // One collection in full, and the others by the same way.
+    // All updates of one collection, and fewer of the others, which use the same code.
     for (path, count) in [(path, 200), (source, 50), (target, 50), (format!("/connections/{connection}"), 50)] {
         let etag = text(&api.item(&path).await["etag"]);
         let updates: Vec<_> = (0..count)
@@ -68,7 +68,7 @@ async fn concurrent_changes_that_affect_many_flows_succeed_or_return_503() {
         }
         statuses
     };
-    // What no flow's item has of it is written alone: all succeed.
+    // Members that no flow item contains are written alone: all changes succeed.
     let item = format!("FLOW#{last}");
     let rename = |n: usize| json!([{ "op": "replace", "path": "/name", "value": format!("name {n}") }]);
     let senders = |n: usize| json!([{ "op": "add", "path": "/params/senderAuth", "value": [{ "type": "bearer", "secret": format!("s{n}") }] }]);
@@ -81,12 +81,12 @@ async fn concurrent_changes_that_affect_many_flows_succeed_or_return_503() {
     assert_eq!(together(&target, &rename).await, [200; 4]);
     assert_eq!(together(&source, &senders).await, [200; 4]);
     assert_eq!(version().await, before);
-    // What reaches all of them takes its turn, or says that it is busy.
+    // Members that all flow items contain are changed one after another, or the call returns 503.
     let options = |n: usize| json!([{ "op": "add", "path": "/params/options/partnerNumber", "value": 50 + n }]);
     let statuses = together(&source, &options).await;
     assert!(statuses.contains(&200) && statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
-    let stands = api.item(&source).await["params"]["options"]["partnerNumber"].to_string();
-    assert!(attribute(&cloud, &item, "options").await.unwrap().contains(&stands), "{stands}");
+    let current = api.item(&source).await["params"]["options"]["partnerNumber"].to_string();
+    assert!(attribute(&cloud, &item, "options").await.unwrap().contains(&current), "{current}");
 }
 
 #[tokio::test]
@@ -103,7 +103,7 @@ async fn a_change_that_takes_longer_than_the_function_may_run_returns_503() {
     for response in [api.patch(&path, "*", &rename).await, api.delete(&path).await] {
         assert!(text(&response.expect(503)["message"]).contains("send it again"));
     }
-    proxy.heal("DynamoDB_20120810.TransactWriteItems");
+    proxy.recover("DynamoDB_20120810.TransactWriteItems");
     api.patch(&path, "*", &rename).await.expect(200);
     assert_eq!(api.item(&path).await["name"], "late");
 }

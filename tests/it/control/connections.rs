@@ -21,7 +21,7 @@ async fn a_connection_that_cannot_work_returns_400_when_it_is_created() {
         params[name] = value.into();
         with(params)
     };
-    for (body, told) in [
+    for (body, problem) in [
         (changed("sasKey", "d3Jvbmc="), "wrong key"),
         (changed("sasKeyName", "nobody"), "wrong key"),
         (changed("eventHubName", "nowhere"), "no such event hub"),
@@ -30,13 +30,13 @@ async fn a_connection_that_cannot_work_returns_400_when_it_is_created() {
         (changed("sasKey", "********"), "mask"),
     ] {
         let message = text(&api.post("/connections", &body).await.expect(400)["message"]);
-        assert!(message.contains(told), "{message}");
+        assert!(message.contains(problem), "{message}");
     }
     let wrong = api.post("/connections?validate=false", &changed("sasKey", "d3Jvbmc=")).await.id();
     let test = api.get(&format!("/connections/{wrong}/test")).await.expect(200);
     assert_eq!(test["result"], false);
     api.get(&format!("/connections/{wrong}/explore")).await.expect(403);
-    // Unreachable is no refusal, unless it is asked for.
+    // An unreachable namespace is refused only with validate=true.
     let gone = emulator(&[HUB]).await;
     let elsewhere = control(&cloud, &[&gone]);
     gone.shutdown().await;
@@ -46,7 +46,7 @@ async fn a_connection_that_cannot_work_returns_400_when_it_is_created() {
     assert_eq!(elsewhere.get(&format!("/connections/{id}/test")).await.expect(200)["result"], false);
     elsewhere.get(&format!("/connections/{id}/explore")).await.expect(400);
 
-    // Patched: the key anew, a mask never, the type never.
+    // A patch may replace the key, but not with a mask, and not the type.
     let path = format!("/connections/{wrong}");
     let params = |value: Value| json!([{ "op": "replace", "path": "/auth/params", "value": value }]);
     api.patch(&path, "*", &params(json!({ "sasKeyName": key.name, "sasKey": "********", "namespace": host(&hub) })))
@@ -56,7 +56,7 @@ async fn a_connection_that_cannot_work_returns_400_when_it_is_created() {
     api.patch(&path, "*", &json!([{ "op": "replace", "path": "/auth/specName", "value": "x" }])).await.expect(400);
     api.patch(&path, "*", &params(good.clone())).await.expect(200);
     assert_eq!(api.get(&format!("{path}/test")).await.expect(200)["result"], true);
-    // Everything that the functions wrote and answered holds no key.
+    // No log line and no item contains the key.
     for function in [&api.function, &elsewhere.function] {
         assert!(!function.logs().join("\n").contains(&key.key));
     }
@@ -79,7 +79,7 @@ async fn moving_a_connection_updates_the_items_of_its_flows() {
         (&new, json!([{ "op": "replace", "path": "/auth/params/namespace", "value": host(&new) }])),
         (&old, json!([{ "op": "replace", "path": "/auth/params", "value": { "connectionString": string(&old) } }])),
         (&new, json!([{ "op": "add", "path": "/auth/params/namespace", "value": format!("sb://{}/", host(&new)) }])),
-        // The same place in other words.
+        // The same namespace in another form.
         (&new, json!([{ "op": "replace", "path": "/auth/params/namespace", "value": host(&new) }])),
     ];
     for (to, patch) in moves {
@@ -113,7 +113,7 @@ async fn a_connection_string_replaces_the_parameters_of_a_connection() {
         let params = api.item(&path).await["auth"]["params"].clone();
         assert_eq!((&params["namespace"], &params["sasKey"]), (&json!(host(hub)), &json!("********")));
     }
-    // What the same patch says otherwise is a contradiction.
+    // A parameter in the same patch that contradicts the connection string is refused.
     let string = new.connection_string(&hub_config().keys[0].name, None);
     let patch = json!([
         { "op": "add", "path": "/auth/params/connectionString", "value": string },
@@ -127,7 +127,7 @@ async fn a_connection_test_reports_a_namespace_or_a_secret_that_became_unusable(
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
     let api = control(&cloud, &[&hub]);
     let path = format!("/connections/{}", api.connection(&hub).await);
-    // A namespace that was allowed once.
+    // The namespace is no longer allowed.
     let test = control(&cloud, &[]).get(&format!("{path}/test")).await.expect(200);
     assert_eq!(test["result"], false);
     assert!(text(&test["detail"]).contains("namespace"), "{test}");
@@ -138,8 +138,8 @@ async fn a_connection_test_reports_a_namespace_or_a_secret_that_became_unusable(
     assert!(text(&test["detail"]).contains("restore it"), "{test}");
 }
 
-/// A namespace that gives the same full page of hubs, whichever is asked for.
-async fn stubborn_namespace() -> String {
+/// A namespace that returns the same full page of hubs for every request.
+async fn same_page_namespace() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = listener.local_addr().unwrap().to_string();
     let entries: String = (0..100).map(|n| format!("<entry><title>hub-{n}</title></entry>")).collect();
@@ -160,7 +160,7 @@ async fn stubborn_namespace() -> String {
 async fn a_hub_on_any_page_of_the_namespace_is_found() {
     let names: Vec<String> = (0..250).map(|n| format!("hub-{n}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let (cloud, hub, stubborn) = (Cloud::start().await, emulator(&names).await, stubborn_namespace().await);
+    let (cloud, hub, stubborn) = (Cloud::start().await, emulator(&names).await, same_page_namespace().await);
     let api = control_with(&cloud, &[("EMULATOR_HOSTS", &format!("{},{stubborn}", host(&hub)))]);
     let key = hub_config().keys[0].clone();
     let with = |host: &str, hub: &str| {
@@ -178,14 +178,14 @@ async fn a_hub_on_any_page_of_the_namespace_is_found() {
     let explored = api.get(&format!("/connections/{connection}/explore?objectType=root")).await.expect(200);
     let listed: Vec<&str> = explored.as_array().unwrap().iter().map(|hub| hub["name"].as_str().unwrap()).collect();
     assert_eq!(listed, names);
-    // One of a full page is known, of another nothing.
+    // A hub of the full page is found; of any other hub nothing is known.
     let known = api.post("/connections", &with(&stubborn, "hub-7")).await.expect(201);
     assert!(known.get("detail").is_none(), "{known}");
     let created = api.post("/connections", &with(&stubborn, "unlisted")).await.expect(201);
     let test = api.get(&format!("/connections/{}/test", text(&created["id"]))).await.expect(200);
     assert_eq!(test["result"], true);
-    for told in [&created, &test] {
-        assert!(text(&told["detail"]).contains("more event hubs than it lists"), "{told}");
+    for reported in [&created, &test] {
+        assert!(text(&reported["detail"]).contains("more event hubs than it lists"), "{reported}");
     }
     let mut body = with(&stubborn, "hub-7");
     body["auth"]["params"].as_object_mut().unwrap().remove("eventHubName");
@@ -197,5 +197,5 @@ async fn a_hub_on_any_page_of_the_namespace_is_found() {
     let target = api.post("/targetConnections", &target).await.expect(201);
     assert!(text(&target["detail"]).contains("more event hubs than it lists"), "{target}");
     let explored = api.get(&format!("/connections/{wide}/explore")).await.expect(200);
-    assert_eq!(explored.as_array().unwrap().len(), 100, "the page that there is");
+    assert_eq!(explored.as_array().unwrap().len(), 100, "the only page");
 }

@@ -26,7 +26,7 @@ async fn after_two_concurrent_rotations_the_secret_matches_the_table() {
         let name = text(&api.item(&path).await["auth"]["params"]["sasKeyName"]);
         let secret = current_secret(&cloud, &path).await;
         let expected = format!("SharedAccessKeyName={name};SharedAccessKey=key-of-{name};");
-        assert!(secret.contains(&expected), "{step}: the table says {name}, in force is {secret}");
+        assert!(secret.contains(&expected), "{step}: the table has {name}, the secret {secret}");
     }
 }
 
@@ -47,27 +47,27 @@ async fn repeating_a_change_that_failed_halfway_completes_it() {
         for (path, patch) in [(&connection, &renamed), (&source, &senders)] {
             proxy.fail(&step, AwsFault::Unavailable);
             api.patch(path, "*", patch).await.expect(503);
-            proxy.heal(&step);
+            proxy.recover(&step);
             assert!(!current_secret(&cloud, path).await.contains(&name), "{step} {path}");
             api.patch(path, "*", patch).await.expect(200);
             assert!(current_secret(&cloud, path).await.contains(&name), "{step} {path}");
         }
     }
-    // A test of the connection mends it too: it would tell of a key that nobody uses.
+    // A test of the connection completes the change too: otherwise it would check a key that is not the current one.
     let key = hub_config().keys[0].clone();
     let good = json!([{ "op": "replace", "path": "/auth/params/sasKeyName", "value": key.name }]);
     proxy.fail("secretsmanager.UpdateSecretVersionStage", AwsFault::Unavailable);
     api.patch(&connection, "*", &good).await.expect(503);
-    proxy.heal("secretsmanager.UpdateSecretVersionStage");
+    proxy.recover("secretsmanager.UpdateSecretVersionStage");
     assert_eq!(api.get(&format!("{connection}/test")).await.expect(200)["result"], true);
     assert!(current_secret(&cloud, &connection).await.contains(&format!("SharedAccessKeyName={};", key.name)));
     let mut known = created.clone();
     known["senderAuth"] = json!([{ "type": "bearer", "secret": "after-secretsmanager.UpdateSecretVersionStage" }]);
     let function = cloud.function("audience-change", &hub, &[]);
-    assert_eq!(send(&function, &known, DOCUMENTED).await, delivered(1), "functions read what is in force");
+    assert_eq!(send(&function, &known, DOCUMENTED).await, delivered(1), "functions read the current secret");
 }
 
-/// The versions of a tenant's secret.
+/// Number of versions of the secret of an object.
 async fn versions(cloud: &Cloud, path: &str) -> usize {
     let name = attribute(cloud, &tenant_key(path), "secretId").await.unwrap();
     let list = json!({ "SecretId": name, "IncludeDeprecated": true });
@@ -82,7 +82,7 @@ async fn a_secret_is_stored_once_per_successful_change_and_never_by_a_refused_on
     let created = api.flow(DATA_ACTIVATION, json!({}), &connection, HUB).await;
     let source = text(&api.item(&format!("/flows/{}", text(&created["id"]))).await["sourceConnectionIds"][0]);
     let (connection, source) = (format!("/connections/{connection}"), format!("/sourceConnections/{source}"));
-    // Another key, with a scope that the target's hub is not of; another credential, with options that are none.
+    // A new key with a scope without the target's hub; a new credential with invalid options.
     let scope = json!([
         { "op": "replace", "path": "/auth/params/sasKey", "value": "another" },
         { "op": "add", "path": "/auth/params/eventHubName", "value": "other" },
@@ -98,7 +98,7 @@ async fn a_secret_is_stored_once_per_successful_change_and_never_by_a_refused_on
         }
         assert_eq!(versions(&cloud, path).await, 1, "{path}");
     }
-    // Four at once: each stores its own, however often it must begin again.
+    // Each of four concurrent changes stores its secret once, even if it has to start over.
     let patches = (0..4).map(|n| {
         let (api, path) = (api.clone(), source.clone());
         let patch = json!([{ "op": "add", "path": "/params/senderAuth", "value": senders(&format!("s{n}")) }]);
@@ -129,7 +129,7 @@ async fn a_flow_that_gets_another_source_shows_its_credential_once() {
     assert!(text(&changed["webhookUrl"]).contains("/audience-change/"));
     let function = cloud.function("audience-change", &hub, &[]);
     assert_eq!(send(&function, &changed, DOCUMENTED).await, delivered(1));
-    // Once.
+    // The credential is shown only once.
     api.patch(&path, "*", &lead(&before)).await.expect(200);
     let again = api.patch(&path, "*", &lead(&source)).await.expect(200);
     assert_eq!(again["senderAuth"], json!([{ "type": "bearer" }]));
@@ -221,7 +221,7 @@ async fn credentials_outside_their_fields_return_400_with_their_place() {
             assert!(refused.contains(&format!("/more/0/x/{name}:")) && !refused.contains("topsecret"), "{refused}");
         }
     }
-    // Whatever it is called, a connection string is one.
+    // A connection string is recognised in a member of any name.
     for text in [
         "Endpoint=sb://x.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey=topsecret",
         "sb://x;sharedaccesssignature=topsecret",
@@ -239,7 +239,7 @@ async fn credentials_outside_their_fields_return_400_with_their_place() {
     }
     let named = json!({ "name": "n", "connectionSpec": spec(DATAVERSE), "more": { "sharedAccessKeyName": "n" } });
     api.post("/connections", &named).await.expect(201);
-    // A name that only looks like the right place.
+    // A member whose name only looks like the path of the field.
     let odd = json!({ "name": "n", "connectionSpec": spec(DATAVERSE), "auth/params": { "sasKey": "topsecret" } });
     api.post("/connections", &odd).await.expect(400);
     let items = cloud.call(Service::DynamoDb, "Scan", json!({ "TableName": TABLE })).await;
@@ -293,6 +293,6 @@ async fn keys_rotated_while_events_are_sent_lose_no_event() {
     let kinds = |hub: &Emulator, name: &str| -> BTreeSet<String> {
         hub.events(name).iter().map(|event| text(&event.properties["cloudEvents:source"])[..10].to_owned()).collect()
     };
-    assert_eq!(kinds(&here, "a"), BTreeSet::from(["/audience-".to_owned()]), "nothing crossed");
-    assert_eq!(kinds(&there, "b"), BTreeSet::from(["/dataverse".to_owned()]), "nothing crossed");
+    assert_eq!(kinds(&here, "a"), BTreeSet::from(["/audience-".to_owned()]), "no event is in another hub");
+    assert_eq!(kinds(&there, "b"), BTreeSet::from(["/dataverse".to_owned()]), "no event is in another hub");
 }

@@ -17,7 +17,7 @@ async fn a_flow_delivers_events_and_follows_each_change_of_its_objects() {
     stranger["senderAuth"] = json!([]);
     send(&function(), &stranger, DOCUMENTED).await.problem(401);
 
-    // The credential is shown once.
+    // The credential is shown only once.
     let flow = api.item(&path).await;
     let source = format!("/sourceConnections/{}", text(&flow["sourceConnectionIds"][0]));
     assert_eq!(api.item(&source).await["params"]["senderAuth"], json!([{ "type": "bearer" }]));
@@ -29,21 +29,21 @@ async fn a_flow_delivers_events_and_follows_each_change_of_its_objects() {
     assert_eq!(again["senderAuth"], json!([{ "type": "bearer" }]));
     api.delete(&format!("/flows/{}", text(&again["id"]))).await.expect(204);
 
-    // The options are the kind's.
+    // The options must be valid for the kind.
     let options = |value: Value| json!([{ "op": "add", "path": "/params/options", "value": value }]);
     api.patch(&source, "*", &options(json!({ "unknown": 1 }))).await.expect(400);
     api.patch(&source, "*", &options(json!({ "partnerNumber": 44 }))).await.expect(200);
     assert_eq!(send(&function(), &created, DOCUMENTED).await.body["status"], "filtered");
     api.patch(&source, "*", &options(json!({}))).await.expect(200);
 
-    // The target's hub.
+    // A changed hub of the target is used.
     let target = format!("/targetConnections/{}", text(&flow["targetConnectionIds"][0]));
     let hub_name = json!([{ "op": "replace", "path": "/params/eventHubName", "value": "second" }]);
     api.patch(&target, "*", &hub_name).await.expect(200);
     assert_eq!(send(&function(), &created, DOCUMENTED).await, delivered(1));
     assert_eq!(hub.events("second").len(), 1);
 
-    // Another credential beside none of the old.
+    // A new credential replaces the old one.
     let senders =
         json!([{ "op": "replace", "path": "/params/senderAuth", "value": [{ "type": "bearer", "secret": "mine" }] }]);
     api.patch(&source, "*", &senders).await.expect(200);
@@ -56,7 +56,7 @@ async fn a_flow_delivers_events_and_follows_each_change_of_its_objects() {
     assert_eq!(disabled["id"], created["id"]);
     assert_eq!(api.item(&path).await["state"], "disabled");
     send(&function(), &known, DOCUMENTED).await.problem(409);
-    // The one that has cached it follows within a minute.
+    // An instance with a cached item follows within a minute.
     let deadline = Instant::now() + Duration::from_secs(70);
     while send(&long_lived, &known, DOCUMENTED).await.status != 409 {
         assert!(Instant::now() < deadline, "a change takes effect within the cache time");
@@ -76,7 +76,7 @@ async fn a_flow_with_options_that_are_no_longer_valid_can_be_disabled() {
     let created = api.flow(DATA_ACTIVATION, json!({}), &connection, HUB).await;
     let path = format!("/flows/{}", text(&created["id"]));
     let before = api.item(&path).await;
-    // An option of old, which the kind's schema has no more.
+    // An option that the kind's schema no longer has.
     let end = text(&before["sourceConnectionIds"][0]);
     let pk = tenant_key(&format!("/sourceConnections/{end}"));
     let mut document: Value = serde_json::from_str(&attribute(&cloud, &pk, "document").await.unwrap()).unwrap();
@@ -95,7 +95,7 @@ async fn a_flow_with_options_that_are_no_longer_valid_can_be_disabled() {
     for member in ["state", "etag", "version", "updatedAt", "lastOperation"] {
         after[member] = before[member].clone();
     }
-    assert_eq!(after, before, "nothing else has changed");
+    assert_eq!(after, before, "all other members are unchanged");
     api.post(&format!("{path}/action?op=enable"), &Value::Null).await.expect(200);
     assert_eq!(send(&function(), &created, DOCUMENTED).await, delivered(1));
 }

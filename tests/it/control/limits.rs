@@ -51,7 +51,7 @@ async fn options_that_are_too_large_return_400_and_objects_413() {
     api.patch(&path, "*", &select(900)).await.expect(200);
     let message = text(&api.patch(&path, "*", &select(1_100)).await.expect(400)["message"]);
     assert!(message.contains("42915 bytes"), "{message}");
-    // Objects grow by patches.
+    // Patches make objects larger.
     let grow = |n: usize| json!([{ "op": "add", "path": format!("/more{n}"), "value": "x".repeat(100_000) }]);
     let sizes = async |path: &str| {
         for n in 0..5 {
@@ -89,7 +89,7 @@ async fn a_change_of_more_objects_than_one_transaction_holds_returns_409() {
     let split = json!([{ "op": "add", "path": "/params/options/split", "value": "membership" }]);
     api.patch(&source, "*", &split).await.expect(200);
     assert!(attribute(&cloud, &format!("FLOW#{last}"), "options").await.unwrap().contains("membership"));
-    // Of a connection with so many and so large ends the key can change, and not the place.
+    // A connection with so many large objects can change its key, but not its namespace.
     let other = api.connection(&hub).await;
     let target = json!({
         "name": "t", "connectionSpec": spec(EVENT_HUBS), "baseConnectionId": other,
@@ -112,7 +112,7 @@ async fn a_page_of_large_objects_stays_below_the_response_limit_of_lambda() {
     const COUNT: usize = 60;
     let cloud = Cloud::start().await;
     let api = control(&cloud, &[]);
-    // Each quote is two bytes of JSON, and four of the answer.
+    // Each quotation mark is two bytes of JSON, and four bytes of the response.
     let body = json!({
         "name": "n", "connectionSpec": spec(PROFILE_STORE), "note": "\"".repeat(30_000),
     });
@@ -132,5 +132,5 @@ async fn a_page_of_large_objects_stays_below_the_response_limit_of_lambda() {
     }
     assert_eq!((ids.len(), pages), (COUNT, 2));
     let names = api.get("/connections?property=name").await.expect(200);
-    assert_eq!(names["items"].as_array().unwrap().len(), COUNT, "what is not shown does not count");
+    assert_eq!(names["items"].as_array().unwrap().len(), COUNT, "members that are not shown do not count");
 }

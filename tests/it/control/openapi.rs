@@ -9,10 +9,9 @@ use tokio::process::Command;
 use super::*;
 use crate::harness::virtual_environment;
 
-/// No 5xx, and nothing outside of the document.
+/// Checks of Schemathesis: no 5xx, and no response that is not in the document.
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance";
 
-/// The API behind the gateway, as its document says it is, tried by somebody else.
 #[tokio::test]
 async fn responses_conform_to_the_openapi_document() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
@@ -24,7 +23,7 @@ async fn responses_conform_to_the_openapi_document() {
     tokio::spawn(local::gateway::serve(listener, router));
     let http = shared::build_http_client(None).unwrap().client();
     let status = http.get(format!("{url}/flows")).send().await.unwrap().status();
-    assert_eq!(status, 401, "the authorizer's");
+    assert_eq!(status, 401, "the authorizer refuses it");
     let own = |target: &str| {
         http.get(format!("{url}{target}"))
             .bearer_auth(tokens.token().unwrap())

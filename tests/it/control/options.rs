@@ -59,7 +59,7 @@ async fn options_that_the_api_accepts_are_readable_by_their_function() {
         json!([{ "message": "Update", "filteringAttributes": [] }]),
         json!([["Update", null, null]]),
     ];
-    let mut taken = 0;
+    let mut accepted = 0;
     for (sender, reads, names) in kinds {
         for (name, value) in names.iter().flat_map(|name| values.iter().map(move |value| (name, value))) {
             let options = json!({ *name: value });
@@ -69,9 +69,9 @@ async fn options_that_the_api_accepts_are_readable_by_their_function() {
                 response.expect(400);
                 continue;
             }
-            taken += 1;
+            accepted += 1;
             assert_eq!(reads(&options.to_string()), Ok(()), "{options}");
         }
     }
-    assert!(taken > 13, "each option has a value that is taken: {taken}");
+    assert!(accepted > 13, "each option has an accepted value: {accepted}");
 }

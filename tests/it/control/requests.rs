@@ -42,20 +42,20 @@ async fn requests_are_checked_in_the_documented_order() {
     }
     let path = format!("/flows/{UNKNOWN_ID}");
     let rename = json!([{ "op": "replace", "path": "/name", "value": "b" }]);
-    // What is referred to comes before the etag.
+    // The existence of the object is checked before the etag.
     api.call("PATCH", &path, &rename).await.expect(404);
     api.patch(&path, "\"x\"", &rename).await.expect(404);
-    let there = json!({ "name": "n", "connectionSpec": spec(DATAVERSE) });
-    let there = format!("/connections/{}", api.post("/connections", &there).await.id());
-    assert!(text(&api.call("PATCH", &there, &rename).await.expect(400)["detail"]).contains("If-Match"));
+    let existing = json!({ "name": "n", "connectionSpec": spec(DATAVERSE) });
+    let existing = format!("/connections/{}", api.post("/connections", &existing).await.id());
+    assert!(text(&api.call("PATCH", &existing, &rename).await.expect(400)["detail"]).contains("If-Match"));
     let tilde = json!([{ "op": "add", "path": "/x~y", "value": 1 }]);
-    api.patch(&there, "*", &tilde).await.expect(400);
+    api.patch(&existing, "*", &tilde).await.expect(400);
     let precise = json!([{ "op": "add", "path": "/x", "value": 0 }]);
-    let mut event = api.event("PATCH", &there, &precise);
+    let mut event = api.event("PATCH", &existing, &precise);
     event["headers"]["if-match"] = "*".into();
     event["body"] = r#"[{"op":"add","path":"/x","value":12345678901234567890123}]"#.into();
     assert!(text(&api.invoke(&event).await.expect(400)["detail"]).contains("digits"));
-    assert!(api.item(&there).await.get("x").is_none());
+    assert!(api.item(&existing).await.get("x").is_none());
     api.post(&format!("{path}/action?op=pause"), &Value::Null).await.expect(400);
     api.post(&format!("{path}/action?op=ENABLE"), &Value::Null).await.expect(404);
     assert_eq!(api.get("/openapi.json").await.expect(200)["openapi"], "3.1.0");

@@ -40,7 +40,7 @@ async fn the_documented_sequence_for_a_destination_succeeds() {
     assert_eq!(inherited["baseConnection"]["id"], connection.as_str());
     assert_eq!((&read["imsOrgId"], &read["sandboxName"]), (&json!(ORGANISATION), &json!(SANDBOX)));
 
-    // The selected audience alone passes.
+    // Only the selected audience passes.
     let function = cloud.function("profile-export", &hub, &[]);
     let event = |audience: &str| {
         json!({
@@ -52,18 +52,18 @@ async fn the_documented_sequence_for_a_destination_succeeds() {
     assert_eq!(send(&function, &created, &event(AUDIENCE_ID)).await, delivered(1));
     assert_eq!(send(&function, &created, &event("other")).await.body["status"], "filtered");
 
-    // Removing, and the same etag again.
+    // The selected audience is removed; the same etag is refused afterwards.
     let remove = body("7-flows.patch.remove-segment", &values);
     let etag = text(&patched["etag"]);
     api.patch(&path, &etag, &remove).await.expect(200);
     let current = text(&api.item(&path).await["etag"]);
     let stale = api.patch(&path, &etag, &remove).await.expect(412);
-    let told = format!("Supplied version=[{etag}] does not match the current version on entity=[{current}]");
-    assert_eq!(stale, json!({ "errorMessage": told, "errorDetails": told }));
+    let problem = format!("Supplied version=[{etag}] does not match the current version on entity=[{current}]");
+    assert_eq!(stale, json!({ "errorMessage": problem, "errorDetails": problem }));
     api.patch(&path, current.trim_matches('"'), &remove).await.expect(412);
     assert_eq!(selectors(&api.item(&path).await, "segmentSelectors"), json!([]));
 
-    // From the end to the beginning; what is in use stays.
+    // Deletion goes from the flow to the connections; objects in use stay.
     for in_use in
         [format!("/connections/{connection}"), format!("/connections/{base}"), format!("/sourceConnections/{source}")]
     {
@@ -124,7 +124,7 @@ async fn the_documented_sequence_for_a_source_succeeds() {
         api.get(&format!("/runs?property=flowId=={}", text(&created["id"]))).await.expect(200),
         json!({ "items": [] })
     );
-    // No function serves it: there is no item for one.
+    // No function serves this flow, so it has no item for one.
     let item = format!("FLOW#{}", text(&created["id"]));
     assert_eq!(attribute(&cloud, &item, "kind").await, None);
     let read = api.item(&format!("/sourceConnections/{source}")).await;
@@ -139,11 +139,11 @@ async fn the_documented_sequence_for_a_source_succeeds() {
         assert_eq!(api.item(&path).await["state"], format!("{op}d"));
         assert_eq!(attribute(&cloud, &item, "state").await, None);
     }
-    // The ends fit the flow spec.
+    // The connections must fit the flow spec.
     flow["flowSpec"]["id"] = FLOW_TO_HUB.into();
     api.post("/flows", &flow).await.expect(400);
 
-    // Lists, filtered.
+    // Lists have filters.
     let count = async |target: &str| api.get(target).await.expect(200)["items"].as_array().unwrap().len();
     assert_eq!(count("/connections").await, 2);
     assert_eq!(count(&format!("/connections?property=id=={connection}")).await, 1);

@@ -5,16 +5,16 @@ use super::*;
 #[tokio::test]
 async fn tenants_see_nothing_of_each_other() {
     let (cloud, hub) = (Cloud::start().await, emulator(&[HUB]).await);
-    let ours = control(&cloud, &[&hub]);
+    let own = control(&cloud, &[&hub]);
     let by_text = control_with(&cloud, &[("EMULATOR_HOSTS", &host(&hub)), ("ORG_CLAIM_TYPE", "text")]);
-    let connection = ours.connection(&hub).await;
-    let created = ours.flow(DATA_ACTIVATION, json!({}), &connection, HUB).await;
-    let flow = ours.item(&format!("/flows/{}", text(&created["id"]))).await;
+    let connection = own.connection(&hub).await;
+    let created = own.flow(DATA_ACTIVATION, json!({}), &connection, HUB).await;
+    let flow = own.item(&format!("/flows/{}", text(&created["id"]))).await;
     let (source, target) = (text(&flow["sourceConnectionIds"][0]), text(&flow["targetConnectionIds"][0]));
     let others = [
-        Caller { organisation: "other", ..ours.clone() },
-        Caller { sandbox: OTHER_SANDBOX, ..ours.clone() },
-        // An organisation that looks like a part of our keys. A list can't name it.
+        Caller { organisation: "other", ..own.clone() },
+        Caller { sandbox: OTHER_SANDBOX, ..own.clone() },
+        // An organisation whose name looks like part of a key in the table. A claim that is a list can't name it.
         Caller { organisation: "acme@AdobeOrg#prod#flows", ..by_text },
     ];
     for other in &others {
@@ -50,5 +50,5 @@ async fn tenants_see_nothing_of_each_other() {
         });
         other.post("/flows", &body).await.expect(400);
     }
-    assert_eq!(ours.item(&format!("/flows/{}", text(&created["id"]))).await, flow, "nothing has changed");
+    assert_eq!(own.item(&format!("/flows/{}", text(&created["id"]))).await, flow, "the flow is unchanged");
 }

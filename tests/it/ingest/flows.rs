@@ -66,7 +66,7 @@ async fn a_disabled_flow_loses_no_record_while_its_mapping_is_still_polling() {
         assert_eq!(poller.poll().await, Polled::Batch { records: 5, again: 5 });
     }
     put("enabled").await;
-    // Another instance: this one may use the item that it has read for a minute.
+    // A new instance: the current one may use its cached item for a minute.
     function.kill().await;
     drain(&mut poller).await;
     assert_eq!(inlet.taken().len(), 5);

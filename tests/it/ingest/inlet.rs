@@ -27,12 +27,12 @@ async fn requests_are_retried_while_the_inlet_throttles_or_fails_and_time_is_lef
     }
     assert!(inlet.statuses().starts_with(&[503, 207, 429, 207, 500, 207, 502, 207, 0, 207, 0, 207]));
 
-    // Longer than the function has.
+    // The inlet asks for a longer wait than the function has time for.
     inlet.script([lasting(Action::Status { status: 503, retry_after: Some(3600) })]);
     let asked = inlet.statuses().len();
     let records = [entities(0, 100, 300), entities(3, 7, 9)].concat();
     assert_eq!(failures(&function, &event(&records)).await, [of(0, 100), of(3, 7)]);
-    assert_eq!(inlet.statuses().len(), asked + 2, "what does not fit the time is not waited for");
+    assert_eq!(inlet.statuses().len(), asked + 2, "the function does not wait longer than its time");
     for action in [Action::Reset, respond_with(500), respond_with(404)] {
         inlet.clear_faults();
         inlet.script([lasting(action)]);
@@ -53,7 +53,7 @@ async fn a_record_at_which_the_inlet_fails_is_rejected_only_if_others_succeed() 
     let kept = rejected(&cloud).await;
     assert_eq!(kept.len(), 1);
     assert!(kept[0].1.starts_with("profiles-0 at 0: the inlet answers 500"), "{}", kept[0].1);
-    // The last one: nothing shows that the inlet works.
+    // No success after the last record shows that the inlet works.
     inlet.script([Fault { times: 4, ..Fault::from(respond_with(500)) }]);
     assert_eq!(failures(&function, &event(&entities(0, 3, 4))).await, [of(0, 3)]);
     assert!(rejected(&cloud).await.is_empty());
@@ -125,7 +125,7 @@ async fn a_200_that_is_not_the_inlets_own_leaves_the_records_in_the_hub() {
             ];
             let function = function_of("platform-ingest", &[base.as_slice(), more].concat());
             let failed = failures(&function, &event(&entities(0, 7, 9))).await;
-            let (lines, hints) = told(&function, 1).await;
+            let (lines, hints) = lines_and_hints(&function, 1).await;
             let line = lines.iter().find(|line| line["message"] == "batch ingested").unwrap();
             if is_taken {
                 assert_eq!((failed.len(), line["Delivered"].as_u64(), hints.len()), (0, Some(2), 0), "{format} {body}");
@@ -135,7 +135,7 @@ async fn a_200_that_is_not_the_inlets_own_leaves_the_records_in_the_hub() {
             assert_eq!(line["Delivered"].as_u64().unwrap_or(0), 0, "{format} {body}");
             assert!(line["inlet.problem"].as_str().unwrap().contains("not the inlet's own"), "{line}");
             assert!(hints.len() == 1 && hints[0].contains("check INLET_URL"), "{format} {body}: {hints:?}");
-            assert_eq!(peer.requests().len(), 1, "{format} {body}: nothing behind it is sent");
+            assert_eq!(peer.requests().len(), 1, "{format} {body}: no record after it is sent");
         }
     }
 }
@@ -147,7 +147,7 @@ async fn an_inlet_that_refuses_everything_leaves_the_records_in_the_hub() {
     let function = in_cloud(&cloud, variables(&inlet, "raw", &[]));
     inlet.script([lasting(respond_with(400))]);
     assert_eq!(failures(&function, &event(&entities(0, 0, 150))).await, [of(0, 100)]);
-    let (_, hints) = told(&function, 1).await;
+    let (_, hints) = lines_and_hints(&function, 1).await;
     assert_eq!(hints.len(), 1);
     for variable in ["INLET_FLOW_ID", "INLET_ORG_ID", "INLET_SCHEMA_ID"] {
         assert!(hints[0].contains(variable), "{hints:?}");
@@ -157,7 +157,7 @@ async fn an_inlet_that_refuses_everything_leaves_the_records_in_the_hub() {
     assert_eq!(inlet.statuses().len(), asked + 1, "one record finds out whether that has changed");
     inlet.clear_faults();
     assert!(failures(&function, &event(&entities(0, 100, 150))).await.is_empty());
-    // Refusals are about records again.
+    // Refusals concern single records again.
     inlet.script([respond_with(400).into()]);
     assert!(failures(&function, &event(&entities(0, 150, 152))).await.is_empty());
 }

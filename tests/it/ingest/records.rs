@@ -47,7 +47,7 @@ async fn requests_stay_within_the_size_limit_of_the_inlet() {
     let mut records: Vec<Value> = (0..12).map(|n| sized(n, 240_000)).collect();
     records.push(sized(12, 1_000_000));
     assert!(failures(&function, &event(&records)).await.is_empty());
-    assert_eq!(inlet.statuses(), [207; 3], "four of them fit a request");
+    assert_eq!(inlet.statuses(), [207; 3], "four of them fit into a request");
     assert_eq!(ids(&inlet).len(), 12);
     let rejected = rejected(&cloud).await;
     assert_eq!(rejected.len(), 1);
@@ -103,7 +103,11 @@ async fn an_invalid_record_is_rejected_without_delaying_the_others() {
     assert_eq!((rejected[0].0.as_str(), rejected[0].2.as_str()), ("unreadable", r#"{"_id":"broken""#));
 
     let without_queue = function(&variables(&inlet, "xdm", &[]));
-    assert_eq!(failures(&without_queue, &event(&records)).await, [of(0, 500)], "what nobody keeps stays in the hub");
+    assert_eq!(
+        failures(&without_queue, &event(&records)).await,
+        [of(0, 500)],
+        "a record that cannot be stored stays in the hub"
+    );
     let logs = [function_.logs(), without_queue.logs()].concat();
     let line: Value = serde_json::from_str(logs.iter().find(|line| line.contains("batch ingested")).unwrap()).unwrap();
     let counts = ["Received", "Delivered", "Rejected", "records.failed"].map(|name| line[name].as_u64());
@@ -121,19 +125,19 @@ async fn failed_elements_of_a_207_are_retried_or_rejected_one_by_one() {
     let elements = |status: u16, places: &[usize], as_documented: bool| {
         Fault::from(Action::Elements { status, places: places.to_vec(), as_documented })
     };
-    // One not now, one never.
+    // One element fails for now, one for good.
     inlet.script([elements(503, &[3], false), elements(422, &[4], false)]);
     assert!(failures(&function, &event(&entities(0, 0, 10))).await.is_empty());
     let taken = ids(&inlet);
     assert_eq!(taken[..3], ["0/0", "0/1", "0/2"]);
     let last: Vec<_> = taken[taken.len() - 6..].to_vec();
-    assert_eq!(last, ["0/3", "0/4", "0/5", "0/6", "0/8", "0/9"], "from the failed one on, again and in order");
+    assert_eq!(last, ["0/3", "0/4", "0/5", "0/6", "0/8", "0/9"], "all from the failed one on, again and in order");
     let kept = rejected(&cloud).await;
     assert_eq!(kept.len(), 1, "{kept:?}");
     assert_eq!(kept[0].0, "refused");
     assert!(kept[0].1.starts_with("profiles-0 at 7: the inlet answers 422"), "{}", kept[0].1);
 
-    // As the documentation prints it, where failures have no id.
+    // The form in the documentation, in which failures have no id.
     inlet.script([elements(400, &[0, 2], true)]);
     assert!(failures(&function, &event(&entities(1, 0, 4))).await.is_empty());
     let details: Vec<String> = rejected(&cloud).await.into_iter().map(|(_, detail, _)| detail).collect();
@@ -146,7 +150,7 @@ async fn a_refused_request_is_halved_until_the_invalid_record_is_alone() {
     let cloud = Cloud::start().await;
     let inlet = inlet(None).await;
     let function = in_cloud(&cloud, variables(&inlet, "xdm", &[]));
-    // 8, 4, 2, 1: the first record is refused, alone.
+    // Requests of 8, 4, 2 and 1 records: the first record is refused, alone.
     inlet.script([Fault { times: 4, ..Fault::from(respond_with(400)) }]);
     assert!(failures(&function, &event(&entities(0, 0, 8))).await.is_empty());
     assert_eq!(ids(&inlet), (1..8).map(|n| format!("0/{n}")).collect::<Vec<_>>());

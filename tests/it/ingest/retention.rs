@@ -9,7 +9,6 @@ use tokio::time::sleep;
 
 use super::*;
 
-/// Webhook to hub to inlet, while everything fails in turns.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_event_of_the_hub_is_lost_under_faults() {
     let cloud = Cloud::start().await;
@@ -50,8 +49,8 @@ async fn no_event_of_the_hub_is_lost_under_faults() {
     let mut rounds = 0;
     loop {
         rounds += 1;
-        assert!(rounds < 500, "it makes progress");
-        // In the middle of a batch: instances die, tokens expire, commits are lost.
+        assert!(rounds < 500, "no progress");
+        // During a batch instances are killed, tokens expire, and commits are lost.
         let strike = async {
             sleep(Duration::from_millis(fastrand::u64(..60))).await;
             match rounds % 5 {
@@ -80,7 +79,7 @@ async fn no_event_of_the_hub_is_lost_under_faults() {
         match last.remove(id) {
             Some(number) => {
                 let before = order.insert(event.partition, number);
-                assert!(before.is_none_or(|before| before < number), "the last word of a partition is in order");
+                assert!(before.is_none_or(|before| before < number), "the last copies of a partition are in order");
             }
             None => assert!(
                 rejected.contains(&format!("{HUB}-{} at {}", event.partition, event.sequence_number)),
@@ -90,9 +89,9 @@ async fn no_event_of_the_hub_is_lost_under_faults() {
             ),
         }
     }
-    assert!(last.is_empty(), "nothing but the hub's events, each by its own id: {last:?}");
+    assert!(last.is_empty(), "the inlet has only events of the hub, each with its own id: {last:?}");
     assert_eq!(events.len(), 800);
-    assert!(inlet.tokens_given() > 2 && inlet.taken().len() > 800, "the faults have struck");
+    assert!(inlet.tokens_given() > 2 && inlet.taken().len() > 800, "the faults took effect");
     assert!(rejected.len() < 20, "{rejected:?}");
 }
 
@@ -111,7 +110,7 @@ async fn records_wait_in_the_hub_through_any_number_of_failed_invocations() {
     assert_eq!(inlet.taken().len(), 20);
     assert_eq!(poller.discarded(), []);
 
-    // An on-failure destination without a number of retries: the batch is skipped after ten of them.
+    // An on-failure destination without a number of retries: the batch is skipped after ten retries.
     let limits = Limits::of(&json!({ "DestinationConfig": { "OnFailure": { "Destination": "arn:aws:sqs:a:1:b" } } }));
     let mut limited = Poller::new(hub, HUB, function, None, 1000).with_limits(limits, Clock::system());
     inlet.forget();
@@ -144,7 +143,7 @@ async fn records_of_any_age_are_ingested_unless_an_age_is_set() {
     assert_eq!(inlet.taken().len(), 5);
 }
 
-/// Where a reject comes from, by its detail.
+/// The place of a rejected record, from the detail.
 fn place(detail: &str) -> String {
     detail.split(": ").next().unwrap().to_owned()
 }

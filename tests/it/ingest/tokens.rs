@@ -15,19 +15,19 @@ async fn tokens_are_cached_and_renewed_once() {
     let records = |n: u64| event(&[entities(0, n, n + 2), entities(1, n, n + 2)].concat());
     assert!(failures(&function, &records(0)).await.is_empty());
     assert!(failures(&function, &records(2)).await.is_empty());
-    assert_eq!(inlet.tokens_given(), 1, "for two invocations of two partitions");
+    assert_eq!(inlet.tokens_given(), 1, "one token for two invocations with two partitions each");
 
     inlet.revoke_tokens();
     assert!(failures(&function, &records(4)).await.is_empty());
     assert_eq!(inlet.tokens_given(), 2, "one renewal for both partitions");
 
-    // The token and the client's secret are changed together.
+    // The token and the client secret change at the same time.
     inlet.set_client_secret("another");
     cloud.change_secret("ims", &secret("another")).await;
     inlet.revoke_tokens();
     assert!(failures(&function, &records(6)).await.is_empty());
 
-    // Refused although it is new, or none to be had: an operator's matter, the records stay.
+    // The inlet refuses a new token, or no token can be obtained: only an operator can fix that, and the records stay.
     inlet.script([lasting(respond_with(401))]);
     assert_eq!(failures(&function, &records(8)).await, [of(0, 8), of(1, 8)]);
     inlet.clear_faults();
@@ -102,7 +102,7 @@ async fn tokens_with_any_form_of_lifetime_are_used() {
             assert_eq!(failed.is_empty(), is_usable, "{token}");
         }
         let tokens = peer.requests().iter().filter(|request| request.line.contains("token")).count();
-        let (_, hints) = told(&function, 2).await;
+        let (_, hints) = lines_and_hints(&function, 2).await;
         match is_usable {
             true => assert_eq!(tokens, 1, "{token}"),
             false => {

@@ -16,7 +16,7 @@ async fn a_consumer_group_serves_one_flow_of_one_tenant() {
         let refused = world.create(source, &target).await.expect(409);
         assert!(text(&refused["errorMessage"]).contains("consumer group"), "{refused}");
     }
-    // Nobody's words about another tenant's flow, and no hold of it.
+    // Another tenant cannot see or change the flow.
     let other = Caller { sandbox: OTHER_SANDBOX, ..world.api.clone() };
     for (path, op) in [("", "GET"), ("", "DELETE"), ("/action?op=disable", "POST")] {
         other.call(op, &format!("/flows/{id}{path}"), &Value::Null).await.expect(404);
@@ -24,7 +24,7 @@ async fn a_consumer_group_serves_one_flow_of_one_tenant() {
     let theirs = World { api: Caller { organisation: OTHER_ORGANISATION, ..world.api.clone() }, ..world };
     let secret = theirs.target(json!({}));
     let refused = theirs.api.post("/targetConnections", &secret).await.expect(400);
-    assert!(text(&refused["message"]).contains("params.imsSecretId"), "another organisation's client: {refused}");
+    assert!(text(&refused["message"]).contains("params.imsSecretId"), "the secret of another organisation: {refused}");
     let mut open = secret;
     for member in ["imsSecretId", "imsTokenUrl"] {
         open["params"].as_object_mut().unwrap().remove(member);
@@ -35,7 +35,7 @@ async fn a_consumer_group_serves_one_flow_of_one_tenant() {
     let refused = theirs.create(&source, &target).await.expect(409);
     assert!(!refused.to_string().contains(&id), "{refused}");
     assert_eq!((theirs.lambda.mappings().len(), theirs.lambda.aliases().len()), (1, 1));
-    // Another hub's group of that name is another one.
+    // The group of that name in another hub is free.
     let source = theirs.source(&connection, json!({ "eventHubName": OTHER_HUB, "consumerGroup": "ours" })).await;
     theirs.create(&source, &target).await.expect(201);
 }
@@ -43,7 +43,7 @@ async fn a_consumer_group_serves_one_flow_of_one_tenant() {
 #[tokio::test]
 async fn a_consumer_group_is_claimed_only_with_a_key_that_the_namespace_accepts() {
     let world = World::start().await;
-    // An attacker knows the namespace, and invents a key.
+    // An attacker has the name of the namespace, and invents a key.
     let attacker = World { api: Caller { organisation: OTHER_ORGANISATION, ..world.api.clone() }, ..world };
     let invented = json!({
         "name": "invented", "connectionSpec": spec(EVENT_HUBS),
@@ -66,13 +66,13 @@ async fn a_consumer_group_is_claimed_only_with_a_key_that_the_namespace_accepts(
     assert!(text(&refused["message"]).contains("refuses the key"), "{refused}");
     attacker.nothing_is_left().await;
 
-    // Whoever holds the key gets the default group, and the attacker does not learn of it.
+    // The holder of the key gets the default group, and the attacker does not learn about it.
     let owner = World { api: Caller { organisation: ORGANISATION, ..attacker.api.clone() }, ..attacker };
     let (own_source, own_flow) = owner.flow(json!({ "eventHubName": HUB })).await;
     let attacker = World { api: Caller { organisation: OTHER_ORGANISATION, ..owner.api.clone() }, ..owner };
     assert_eq!(attacker.create(&source, &target).await.expect(400), refused);
 
-    // A group is also claimed by a change, of the source or of the flow.
+    // A change of the source or of the flow also claims a group.
     let owner = World { api: Caller { organisation: ORGANISATION, ..attacker.api.clone() }, ..attacker };
     let path = format!("/sourceConnections/{own_source}");
     let connection = text(&owner.api.item(&path).await["baseConnectionId"]);
@@ -90,7 +90,7 @@ async fn a_consumer_group_is_claimed_only_with_a_key_that_the_namespace_accepts(
     refused_key(owner.api.patch(&format!("/flows/{own_flow}"), "*", &by_flow).await.expect(400));
     assert_eq!(owner.groups().await, [format!("GROUP#{}#{HUB}#platform-ingest-{HUB}", host(&owner.hub))]);
 
-    // A namespace that can't be reached proves nothing either.
+    // An unreachable namespace does not accept the key either.
     owner.hub.shutdown().await;
     owner.api.patch(&path, "*", &group).await.expect(503);
 }

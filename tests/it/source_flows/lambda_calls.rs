@@ -3,7 +3,7 @@
 use super::*;
 use crate::aws::boto3;
 
-/// botocore checks requests and answers against the service's own model.
+/// Compares through botocore, which checks requests and responses against the service's own model.
 #[tokio::test(flavor = "multi_thread")]
 async fn boto3_makes_the_same_calls_and_reads_the_same_responses() {
     let world = World::start().await;
@@ -76,12 +76,12 @@ print(json.dumps({{
 }}))
 "#
     );
-    let told = boto3(&world.lambda.url(), &script);
-    assert_eq!(told["states"], json!(["Creating", "Disabling", "Disabled", "Deleting"]));
-    assert_eq!((&told["listed"], &told["modified"], &told["arn"]), (&json!(true), &json!(true), &json!(true)));
-    let (there, gone, wrong) =
+    let results = boto3(&world.lambda.url(), &script);
+    assert_eq!(results["states"], json!(["Creating", "Disabling", "Disabled", "Deleting"]));
+    assert_eq!((&results["listed"], &results["modified"], &results["arn"]), (&json!(true), &json!(true), &json!(true)));
+    let (conflict, gone, invalid) =
         ("ResourceConflictException", "ResourceNotFoundException", "InvalidParameterValueException");
-    assert_eq!(told["refused"], json!([there, there, gone, gone, wrong]));
-    let unknown = told["unknown"].as_object().unwrap();
+    assert_eq!(results["refused"], json!([conflict, conflict, gone, gone, invalid]));
+    let unknown = results["unknown"].as_object().unwrap();
     assert!(unknown.len() >= 6 && unknown.values().all(|members| *members == json!([])), "{unknown:?}");
 }

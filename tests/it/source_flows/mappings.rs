@@ -12,16 +12,16 @@ async fn a_hubs_events_reach_the_inlet_until_the_flow_is_disabled_or_deleted() {
     let target = world.api.post("/targetConnections", &world.target(json!({}))).await.id();
     let created = world.create(&source, &target).await.expect(201);
     let id = text(&created["id"]);
-    assert_eq!(created["consumerGroup"], format!("platform-ingest-{HUB}"), "what $Default stands for");
+    assert_eq!(created["consumerGroup"], format!("platform-ingest-{HUB}"), "the group for $Default");
     assert_eq!(created.get("webhookUrl"), None);
     world.arrives("before").await;
     world.send("enabled").await;
     world.arrives("enabled").await;
 
-    // In the order that is asked for, with all that the mapping needs.
-    let made: Vec<String> =
+    // The calls are made in the required order, with all that the mapping needs.
+    let calls: Vec<String> =
         world.lambda.calls().into_iter().map(|(name, _)| name).filter(|name| name.starts_with("Create")).collect();
-    assert_eq!(made, ["CreateAlias", "CreateEventSourceMapping"]);
+    assert_eq!(calls, ["CreateAlias", "CreateEventSourceMapping"]);
     assert_eq!(world.lambda.aliases(), [format!("flow-{id}")]);
     let mapping = world.mapping();
     assert!(text(&mapping["FunctionArn"]).ends_with(&format!(":function:platform-ingest:flow-{id}")));
@@ -56,7 +56,7 @@ async fn a_hubs_events_reach_the_inlet_until_the_flow_is_disabled_or_deleted() {
 
 /// The settings that decide which records a mapping discards or retries.
 fn settings(mapping: &Value) -> Value {
-    // A parameter of the template may be a text.
+    // Parameters of the template may be text.
     let number = |name: &str| match &mapping[name] {
         Value::String(text) => text.parse::<i64>().unwrap().into(),
         other => other.clone(),
@@ -100,7 +100,7 @@ async fn the_next_change_of_a_flow_removes_the_limits_of_an_older_mapping() {
     ] {
         assert!(http.put(&url).body(older.to_string()).send().await.unwrap().status().is_success());
         assert_ne!(settings(&world.mapping()), current, "{older}");
-        // The flow is enabled already: nothing else of it changes.
+        // The flow is already enabled: no other setting changes.
         world.api.post(&format!("/flows/{id}/action?op=enable"), &Value::Null).await.expect(200);
         assert_eq!(settings(&world.mapping()), current, "{older}");
         assert_eq!(world.mapping()["State"], "Enabled");
@@ -135,7 +135,7 @@ async fn a_changed_source_changes_the_mapping_of_its_flow() {
     assert_eq!(world.groups().await, [format!("GROUP#{}#{HUB}#two", host(&world.hub))]);
     world.arrives("moved").await;
 
-    // Lambda fails after the table was written: the same again mends it.
+    // Lambda fails after the table was written: repeating the change completes it.
     let back = json!([{ "op": "replace", "path": "/params/consumerGroup", "value": "three" }]);
     world.fail("CreateEventSourceMapping", UNAVAILABLE, ALWAYS, false);
     world.api.patch(&path, "*", &back).await.expect(503);
@@ -143,21 +143,21 @@ async fn a_changed_source_changes_the_mapping_of_its_flow() {
     world.api.patch(&path, "*", &back).await.expect(200);
     assert_eq!(world.mapping()["SelfManagedKafkaEventSourceConfig"]["ConsumerGroupId"], "three");
     assert_eq!(world.groups().await, [format!("GROUP#{}#{HUB}#three", host(&world.hub))]);
-    // The table fails: nothing has changed.
+    // The table fails: nothing changes.
     world.table.fail(TRANSACT, AwsFault::Unavailable);
     world.api.patch(&path, "*", &moved).await.expect(503);
-    world.table.heal(TRANSACT);
+    world.table.recover(TRANSACT);
     assert_eq!(world.mapping()["SelfManagedKafkaEventSourceConfig"]["ConsumerGroupId"], "three");
     assert_eq!(world.groups().await, [format!("GROUP#{}#{HUB}#three", host(&world.hub))]);
 
-    // Another source of the same connection, by the flow.
+    // A patch of the flow selects another source of the same connection.
     let connection = text(&world.api.item(&path).await["baseConnectionId"]);
     let other = world.source(&connection, json!({ "eventHubName": OTHER_HUB })).await;
     let by_flow = json!([{ "op": "replace", "path": "/sourceConnectionIds", "value": [other] }]);
     world.api.patch(&format!("/flows/{id}"), "*", &by_flow).await.expect(200);
     assert_eq!(world.mapping()["Topics"], json!([OTHER_HUB]));
     assert_eq!(world.groups().await.len(), 1);
-    // A connection that is read by does not move; its key may change.
+    // A connection with a mapping cannot move to another namespace; its key may change.
     let elsewhere = emulator(&[HUB, OTHER_HUB]).await;
     let secret = world.mapping()["SourceAccessConfigurations"].clone();
     let patch = |member: &str, value: &str| json!([{ "op": "replace", "path": format!("/auth/params/{member}"), "value": value }]);
@@ -183,7 +183,7 @@ async fn a_change_waits_for_a_mapping_that_is_being_changed() {
     assert_eq!(
         attribute(&world.cloud, &format!("FLOW#{id}"), "state").await.unwrap(),
         "disabled",
-        "it stops all the same"
+        "the flow is disabled nevertheless"
     );
     world.lambda.clear_faults();
     world.api.post(&disable, &Value::Null).await.expect(200);

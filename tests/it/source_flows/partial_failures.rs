@@ -22,20 +22,20 @@ async fn a_creation_or_deletion_that_fails_halfway_is_undone_or_completed() {
     world.fail("CreateEventSourceMapping", (400, "InvalidParameterValueException"), 1, false);
     world.create(&source, &target).await.expect(400);
     world.nothing_is_left().await;
-    // The table fails after the mapping was made.
+    // The table fails after the mapping was created.
     world.table.fail(TRANSACT, AwsFault::Unavailable);
     world.create(&source, &target).await.expect(503);
-    world.table.heal(TRANSACT);
+    world.table.recover(TRANSACT);
     world.nothing_is_left().await;
-    // It writes, and does not say so.
+    // The table stores the items, and the response is lost.
     world.table.fail(TRANSACT, AwsFault::ResetAfter);
     let created = world.create(&source, &target).await.expect(201);
-    world.table.heal(TRANSACT);
+    world.table.recover(TRANSACT);
     let id = text(&created["id"]);
     world.api.item(&format!("/flows/{id}")).await;
     assert_eq!(world.lambda.aliases(), [format!("flow-{id}")]);
     assert_eq!(world.mapping()["State"], "Enabled");
-    // Deleted by halves, and then wholly.
+    // Deletion fails at each step, and then succeeds.
     for (operation, done) in [
         ("DeleteEventSourceMapping", false),
         ("DeleteEventSourceMapping", true),
@@ -43,7 +43,7 @@ async fn a_creation_or_deletion_that_fails_halfway_is_undone_or_completed() {
         ("DeleteAlias", true),
     ] {
         world.fail(operation, UNAVAILABLE, ALWAYS, done);
-        // A repeat finds it gone, as it was asked for.
+        // A retry finds that the resource is already gone.
         let status = world.api.delete(&format!("/flows/{id}")).await.status;
         world.lambda.clear_faults();
         assert!(status == 503 || (done && status == 204), "{operation}: {status}");
@@ -65,15 +65,15 @@ async fn the_next_call_removes_what_a_killed_call_left() {
     let abandon = async || {
         let mut held = world.table.hold(TRANSACT);
         tokio::select! {
-            _ = world.create(&source, &target) => panic!("it waits for the table"),
+            _ = world.create(&source, &target) => panic!("the call waits for the table"),
             () = held.came() => {}
         }
         assert_eq!((world.lambda.mappings().len(), world.groups().await.len()), (1, 1));
-        // The instance was killed with the call: what it had sent is not passed on.
+        // The instance was killed during the call: its request is not passed on.
         world.table.fail(TRANSACT, AwsFault::Reset);
         drop(held);
         sleep(Duration::from_millis(200)).await;
-        world.table.heal(TRANSACT);
+        world.table.recover(TRANSACT);
     };
     abandon().await;
     let refused = world.create(&source, &target).await.expect(409);
@@ -85,7 +85,7 @@ async fn the_next_call_removes_what_a_killed_call_left() {
     assert_eq!(world.groups().await.len(), 1);
     assert_eq!(world.api.delete(&format!("/flows/{}", text(&created["id"]))).await.status, 204);
     world.nothing_is_left().await;
-    // Also where nobody wants that group again.
+    // The same if no later call needs that group.
     abandon().await;
     world.age().await;
     let other = world.source(&connection, json!({ "eventHubName": OTHER_HUB })).await;

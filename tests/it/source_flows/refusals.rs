@@ -29,14 +29,14 @@ async fn values_with_which_a_flow_cannot_be_served_return_400() {
         let refused = world.api.post("/sourceConnections", &source).await.expect(400);
         assert!(text(&refused["message"]).contains("params.consumerGroup"), "{refused}");
     }
-    // Raw records have no batches: known only with both ends.
+    // Raw records have no batches: only a flow with both connections shows the contradiction.
     let source = world.source(&connection, json!({ "eventHubName": HUB })).await;
     let target = world.api.post("/targetConnections", &world.target(json!({ "batchMax": 10 }))).await.id();
     world.create(&source, &target).await.expect(400);
-    // Without an inlet a flow is kept, and nothing serves it.
-    let mut kept = world.target(json!({}));
-    kept["params"] = json!({ "dataSetId": "d" });
-    let target = world.api.post("/targetConnections", &kept).await.id();
+    // A flow without an inlet is stored, and no function serves it.
+    let mut without_inlet = world.target(json!({}));
+    without_inlet["params"] = json!({ "dataSetId": "d" });
+    let target = world.api.post("/targetConnections", &without_inlet).await.id();
     let created = world.create(&source, &target).await.expect(201);
     assert_eq!(created.get("consumerGroup"), None);
     assert!(world.lambda.calls().is_empty());

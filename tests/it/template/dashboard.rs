@@ -18,12 +18,12 @@ fn every_reference_resolves_with_any_part_switched_on() {
         for output in stack.template["Outputs"].as_object().unwrap().values().filter(|output| stack.has(output)) {
             stack.resolve(output);
         }
-        let makes_topic = !given.iter().any(|(name, _)| *name == "AlarmTopicArn");
-        assert_eq!(resources.contains_key("AlarmTopic"), makes_topic);
+        let creates_topic = !given.iter().any(|(name, _)| *name == "AlarmTopicArn");
+        assert_eq!(resources.contains_key("AlarmTopic"), creates_topic);
         let has_email = given.iter().any(|(name, _)| *name == "AlarmEmail");
         assert_eq!(resources.contains_key("AlarmSubscription"), has_email);
         for (name, alarm) in of_type(&resources, "AWS::CloudWatch::Alarm") {
-            let expected = if makes_topic { "AlarmTopic" } else { topic };
+            let expected = if creates_topic { "AlarmTopic" } else { topic };
             assert_eq!(alarm["AlarmActions"], json!([expected]), "{name}");
         }
         let dashboard = dashboard(&resources);
@@ -31,17 +31,18 @@ fn every_reference_resolves_with_any_part_switched_on() {
         let limit =
             dashboard.iter().find_map(|widget| widget["properties"]["annotations"]["horizontal"][0]["value"].as_u64());
         assert_eq!(limit, Some(units.parse::<u64>().unwrap() * 1000));
-        // Alarms that are there are shown, each once.
+        // Every alarm is shown once.
         let shown: Vec<&str> =
             dashboard[0]["properties"]["alarms"].as_array().unwrap().iter().map(|arn| arn.as_str().unwrap()).collect();
-        let there: BTreeSet<String> =
+        let existing: BTreeSet<String> =
             of_type(&resources, "AWS::CloudWatch::Alarm").map(|(name, _)| format!("{name}/Arn")).collect();
-        assert_eq!(shown.len(), there.len());
-        assert_eq!(shown.into_iter().map(str::to_owned).collect::<BTreeSet<_>>(), there);
+        assert_eq!(shown.len(), existing.len());
+        assert_eq!(shown.into_iter().map(str::to_owned).collect::<BTreeSet<_>>(), existing);
     }
 }
 
-/// The metrics of SQS in use, as its developer guide spells them: CloudWatch accepts any name and shows nothing for a wrong one.
+/// The SQS metrics in use, with their names from its developer guide: CloudWatch accepts any name, and shows no data for a wrong
+/// one.
 const SQS_METRICS: [&str; 9] = [
     "ApproximateAgeOfOldestMessage",
     "ApproximateAgeOfOldestMessageInQuietGroups",
@@ -58,7 +59,7 @@ const SQS_METRICS: [&str; 9] = [
 fn dashboard_and_alarms_use_only_metrics_that_exist() {
     let stack = Stack::new(&EVERYTHING);
     let resources = stack.resources();
-    let ours: BTreeSet<&str> = metrics::METRICS.iter().map(|metric| metric.name).collect();
+    let known: BTreeSet<&str> = metrics::METRICS.iter().map(|metric| metric.name).collect();
     let kinds: BTreeSet<String> = fs::read_dir(root().join("functions"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -68,8 +69,8 @@ fn dashboard_and_alarms_use_only_metrics_that_exist() {
         let dimension = dimensions.first().map(String::as_str);
         match (namespace.as_str(), dimension) {
             (metrics::NAMESPACE, _) => {
-                assert!(ours.contains(name.as_str()), "{place}: no function makes {name}");
-                assert!(of.is_none_or(|kind| kinds.contains(kind)), "{place}: {of:?} is no kind");
+                assert!(known.contains(name.as_str()), "{place}: no function produces {name}");
+                assert!(of.is_none_or(|kind| kinds.contains(kind)), "{place}: {of:?} is not a kind");
             }
             ("AWS/SQS", Some("QueueName")) => {
                 assert!(SQS_METRICS.contains(&name.as_str()), "{place}: SQS has no metric {name}");
@@ -98,18 +99,18 @@ fn dashboard_and_alarms_use_only_metrics_that_exist() {
         let side = |name: &str| widget[name].as_u64().unwrap();
         for x in side("x")..side("x") + side("width") {
             for y in side("y")..side("y") + side("height") {
-                assert!(x < 24 && taken.insert((x, y)), "{place} lies on another widget, or beside the dashboard");
+                assert!(x < 24 && taken.insert((x, y)), "{place} overlaps another widget, or is outside the dashboard");
             }
         }
     }
-    for metric in &ours {
+    for metric in &known {
         assert!(shown.contains(*metric), "{metric} is not on the dashboard");
     }
     for (name, alarm) in of_type(&resources, "AWS::CloudWatch::Alarm") {
         let metrics = metrics_of_alarm(alarm);
-        assert!(!metrics.is_empty() && metrics.len() <= 10, "CloudWatch takes ten metrics: {name}");
+        assert!(!metrics.is_empty() && metrics.len() <= 10, "CloudWatch accepts ten metrics: {name}");
         metrics.iter().for_each(|metric| check(name, metric));
-        // An expression names queries that there are, and one of them is what the alarm looks at.
+        // An expression names existing queries, and the alarm evaluates one of them.
         let queries = alarm["Metrics"].as_array().map_or(&[][..], Vec::as_slice);
         let ids: BTreeSet<&str> = queries.iter().map(|query| query["Id"].as_str().unwrap()).collect();
         for expression in queries.iter().filter_map(|query| query["Expression"].as_str()) {
@@ -151,8 +152,8 @@ fn every_case_for_an_operator_has_an_alarm_and_every_alarm_is_explained() {
     for (name, block) in functions(&template) {
         let kind = block["Properties"]["CodeUri"].as_str().unwrap().strip_prefix("functions/").unwrap();
         let events = block["Properties"]["Events"].to_string();
-        let (is_kind, is_way_back) = (events.contains("\"Api\""), events.contains("SelfManagedKafka"));
-        if is_kind || is_way_back {
+        let (is_kind, is_ingest) = (events.contains("\"Api\""), events.contains("SelfManagedKafka"));
+        if is_kind || is_ingest {
             for metric in ["ErrorsTimeout", "ErrorsInvalidCredentials", "ErrorsOther"] {
                 assert!(is_watched(metric, kind), "{metric} of {name}");
             }
@@ -191,7 +192,7 @@ fn the_queue_of_each_kind_has_an_age_alarm_with_its_parameter() {
         .filter(|(name, _)| name.ends_with("QueueAgeAlarm"))
         .map(|(_, alarm)| alarm)
         .collect();
-    assert_eq!(alarms.len(), queue_mappings(&resources).len() - 1, "redelivery's queue has ParkedAgeAlarm");
+    assert_eq!(alarms.len(), queue_mappings(&resources).len() - 1, "the queue of redelivery has ParkedAgeAlarm");
     for alarm in alarms {
         assert_eq!(alarm["MetricName"], "ApproximateAgeOfOldestMessage");
         assert_eq!(alarm["ComparisonOperator"], "GreaterThanThreshold");
@@ -215,9 +216,9 @@ fn parking_has_alarms_for_the_in_flight_quota_and_for_healthy_hubs_that_wait() {
         assert_eq!(alarm["Threshold"], threshold, "{name}");
     }
     let quiet = &resources["ParkedQuietAgeAlarm"]["Properties"];
-    assert!(quiet["EvaluationPeriods"].as_u64().unwrap() >= 3, "fairness sets in after some minutes");
+    assert!(quiet["EvaluationPeriods"].as_u64().unwrap() >= 3, "fairness takes effect after some minutes");
     assert!(quiet.get("DatapointsToAlarm").is_none(), "every period has to breach");
-    // The dashboard shows the same number against the quota, and the threshold beside it.
+    // The dashboard shows the same number with the quota and the threshold.
     let widgets = dashboard(&resources);
     let in_flight = widgets.iter().find(|widget| {
         let metrics = metrics_of(widget);

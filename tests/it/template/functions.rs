@@ -44,7 +44,7 @@ fn functions_are_traced_logs_expire_and_apis_have_limits() {
         assert!(limits["ThrottlingRateLimit"].is_u64() && limits["ThrottlingBurstLimit"].is_u64(), "{name}: {limits}");
     }
     assert_eq!(apis, 2);
-    // Lambda drops lines below the level, and metrics are made of INFO lines.
+    // Lambda drops lines below the level, and CloudWatch extracts metrics from INFO lines.
     assert_eq!(template()["Parameters"]["LogLevel"]["AllowedValues"], json!(["TRACE", "DEBUG", "INFO"]));
 }
 
@@ -65,7 +65,7 @@ fn every_folder_of_a_function_has_its_block() {
         assert_eq!(block["Metadata"]["BuildMethod"], "rust-cargolambda");
         let manifest = read(&format!("{uri}/Cargo.toml"));
         assert!(manifest.contains(&format!("name = \"{folder}\"")), "package, binary and folder have one name");
-        assert!(!manifest.contains("[[bin]]"), "one binary per package, called like it");
+        assert!(!manifest.contains("[[bin]]"), "one binary per package, with the name of the package");
         blocks.push(folder.to_owned());
     }
     blocks.sort_unstable();
@@ -89,7 +89,7 @@ fn variables_of_the_template_are_documented() {
     let environment: Value = serde_json::from_str(&read("events/env.json")).unwrap();
     let blocks: BTreeSet<&str> = functions(&template).iter().map(|(name, _)| *name).collect();
     for block in &blocks {
-        // `sam local` would put in the names of the template's resources, which are no URLs.
+        // `sam local` would insert the names of the template's resources, which are not URLs.
         for variable in ["PARKING_QUEUE_URL", "REJECTED_QUEUE_URL"] {
             assert!(environment[block][variable].is_string(), "{variable} of {block} in events/env.json");
         }
@@ -109,7 +109,7 @@ fn variables_of_the_template_are_documented() {
 fn the_translated_template_passes_cfn_lint() {
     let file = std::env::temp_dir().join(format!("translated-{}.json", std::process::id()));
     fs::write(&file, &*TRANSLATED).unwrap();
-    // What SAM makes of a function with a condition says the condition again in all of its parts.
+    // SAM repeats the condition of a function in every resource that it creates for the function.
     let linted = Command::new(virtual_environment().join("bin/cfn-lint"))
         .args(["--ignore-checks", "W1028", "--"])
         .arg(&file)
@@ -152,7 +152,7 @@ fn the_control_api_alone_has_an_authorizer_and_writes_flows() {
         }
     }
     assert!(resources["Api"]["Properties"].get("Auth").is_none(), "webhooks have none");
-    // Who gives no issuer has no control API, and nothing that asks for one.
+    // Without an issuer, neither the control API nor any resource that refers to it is created.
     assert_eq!(template["Parameters"]["TokenIssuer"]["Default"], "");
     let without_issuer = &template["Conditions"]["HasControlApi"]["Fn::Not"][0]["Fn::Equals"];
     assert_eq!(*without_issuer, serde_json::json!([{ "Ref": "TokenIssuer" }, ""]));
@@ -163,8 +163,8 @@ fn the_control_api_alone_has_an_authorizer_and_writes_flows() {
     for (name, resource) in resources.as_object().unwrap().iter().filter(|(name, _)| *name != "Dashboard") {
         let needs_issuer = ["TokenIssuer", "FlowService.", "\"FlowService\"", "ControlApi"];
         let text = resource.to_string();
-        let is_ours = resource["Condition"] == "HasControlApi";
-        assert!(is_ours || !needs_issuer.iter().any(|needed| text.contains(needed)), "{name}");
+        let is_conditional = resource["Condition"] == "HasControlApi";
+        assert!(is_conditional || !needs_issuer.iter().any(|needed| text.contains(needed)), "{name}");
     }
     assert_eq!(template["Globals"]["Function"]["Environment"]["Variables"]["FLOWS_TABLE"]["Ref"], "FlowsTable");
     let kinds = resources["FunctionBasics"]["Properties"]["PolicyDocument"]["Statement"].to_string();
@@ -173,27 +173,27 @@ fn the_control_api_alone_has_an_authorizer_and_writes_flows() {
         assert!(rights.contains("dynamodb:GetItem") && rights.contains("/flows/"), "{rights}");
         assert!(!rights.contains("dynamodb:PutItem") && !rights.contains("CreateSecret"), "{rights}");
     }
-    // Runs are read from where all functions log.
+    // The control API reads runs from the log group of all functions.
     assert_eq!(template["Globals"]["Function"]["LoggingConfig"]["LogGroup"]["Ref"], "FunctionLogs");
     let variables = &resources["FlowService"]["Properties"]["Environment"]["Variables"];
     assert_eq!(variables["LOG_GROUP"]["Ref"], "FunctionLogs");
     let control = resources["FlowServiceRole"]["Properties"]["Policies"][0].to_string();
     assert!(control.contains("logs:FilterLogEvents") && !kinds.contains("logs:FilterLogEvents"));
-    // Flows from a hub change the function that serves them, and no other one.
+    // Flows from a hub may change only the function that serves them.
     let statements = &resources["FlowServiceRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"];
     let of_lambda = statements.as_array().unwrap().iter().filter(|statement| statement.to_string().contains("lambda:"));
     for statement in of_lambda.filter(|statement| statement["Action"] != "lambda:ListEventSourceMappings") {
-        let told = [&statement["Resource"], &statement["Condition"]["ArnLike"]["lambda:FunctionArn"]];
-        assert!(told.iter().any(|arns| arns.to_string().matches("PlatformIngest").count() == 2), "{statement}");
+        let arns = [&statement["Resource"], &statement["Condition"]["ArnLike"]["lambda:FunctionArn"]];
+        assert!(arns.iter().any(|arns| arns.to_string().matches("PlatformIngest").count() == 2), "{statement}");
     }
     assert_eq!(variables["PLATFORM_INGEST_FUNCTION"]["Ref"], "PlatformIngest");
     for always in ["PlatformIngest", "PlatformIngestRole"] {
         assert!(resources[always].get("Condition").is_none(), "{always}");
     }
     assert_eq!(resources["PlatformIngestHub"]["Condition"], "HasSource");
-    // The table that tests and local runs use is the same one.
-    let (ours, table) = (local::run::flows_table("flows"), &resources["FlowsTable"]["Properties"]);
+    // Tests and local runs use the same table definition.
+    let (local, table) = (local::run::flows_table("flows"), &resources["FlowsTable"]["Properties"]);
     for member in ["AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode"] {
-        assert_eq!(ours[member], table[member], "{member}");
+        assert_eq!(local[member], table[member], "{member}");
     }
 }

@@ -26,7 +26,7 @@ fn queue_mappings_return_only_failed_records() {
             assert!(queue["RedrivePolicy"]["maxReceiveCount"].as_u64().unwrap() >= 5, "{name}");
         }
     }
-    // The control API and the way back have no queue.
+    // The control API and platform-ingest have no queue.
     assert_eq!(queues, functions(&template).len() - 2);
 }
 
@@ -145,7 +145,7 @@ fn every_queue_denies_requests_without_tls() {
         protected.extend(policy["Queues"].as_array().unwrap().iter().map(|queue| queue.as_str().unwrap().to_owned()));
     }
     protected.sort_unstable();
-    // A second policy of one queue would replace the first.
+    // A second policy of a queue would replace the first one.
     let queues: Vec<&str> = of_type(&resources, "AWS::SQS::Queue").map(|(name, _)| name).collect();
     assert_eq!(protected, queues);
 }

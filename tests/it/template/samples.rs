@@ -37,7 +37,7 @@ async fn sample_events_are_delivered() {
             (_, Some(records)) => {
                 assert!(system.failures(records.as_array().unwrap()).await.is_empty(), "{}", path.display());
             }
-            _ => panic!("{file} is no event"),
+            _ => panic!("{file} is not an event"),
         }
         samples += 1;
         assert!(system.stored() > 0, "{}", path.display());
@@ -45,7 +45,7 @@ async fn sample_events_are_delivered() {
     assert_eq!(samples, 7);
 }
 
-/// How many messages reach the hub, once the parked envelope is for the hub of this test.
+/// Number of messages that reach the hub, after the parked envelope was changed to the hub of this test.
 async fn redelivered(event: &Value, environment: &Value) -> usize {
     let record = &event["Records"][0];
     let mut envelope: Value = serde_json::from_str(&unpacked(record["body"].as_str().unwrap()).unwrap()).unwrap();
