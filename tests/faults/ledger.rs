@@ -17,13 +17,13 @@ use super::system::{FLOWS, System};
 /// Sort of an event, by the promise for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sort {
-    Good,
+    Valid,
     /// Valid, in an array with an invalid event: refused together, or each alone.
-    BesideBad,
+    WithInvalid,
     /// Must not arrive anywhere.
     Unauthenticated,
     /// Can't be mapped: stored in the rejected queue.
-    Bad,
+    Invalid,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,7 +92,7 @@ impl Ledger {
         for id in ids {
             let entry = entries.get_mut(id).unwrap();
             entry.response = LastResponse::Status(status);
-            good |= entry.sort == Sort::Good;
+            good |= entry.sort == Sort::Valid;
         }
         if good {
             self.latencies.lock().unwrap().push(after);
@@ -106,7 +106,7 @@ impl Ledger {
 
     /// Notes an event that is parked from the beginning, and so accepted.
     pub fn parked(&self, id: &str, flow: usize) {
-        self.sent(id, flow, Sort::Good, Way::Parked);
+        self.sent(id, flow, Sort::Valid, Way::Parked);
         self.handled(id);
     }
 
@@ -218,7 +218,7 @@ impl Ledger {
                     }
                     continue;
                 }
-                Sort::Bad => {
+                Sort::Invalid => {
                     let kept = rejected.contains(id);
                     report.rejected += usize::from(kept);
                     // The sender of a webhook received the error; for a queue record there is only the rejected queue.
@@ -227,7 +227,7 @@ impl Ledger {
                     }
                     continue;
                 }
-                Sort::Good | Sort::BesideBad => {}
+                Sort::Valid | Sort::WithInvalid => {}
             }
             let accepted = entry.response.accepted();
             report.accepted += usize::from(accepted);
@@ -248,13 +248,13 @@ impl Ledger {
             }
             report.parked += usize::from(still_parked.is_some() && times == 0);
             if let LastResponse::Status(status @ 400..=499) = entry.response
-                && entry.sort == Sort::Good
+                && entry.sort == Sort::Valid
             {
                 let problem = format!("{id} of {flow:?} got status {status}");
                 report.violation(&mut |report| &mut report.wrongly_refused, problem);
             }
             report.not_accepted += usize::from(!accepted);
-            let must_arrive = accepted || (self.senders_never_repeat && entry.sort == Sort::Good);
+            let must_arrive = accepted || (self.senders_never_repeat && entry.sort == Sort::Valid);
             if must_arrive && times == 0 && still_parked.is_none() {
                 let problem = format!("{id} of {flow:?} by {:?}, response {:?}", entry.way, entry.response);
                 report.violation(&mut |report| &mut report.lost, problem);
@@ -371,7 +371,7 @@ impl Report {
 
     /// Number of webhooks' valid events that got this status.
     pub fn responses(&self, status: u16) -> usize {
-        self.responses.get(&(Way::Webhook, Sort::Good, status.to_string())).copied().unwrap_or_default()
+        self.responses.get(&(Way::Webhook, Sort::Valid, status.to_string())).copied().unwrap_or_default()
     }
 }
 

@@ -178,7 +178,7 @@ impl Sender {
             let flow = flows[self.rng.usize(..flows.len())];
             match self.rng.u32(..100) {
                 0..3 if self.plan.mixed => self.unauthenticated(flow, n).await,
-                3 if self.plan.mixed => self.bad(flow, n).await,
+                3 if self.plan.mixed => self.invalid(flow, n).await,
                 4..10 if self.plan.mixed && FLOWS[flow].kind != "dataverse-event" => {
                     let mut all = vec![n];
                     for _ in 0..self.rng.u32(1..4) {
@@ -186,21 +186,21 @@ impl Sender {
                     }
                     self.array(flow, &all).await;
                 }
-                _ => self.good(flow, n).await,
+                _ => self.valid(flow, n).await,
             }
         }
     }
 
-    async fn good(&mut self, flow: usize, n: u64) {
+    async fn valid(&mut self, flow: usize, n: u64) {
         let event = event(FLOWS[flow].kind, self.plan.seed, n);
-        self.ledger.sent(&event.id, flow, Sort::Good, Way::Webhook);
+        self.ledger.sent(&event.id, flow, Sort::Valid, Way::Webhook);
         let (status, after) = self.post(&FLOWS[flow], Some(&FLOWS[flow].token()), event.body).await;
         self.ledger.answered(&[event.id], status, after);
     }
 
-    async fn bad(&mut self, flow: usize, n: u64) {
+    async fn invalid(&mut self, flow: usize, n: u64) {
         let event = unmappable(FLOWS[flow].kind, self.plan.seed, n);
-        self.ledger.sent(&event.id, flow, Sort::Bad, Way::Webhook);
+        self.ledger.sent(&event.id, flow, Sort::Invalid, Way::Webhook);
         let (status, after) = self.post(&FLOWS[flow], Some(&FLOWS[flow].token()), event.body).await;
         assert!(!(200..300).contains(&status), "an invalid event got {status}");
         self.ledger.answered(&[event.id], status, after);
@@ -221,10 +221,10 @@ impl Sender {
     /// Sends an array. Every fourth has an invalid element.
     async fn array(&mut self, flow: usize, numbers: &[u64]) {
         let kind = FLOWS[flow].kind;
-        let bad = self.rng.u32(..4) == 0;
-        let sort = if bad { Sort::BesideBad } else { Sort::Good };
+        let has_invalid = self.rng.u32(..4) == 0;
+        let sort = if has_invalid { Sort::WithInvalid } else { Sort::Valid };
         let (mut ids, mut bodies) = (Vec::new(), Vec::new());
-        if bad {
+        if has_invalid {
             bodies.push("7".to_owned());
         }
         for n in numbers {
@@ -339,9 +339,10 @@ impl Queue {
     fn record(&mut self, n: u64) -> Record {
         let flows = flows_of(Some(self.kind));
         let flow = flows[self.rng.usize(..flows.len())];
-        let bad = self.plan.mixed && self.rng.u32(..200) == 0;
-        let event = if bad { unmappable(self.kind, self.plan.seed, n) } else { event(self.kind, self.plan.seed, n) };
-        let sort = if bad { Sort::Bad } else { Sort::Good };
+        let is_invalid = self.plan.mixed && self.rng.u32(..200) == 0;
+        let event =
+            if is_invalid { unmappable(self.kind, self.plan.seed, n) } else { event(self.kind, self.plan.seed, n) };
+        let sort = if is_invalid { Sort::Invalid } else { Sort::Valid };
         self.ledger.sent(&event.id, flow, sort, Way::Queue);
         // Records of the default flow may name it or not.
         let flow = Some(FLOWS[flow].id).filter(|flow| *flow != "default" || self.rng.bool());

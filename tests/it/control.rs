@@ -252,7 +252,7 @@ fn credentials(hub: &Emulator) -> Vec<(&'static str, String)> {
         ("NAMESPACE", host(hub)),
         ("EVENT_HUB_NAMESPACE", host(hub)),
         ("EVENT_HUB_NAME", HUB.to_owned()),
-        ("CONSUMER_GROUP", "ours".to_owned()),
+        ("CONSUMER_GROUP", "readers".to_owned()),
         ("TENANT_ID", "acme".to_owned()),
         ("SEGMENT_ID", AUDIENCE_ID.to_owned()),
     ]

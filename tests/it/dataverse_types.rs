@@ -129,9 +129,9 @@ async fn types_without_an_xml_form_are_rejected_with_their_place_and_pass_as_jso
         ),
     ] {
         assert_eq!(system.post(event).await.problem(400), detail);
-        let kept = cloud.take(&cloud.rejected).await;
-        assert_eq!(kept.len(), 1);
-        let reject: Value = serde_json::from_str(kept[0]["Body"].as_str().unwrap()).unwrap();
+        let rejects = cloud.take(&cloud.rejected).await;
+        assert_eq!(rejects.len(), 1);
+        let reject: Value = serde_json::from_str(rejects[0]["Body"].as_str().unwrap()).unwrap();
         assert_eq!((&reject["reason"], &reject["detail"]), (&json!("unmappable"), &json!(detail)));
         assert_eq!(unpacked(reject["body"].as_str().unwrap()), event.as_bytes());
         assert_eq!(system.stored(), 0);

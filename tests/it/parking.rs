@@ -202,9 +202,9 @@ async fn each_flow_of_the_table_delivers_to_its_own_hub() {
     let failures = function.invoke(batch.clone().into_bytes()).await.unwrap();
     assert_eq!(failures, br#"{"batchItemFailures":[{"itemIdentifier":"flow-c"}]}"#, "records of a disabled flow wait");
     assert_eq!((here.events(HUB).len(), here.events("a").len(), there.events("b").len()), (1, 2, 1));
-    let kept = rejected(&cloud.take(&cloud.rejected).await);
-    assert_eq!(kept.len(), 1);
-    assert_eq!((&kept[0]["flow"], &kept[0]["reason"]), (&json!("flow-x"), &json!("unknown_flow")));
+    let rejects = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!(rejects.len(), 1);
+    assert_eq!((&rejects[0]["flow"], &rejects[0]["reason"]), (&json!("flow-x"), &json!("unknown_flow")));
 
     // The same while no hub responds: the messages are parked by flow, and delivered to their own hub.
     for hub in [&here, &there] {
@@ -251,9 +251,9 @@ async fn parked_messages_follow_a_flow_that_was_moved_disabled_or_deleted() {
         reported["Attributes"]["ApproximateNumberOfMessages"] == "1"
     })
     .await;
-    let kept = rejected(&cloud.take(&cloud.rejected).await);
-    assert_eq!((&kept[0]["source"], &kept[0]["reason"]), (&json!("parking"), &json!("unknown_flow")));
-    let envelope: Value = serde_json::from_slice(&unpacked(kept[0]["body"].as_str().unwrap())).unwrap();
+    let rejects = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!((&rejects[0]["source"], &rejects[0]["reason"]), (&json!("parking"), &json!("unknown_flow")));
+    let envelope: Value = serde_json::from_slice(&unpacked(rejects[0]["body"].as_str().unwrap())).unwrap();
     assert_eq!(envelope["flow"], "deleted");
     until("a look at the disabled flow", async || {
         redelivery.function.logs().iter().any(|line| line.contains("the flow is disabled"))
@@ -296,17 +296,21 @@ async fn of_a_thousand_records_three_invalid_ones_are_rejected_each_with_its_rea
     records[999]["messageAttributes"] = flow_attribute("nowhere");
     assert!(system.failures(&records).await.is_empty(), "all are handled");
     assert_eq!(system.stored(), 997);
-    let mut kept = rejected(&cloud.take(&cloud.rejected).await);
-    kept.sort_by_key(|kept| kept["reason"].to_string());
-    let reasons: Vec<&Value> = kept.iter().map(|kept| &kept["reason"]).collect();
+    let mut rejects = rejected(&cloud.take(&cloud.rejected).await);
+    rejects.sort_by_key(|reject| reject["reason"].to_string());
+    let reasons: Vec<&Value> = rejects.iter().map(|reject| &reject["reason"]).collect();
     assert_eq!(reasons, ["too_large", "unknown_flow", "unreadable"]);
-    assert_eq!(unpacked(kept[0]["body"].as_str().unwrap()), oversize.as_bytes());
-    assert_eq!(unpacked(kept[2]["body"].as_str().unwrap()), "{\"profileId\": \u{1F4A9}".as_bytes());
+    assert_eq!(unpacked(rejects[0]["body"].as_str().unwrap()), oversize.as_bytes());
+    assert_eq!(unpacked(rejects[2]["body"].as_str().unwrap()), "{\"profileId\": \u{1F4A9}".as_bytes());
     assert_eq!(
-        (&kept[1]["flow"], &kept[1]["kind"], &kept[1]["source"]),
+        (&rejects[1]["flow"], &rejects[1]["kind"], &rejects[1]["source"]),
         (&json!("nowhere"), &json!("audience-change"), &json!("queue"))
     );
-    assert!(kept.iter().all(|kept| kept["v"] == 1 && kept["receivedAt"].is_string() && kept["detail"].is_string()));
+    assert!(
+        rejects
+            .iter()
+            .all(|reject| reject["v"] == 1 && reject["receivedAt"].is_string() && reject["detail"].is_string())
+    );
 
     // While the rejected queue accepts no message, those three records are returned and the others are delivered.
     let gone = format!("{}-gone", cloud.rejected);
@@ -325,10 +329,10 @@ async fn valid_elements_of_an_array_are_delivered_if_the_invalid_ones_can_be_sto
     let mixed = format!(r#"[{GOOD},{{"neither":"\u00e9"}},{GOOD}]"#);
     let response = system.post(&mixed).await;
     assert_eq!((response.status, response.body), (200, json!({ "status": "delivered", "messages": 2, "rejected": 1 })));
-    let kept = rejected(&cloud.take(&cloud.rejected).await);
-    assert_eq!((&kept[0]["source"], &kept[0]["reason"]), (&json!("webhook"), &json!("unmappable")));
+    let rejects = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!((&rejects[0]["source"], &rejects[0]["reason"]), (&json!("webhook"), &json!("unmappable")));
     assert_eq!(
-        unpacked(kept[0]["body"].as_str().unwrap()),
+        unpacked(rejects[0]["body"].as_str().unwrap()),
         r#"{"neither":"\u00e9"}"#.as_bytes(),
         "the element as received"
     );
@@ -373,14 +377,14 @@ async fn a_large_rejected_body_of_a_webhook_is_stored_in_part_and_that_of_a_reco
     assert!(cloud.take(&cloud.rejected).await.is_empty());
     let whole = &body[..500_000];
     assert!(system.failures(&[record("a", whole)]).await.is_empty());
-    let kept = rejected(&cloud.take(&cloud.rejected).await);
-    assert_eq!((kept.len(), kept[0].get("truncated")), (1, None));
-    assert_eq!(unpacked(kept[0]["body"].as_str().unwrap()), whole.as_bytes());
+    let rejects = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!((rejects.len(), rejects[0].get("truncated")), (1, None));
+    assert_eq!(unpacked(rejects[0]["body"].as_str().unwrap()), whole.as_bytes());
 
     system.post(&body).await.problem(400);
-    let kept = rejected(&cloud.take(&cloud.rejected).await);
-    assert_eq!(kept[0]["truncated"], true);
-    let part = unpacked(kept[0]["body"].as_str().unwrap());
+    let rejects = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!(rejects[0]["truncated"], true);
+    let part = unpacked(rejects[0]["body"].as_str().unwrap());
     assert!(part.len() > 700_000 && body.as_bytes().starts_with(&part), "{} bytes", part.len());
 }
 
@@ -392,10 +396,10 @@ async fn a_record_with_a_very_long_flow_name_is_rejected_with_the_start_of_it() 
     let mut endless = record("a", DOCUMENTED);
     endless["messageAttributes"] = flow_attribute(&"\u{1}".repeat(200_000));
     assert!(system.failures(&[endless]).await.is_empty());
-    let kept = rejected(&cloud.take(&cloud.rejected).await);
-    assert_eq!((kept.len(), &kept[0]["reason"]), (1, &json!("unknown_flow")));
-    assert_eq!(kept[0]["flow"].as_str().unwrap().chars().count(), 256);
-    assert_eq!(unpacked(kept[0]["body"].as_str().unwrap()), DOCUMENTED.as_bytes());
+    let rejects = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!((rejects.len(), &rejects[0]["reason"]), (1, &json!("unknown_flow")));
+    assert_eq!(rejects[0]["flow"].as_str().unwrap().chars().count(), 256);
+    assert_eq!(unpacked(rejects[0]["body"].as_str().unwrap()), DOCUMENTED.as_bytes());
 }
 
 #[tokio::test]
@@ -468,9 +472,9 @@ async fn an_array_with_only_invalid_elements_is_stored_once_and_returns_400() {
     let system = System { function: cloud.function("profile-export", &hub, &[]), hub };
     let body = format!("[{}1]", "1,".repeat(49_999));
     assert!(system.post(&body).await.problem(400).contains("and 49990 more"));
-    let kept = rejected(&cloud.take(&cloud.rejected).await);
-    assert_eq!(kept.len(), 1);
-    assert_eq!(unpacked(kept[0]["body"].as_str().unwrap()), body.as_bytes());
+    let rejects = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!(rejects.len(), 1);
+    assert_eq!(unpacked(rejects[0]["body"].as_str().unwrap()), body.as_bytes());
 }
 
 /// An address that accepts connections and never responds.

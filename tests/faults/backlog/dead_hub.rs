@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A hub that is dead beside one that had a short outage.
+/// Settings of a run with a dead hub, and another one that had a short outage.
 #[derive(Debug, Clone, Copy)]
 pub struct DeadHub {
     /// Parked events of the dead hub, each in an envelope of its own.

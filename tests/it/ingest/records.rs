@@ -132,10 +132,10 @@ async fn failed_elements_of_a_207_are_retried_or_rejected_one_by_one() {
     assert_eq!(taken[..3], ["0/0", "0/1", "0/2"]);
     let last: Vec<_> = taken[taken.len() - 6..].to_vec();
     assert_eq!(last, ["0/3", "0/4", "0/5", "0/6", "0/8", "0/9"], "all from the failed one on, again and in order");
-    let kept = rejected(&cloud).await;
-    assert_eq!(kept.len(), 1, "{kept:?}");
-    assert_eq!(kept[0].0, "refused");
-    assert!(kept[0].1.starts_with("profiles-0 at 7: the inlet answers 422"), "{}", kept[0].1);
+    let rejects = rejected(&cloud).await;
+    assert_eq!(rejects.len(), 1, "{rejects:?}");
+    assert_eq!(rejects[0].0, "refused");
+    assert!(rejects[0].1.starts_with("profiles-0 at 7: the inlet answers 422"), "{}", rejects[0].1);
 
     // The form in the documentation, in which failures have no id.
     inlet.script([elements(400, &[0, 2], true)]);

@@ -8,10 +8,10 @@ use crate::control::{EVENT_HUBS_AUTH, OTHER_ORGANISATION, OTHER_SANDBOX};
 #[tokio::test]
 async fn a_consumer_group_serves_one_flow_of_one_tenant() {
     let world = World::start().await;
-    let (source, id) = world.flow(json!({ "eventHubName": HUB, "consumerGroup": "ours" })).await;
+    let (source, id) = world.flow(json!({ "eventHubName": HUB, "consumerGroup": "readers" })).await;
     let target = world.api.post("/targetConnections", &world.target(json!({}))).await.id();
     let connection = world.api.connection(&world.hub).await;
-    let same = world.source(&connection, json!({ "eventHubName": HUB, "consumerGroup": "OURS" })).await;
+    let same = world.source(&connection, json!({ "eventHubName": HUB, "consumerGroup": "READERS" })).await;
     for source in [&source, &same] {
         let refused = world.create(source, &target).await.expect(409);
         assert!(text(&refused["errorMessage"]).contains("consumer group"), "{refused}");
@@ -21,23 +21,24 @@ async fn a_consumer_group_serves_one_flow_of_one_tenant() {
     for (path, op) in [("", "GET"), ("", "DELETE"), ("/action?op=disable", "POST")] {
         other.call(op, &format!("/flows/{id}{path}"), &Value::Null).await.expect(404);
     }
-    let theirs = World { api: Caller { organisation: OTHER_ORGANISATION, ..world.api.clone() }, ..world };
-    let secret = theirs.target(json!({}));
-    let refused = theirs.api.post("/targetConnections", &secret).await.expect(400);
+    let other_tenant = World { api: Caller { organisation: OTHER_ORGANISATION, ..world.api.clone() }, ..world };
+    let secret = other_tenant.target(json!({}));
+    let refused = other_tenant.api.post("/targetConnections", &secret).await.expect(400);
     assert!(text(&refused["message"]).contains("params.imsSecretId"), "the secret of another organisation: {refused}");
     let mut open = secret;
     for member in ["imsSecretId", "imsTokenUrl"] {
         open["params"].as_object_mut().unwrap().remove(member);
     }
-    let target = theirs.api.post("/targetConnections", &open).await.id();
-    let connection = theirs.api.connection(&theirs.hub).await;
-    let source = theirs.source(&connection, json!({ "eventHubName": HUB, "consumerGroup": "ours" })).await;
-    let refused = theirs.create(&source, &target).await.expect(409);
+    let target = other_tenant.api.post("/targetConnections", &open).await.id();
+    let connection = other_tenant.api.connection(&other_tenant.hub).await;
+    let source = other_tenant.source(&connection, json!({ "eventHubName": HUB, "consumerGroup": "readers" })).await;
+    let refused = other_tenant.create(&source, &target).await.expect(409);
     assert!(!refused.to_string().contains(&id), "{refused}");
-    assert_eq!((theirs.lambda.mappings().len(), theirs.lambda.aliases().len()), (1, 1));
+    assert_eq!((other_tenant.lambda.mappings().len(), other_tenant.lambda.aliases().len()), (1, 1));
     // The group of that name in another hub is free.
-    let source = theirs.source(&connection, json!({ "eventHubName": OTHER_HUB, "consumerGroup": "ours" })).await;
-    theirs.create(&source, &target).await.expect(201);
+    let source =
+        other_tenant.source(&connection, json!({ "eventHubName": OTHER_HUB, "consumerGroup": "readers" })).await;
+    other_tenant.create(&source, &target).await.expect(201);
 }
 
 #[tokio::test]

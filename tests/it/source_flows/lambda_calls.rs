@@ -7,7 +7,7 @@ use crate::aws::boto3;
 #[tokio::test(flavor = "multi_thread")]
 async fn boto3_makes_the_same_calls_and_reads_the_same_responses() {
     let world = World::start().await;
-    let (_, id) = world.flow(json!({ "eventHubName": HUB, "consumerGroup": "ours" })).await;
+    let (_, id) = world.flow(json!({ "eventHubName": HUB, "consumerGroup": "readers" })).await;
     world.api.post(&format!("/flows/{id}/action?op=disable"), &Value::Null).await.expect(200);
     let calls = world.lambda.calls();
     let sent = |operation: &str| calls.iter().find(|(name, _)| name == operation).unwrap().1.clone();

@@ -111,8 +111,8 @@ async fn the_next_change_of_a_flow_removes_the_limits_of_an_older_mapping() {
 async fn reset_latest_skips_older_events_and_xdm_records_have_their_envelope() {
     let world = World::start().await;
     world.send("before").await;
-    world.flow(json!({ "eventHubName": HUB, "reset": "latest", "consumerGroup": "ours", "dataType": "xdm" })).await;
-    assert_eq!(world.mapping()["SelfManagedKafkaEventSourceConfig"], json!({ "ConsumerGroupId": "ours" }));
+    world.flow(json!({ "eventHubName": HUB, "reset": "latest", "consumerGroup": "readers", "dataType": "xdm" })).await;
+    assert_eq!(world.mapping()["SelfManagedKafkaEventSourceConfig"], json!({ "ConsumerGroupId": "readers" }));
     world.send("after").await;
     world.arrives("after").await;
     assert!(!world.has("before"));

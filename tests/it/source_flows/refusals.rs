@@ -21,7 +21,7 @@ async fn values_with_which_a_flow_cannot_be_served_return_400() {
         let refused = world.api.post("/targetConnections", &world.target(json!({ member: value }))).await.expect(400);
         assert!(text(&refused["message"]).contains(&format!("params.{member}")), "{refused}");
     }
-    for group in ["a b", "ours$", "ä", &"x".repeat(201)] {
+    for group in ["a b", "readers$", "ä", &"x".repeat(201)] {
         let source = json!({
             "name": "source", "connectionSpec": spec(EVENT_HUBS), "baseConnectionId": connection,
             "params": { "eventHubName": HUB, "consumerGroup": group },
