@@ -48,7 +48,7 @@ test: setup browser ## Run all tests
 .PHONY: screenshot
 screenshot: setup browser ## Make docs/console.png anew
 	cargo build --workspace --bins
-	SCREENSHOTS=$(CURDIR)/docs cargo test --package tests --test it one_sees_that_an_outage_loses_nothing
+	SCREENSHOTS=$(CURDIR)/docs cargo test --package tests --test it the_console_shows_that_an_outage_loses_no_event
 
 .PHONY: faults
 faults: setup ## Send 100,000 events while everything fails in turns, account for every one (ARGS=--help: other forms)

@@ -1,4 +1,4 @@
-//! The tests are in `it/`: one binary, one file per topic. What only the fault tests need is in `faults/`, since a program
-//! of its own runs their long forms.
+//! The tests are in `it/`: one binary, one file per topic. The code of the fault tests is in `faults/`, because a separate program
+//! runs their long forms.
 
 pub mod faults;

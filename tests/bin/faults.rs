@@ -20,14 +20,14 @@ struct Arguments {
     /// Repeats the faults of a run [default: random]
     #[arg(long, global = true)]
     seed: Option<u64>,
-    /// Without a parking queue, and with senders that never repeat: events answered 503 count as lost unless they arrived.
-    /// Shows that the ledger can fail
+    /// Without a parking queue, and with senders that never retry: events that get 503 count as lost unless they arrived. Shows
+    /// that the ledger can fail
     #[arg(long)]
     without_parking: bool,
     /// No faults at all
     #[arg(long, conflicts_with = "kill_every_second")]
     without_faults: bool,
-    /// Instead of random faults: SIGKILL for every function instance once per second, for so long
+    /// Instead of random faults: SIGKILL for every function instance once per second, for this time
     #[arg(long, value_name = "SECONDS")]
     kill_every_second: Option<u64>,
     /// Senders of webhooks at the same time
@@ -42,18 +42,18 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Scenario {
-    /// Webhooks while the hubs never answer: all parked, and how long their senders waited
+    /// Webhooks while the hubs never respond: all are parked; shows how long their senders waited
     Hanging {
         #[arg(long, default_value_t = 1_000)]
         webhooks: u64,
     },
     /// One namespace is down for longer than the parking queue's visibility timeout
     Outage {
-        /// Four of seven flows are that namespace's
+        /// Number of events; four of seven flows are in that namespace
         #[arg(long, default_value_t = 18_000)]
         events: u64,
     },
-    /// How fast a backlog is delivered to a hub that accepts everything and answers after 30 ms
+    /// How fast a backlog is delivered to a hub that accepts everything and responds after 30 ms
     Drain {
         /// Events in envelopes of a thousand
         #[arg(long, default_value_t = 200_000)]
@@ -65,7 +65,7 @@ enum Scenario {
         #[arg(long, default_value_t = 4)]
         instances: usize,
     },
-    /// A dead hub with a large backlog beside one that had a short outage
+    /// A dead hub with a large backlog, and another one that had a short outage
     DeadHub {
         /// Parked events of the dead hub
         #[arg(long, default_value_t = 200_000)]
@@ -73,17 +73,17 @@ enum Scenario {
         /// Pollers, and instances of redelivery [default: 2, then 20]
         #[arg(long)]
         concurrency: Option<usize>,
-        /// Instances of redelivery, if they are to be fewer than the pollers
+        /// Instances of redelivery, if there are fewer of them than pollers
         #[arg(long)]
         instances: Option<usize>,
-        /// Only this way of being dead [default: both]
+        /// Only this form of a dead hub [default: both]
         #[arg(long, value_name = "refuses|hangs")]
         dead: Option<String>,
-        /// Longest wait of a parked message, in seconds
+        /// Maximum delay of a parked message, in seconds
         #[arg(long, default_value_t = 30)]
         max_delay: u64,
     },
-    /// A queue in which 5,000 messages may be in flight, and a dead hub with a backlog of more
+    /// A queue with a limit of 5,000 messages in flight, and a dead hub with a larger backlog
     InFlight {
         #[arg(long, default_value_t = 100_000)]
         singles: usize,
@@ -182,7 +182,7 @@ async fn main() -> ExitCode {
             Some(Scenario::Kills { events, rounds }) => vec![backlog::kills(seed, events, rounds, print_logs).await],
         }
     };
-    // The processes of a run end with the runtime, and so only if this one ends by itself.
+    // The processes of a run end with the runtime, and so only if this program ends regularly.
     let outcomes = tokio::select! {
         outcomes = run => outcomes,
         _ = tokio::signal::ctrl_c() => return ExitCode::FAILURE,
@@ -208,7 +208,7 @@ async fn run_ledger(arguments: &Arguments, seed: u64) -> Outcome {
         None if arguments.without_faults => (Faults::None, Duration::ZERO),
         None => (Faults::Random, Duration::ZERO),
     };
-    // The load of kills is bound by its time.
+    // A load under kills is limited by its time.
     let events = if arguments.kill_every_second.is_some() { 5 } else { arguments.events };
     let queue_records = events * 2 / 5;
     let plan = Plan {
@@ -221,7 +221,9 @@ async fn run_ledger(arguments: &Arguments, seed: u64) -> Outcome {
         mixed: true,
     };
     if arguments.without_parking {
-        println!("without parking: an event answered 503 is not repeated by its sender, and lost unless it arrived");
+        println!(
+            "without parking: the sender of an event that gets 503 does not retry it, and it is lost unless it arrived"
+        );
     }
     let options =
         Options { without_parking: arguments.without_parking, print_logs: arguments.verbose, ..Options::default() };

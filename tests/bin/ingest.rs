@@ -1,6 +1,6 @@
-//! Measures the way back: 10,000 records in one invocation, against a stand-in of the inlet on the same machine. It wants the
-//! release build, also of the stand-in, or the stand-in is what is measured:
-//! `cargo build --release -p platform-ingest -p tests && target/release/ingest`. The CPU is the function's alone either way.
+//! Measures ingest into Adobe Experience Platform: 10,000 records in one invocation, with the emulator of the inlet on the same
+//! machine. Use the release build of both; a debug build would measure the emulator:
+//! `cargo build --release -p platform-ingest -p tests && target/release/ingest`. The CPU time is that of the function only.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ const HUB: &str = "profiles";
 const PARTITIONS: usize = 4;
 const RECORDS: usize = 10_000;
 const ROUNDS: usize = 11;
-/// Of `/proc`'s times: the kernel's `USER_HZ`, which is 100 everywhere that this runs.
+/// Unit of the times in `/proc`: the kernel's `USER_HZ` is 100 on all supported machines.
 const TICK: Duration = Duration::from_millis(10);
 
 /// A Kafka event of 10,000 records whose values have about `size` bytes.
@@ -38,13 +38,14 @@ fn event(size: usize) -> Vec<u8> {
     json!({ "eventSource": "SelfManagedKafka", "records": records }).to_string().into_bytes()
 }
 
-/// What the processes of a program have used.
+/// CPU time of the processes of a program.
 fn cpu_time(program: &Path) -> Duration {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let ours = processes.filter(|process| fs::read_link(process.path().join("exe")).is_ok_and(|exe| exe == program));
-    let ticks = ours.filter_map(|process| {
+    let own_processes =
+        processes.filter(|process| fs::read_link(process.path().join("exe")).is_ok_and(|exe| exe == program));
+    let ticks = own_processes.filter_map(|process| {
         let stat = fs::read_to_string(process.path().join("stat")).ok()?;
-        // Behind the name: state is field 3; user and system time are 14 and 15.
+        // The fields after the name: state is field 3; user and system time are 14 and 15.
         let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
         Some(fields.get(11)?.parse::<u32>().ok()? + fields.get(12)?.parse::<u32>().ok()?)
     });
@@ -82,15 +83,15 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut walls = Vec::new();
         let (mut requests, mut cpu) = (0, Duration::ZERO);
         for round in 0..=ROUNDS {
-            // The first one starts the process.
+            // The first round starts the process.
             if round == 1 {
                 (requests, cpu) = (inlet.statuses().len(), cpu_time(&program));
                 walls.clear();
             }
             let began = Instant::now();
-            let answer = function.invoke(event.clone()).await?;
+            let response = function.invoke(event.clone()).await?;
             walls.push(began.elapsed());
-            assert_eq!(answer, br#"{"batchItemFailures":[]}"#, "all records were taken");
+            assert_eq!(response, br#"{"batchItemFailures":[]}"#, "the inlet accepted all records");
         }
         let cpu = cpu_time(&program).saturating_sub(cpu) / ROUNDS as u32;
         walls.sort();

@@ -1,4 +1,4 @@
-//! Calls to moto as a witness beside the functions (the local SQS is looked into directly): unsigned in truth, past every fault.
+//! Calls of the test itself to moto, which bypass all faults and are not really signed. The local SQS is inspected directly.
 
 use serde_json::{Value, json};
 
@@ -9,6 +9,7 @@ pub const SQS: &str = "AmazonSQS";
 pub const DYNAMODB: &str = "DynamoDB_20120810";
 pub const SECRETS: &str = "secretsmanager";
 
+/// A client that reads and changes the state of moto.
 #[derive(Clone)]
 pub struct Witness {
     http: reqwest::Client,
@@ -26,7 +27,7 @@ impl Witness {
             DYNAMODB => ("dynamodb", "1.0"),
             _ => ("secretsmanager", "1.1"),
         };
-        // Moto looks at the scope only.
+        // Moto reads only the scope of the credentials.
         let authorization = format!(
             "AWS4-HMAC-SHA256 Credential=local/20260101/{REGION}/{signing_name}/aws4_request, SignedHeaders=host, \
              Signature=0",
@@ -38,18 +39,18 @@ impl Witness {
             .header("content-type", format!("application/x-amz-json-{version}"))
             .header("x-amz-target", format!("{service}.{operation}"))
             .body(body.to_string());
-        let answer = loop {
+        let response = loop {
             match sending.try_clone().unwrap().send().await {
-                Ok(answer) => break answer,
-                // Under load moto leaves connections waiting.
+                Ok(response) => break response,
+                // Moto may not accept a connection under load.
                 Err(error) if error.is_connect() => {}
                 Err(error) => panic!("{operation}: {error}"),
             }
         };
-        let status = answer.status();
-        let answer = answer.bytes().await.unwrap();
-        assert!(status.is_success(), "{operation}: {status} {}", String::from_utf8_lossy(&answer));
-        serde_json::from_slice(&answer).unwrap_or_default()
+        let status = response.status();
+        let response = response.bytes().await.unwrap();
+        assert!(status.is_success(), "{operation}: {status} {}", String::from_utf8_lossy(&response));
+        serde_json::from_slice(&response).unwrap_or_default()
     }
 
     pub async fn put_secret(&self, id: &str, text: &str) {

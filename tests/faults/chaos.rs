@@ -1,5 +1,5 @@
-//! Faults that come and go at random, all from one seed: which, where, how long. What they meet depends on timing too, so
-//! a seed repeats the faults and not the run.
+//! Random faults from one seed: which, where and how long. Their effect depends on timing too, so a seed repeats the faults, but
+//! not the run.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -14,14 +14,14 @@ use super::aws::{DYNAMODB, SECRETS, SQS};
 use super::proxy::AwsFault;
 use super::system::{FLOWS, System};
 
-/// Faults under way. [`Chaos::end`] takes them back.
+/// Active faults. [`Chaos::end`] ends them.
 pub struct Chaos {
     lanes: JoinSet<()>,
     stop: watch::Sender<bool>,
     counts: Arc<Counts>,
 }
 
-/// Faults by name.
+/// Number of faults, by name.
 type Counts = Mutex<BTreeMap<String, usize>>;
 
 struct Lane {
@@ -32,7 +32,7 @@ struct Lane {
 }
 
 impl Chaos {
-    /// Each namespace, AWS, the keys and the processes have troubles of their own at the same time.
+    /// Starts independent faults of each namespace, of AWS, of the keys and of the processes.
     pub fn start(system: &Arc<System>, seed: u64) -> Self {
         let mut chaos = Self::none();
         let mut rng = fastrand::Rng::with_seed(seed);
@@ -64,7 +64,7 @@ impl Chaos {
         Lane { system: system.clone(), rng: rng.fork(), stop: self.stop.subscribe(), counts: self.counts.clone() }
     }
 
-    /// Ends all faults; gives their counts by name.
+    /// Ends all faults. Returns their counts by name.
     pub async fn end(mut self) -> BTreeMap<String, usize> {
         self.stop.send_replace(true);
         while let Some(ended) = self.lanes.join_next().await {
@@ -75,7 +75,7 @@ impl Chaos {
 }
 
 impl Lane {
-    /// False: it is over.
+    /// Waits. Returns false if the faults are to end.
     async fn pause(&mut self, milliseconds: std::ops::Range<u64>) -> bool {
         let length = Duration::from_millis(self.rng.u64(milliseconds));
         timeout(length, self.stop.wait_for(|stop| *stop)).await.is_err()
@@ -101,10 +101,10 @@ impl Lane {
                     continue;
                 }
                 1 => {
-                    self.count("hub: closes connections after answers", 1);
-                    gate.cut_after_answers(true);
+                    self.count("hub: closes connections after responses", 1);
+                    gate.cut_after_responses(true);
                     self.pause(length).await;
-                    gate.cut_after_answers(false);
+                    gate.cut_after_responses(false);
                     continue;
                 }
                 2 => {
@@ -126,12 +126,12 @@ impl Lane {
                 8 => status(500, None),
                 9 => Action::Reset,
                 10 => Action::ResetAfterStore,
-                // A refusal that is none of the key's.
+                // A refusal that is not caused by the key.
                 _ => status(401, None),
             };
             self.count(format!("hub: {}", name(&action)), 1);
-            // All requests for a time, or some. A lost response costs a copy of each event, however well it is handled: only
-            // few are lost, so that the average of copies says something about the functions.
+            // All requests for a time, or some. Each lost response causes a copy of its events, even if it is handled well: only
+            // a few are lost, so that the average number of copies says something about the functions.
             let times = match action {
                 Action::ResetAfterStore => self.rng.u32(1..8),
                 _ if self.rng.bool() => 0,
@@ -160,7 +160,7 @@ impl Lane {
             self.count(format!("{service}: {fault:?}"), 1);
             system.proxy.fail(service, fault);
             self.pause(length).await;
-            system.proxy.heal(service);
+            system.proxy.recover(service);
         }
     }
 
@@ -198,10 +198,10 @@ impl Lane {
 
 fn name(action: &Action) -> String {
     match action {
-        Action::Status { status, .. } => format!("answers {status}"),
+        Action::Status { status, .. } => format!("responds with {status}"),
         Action::Reset => "resets".to_owned(),
         Action::ResetAfterStore => "stores and resets".to_owned(),
         Action::Delay { .. } => "slow".to_owned(),
-        Action::Hang => "hangs".to_owned(),
+        Action::Hang => "does not respond".to_owned(),
     }
 }

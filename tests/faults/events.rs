@@ -1,4 +1,4 @@
-//! Events with known ids, told from the contracts and not from the code that is tested.
+//! Events with known ids, which follow from the contracts and not from the code under test.
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -10,7 +10,7 @@ pub struct Event {
     pub body: String,
 }
 
-/// The event number `n` of a run; every one is another profile's or row's.
+/// Event number `n` of a run. Each event is for another profile or row.
 pub fn event(kind: &str, run: u64, n: u64) -> Event {
     let subject = format!("{run:016x}-{n:012x}");
     match kind {
@@ -20,17 +20,17 @@ pub fn event(kind: &str, run: u64, n: u64) -> Event {
     }
 }
 
-/// The length of a bad event's mark.
+/// Length of the mark of an invalid event, in bytes.
 pub const BAD_LENGTH: usize = 33;
 
-/// An event of that kind that can't be mapped, and a mark in it that no other has.
+/// An event of that kind that can't be mapped, and its unique mark.
 pub fn unmappable(kind: &str, run: u64, n: u64) -> Event {
     let id = format!("bad-{run:016x}-{n:012x}");
     debug_assert_eq!(id.len(), BAD_LENGTH);
     let body = match (kind, n % 3) {
         (_, 0) => format!("{{\"{id}\":"),
         ("audience-change", _) => audience_change(&id, n).body.replace("\"NEW\"", "\"OLD\""),
-        // A top level that is no object.
+        // A top level that is not an object.
         (_, _) => format!("[\"{id}\"]"),
     };
     Event { id, body }
@@ -49,8 +49,7 @@ fn audience_change(profile: &str, n: u64) -> Event {
     Event { id: joined(&fields), body: body.to_string() }
 }
 
-/// What hardly shrinks when it is packed: of one event now and then as much as a hub takes at all, so that envelopes have
-/// to be split.
+/// Text that hardly compresses. A few events have the maximum size that a hub accepts, so that envelopes have to be split.
 fn filling(n: u64) -> String {
     let length = match n {
         _ if n.is_multiple_of(499) => 900_000,
@@ -61,7 +60,7 @@ fn filling(n: u64) -> String {
     std::iter::repeat_with(|| rng.alphanumeric()).take(length).collect()
 }
 
-/// Written with its members in another order and with white space: the id is over the sorted, compact form.
+/// A profile with its members in another order and with white space. The id is a digest of the sorted, compact form.
 fn profile_export(profile: &str) -> Event {
     let canonical = format!(
         r#"{{"identityMap":{{"crm":[{{"id":"{profile}"}}]}},"person":{{"name":"Ännchen"}},"segmentMembership":{{"ups":{{"a1":{{"status":"realized"}}}}}}}}"#,
@@ -73,12 +72,12 @@ fn profile_export(profile: &str) -> Event {
     Event { id: hex(canonical.as_bytes()), body }
 }
 
-/// Every second one is synchronous: its id is over the sorted, compact form of the whole context, as the members are written
-/// here. An asynchronous one has the id of its system job.
+/// A context. Every second one is synchronous: its id is a digest of the sorted, compact form of the whole context, in which the
+/// members are written here. An asynchronous context has the id of its system job.
 fn dataverse_event(row: &str, n: u64) -> Event {
     const STEP: &str = "593db65c-9747-e811-a94f-000d3a395ecc";
     let mode = 1 - n % 2;
-    // Several events of a synchronous request share it.
+    // Several events of a synchronous request share the operation id.
     let operation = if mode == 1 { format!("operation-{row}") } else { "request".to_owned() };
     let body = json!({
         "MessageName": "Create", "PrimaryEntityName": "lead", "PrimaryEntityId": row, "OrganizationName": "faults",

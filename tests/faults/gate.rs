@@ -1,5 +1,5 @@
-//! A door before a server: closed, it refuses connections as a host that is down, and it can break those that pass. It
-//! knows nothing of HTTP.
+//! A TCP proxy in front of a server: it can refuse connections like a host that is down, and break open ones. It does not parse
+//! HTTP.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-/// A door at an address that stays its own.
+/// A proxy that keeps its address while it is closed.
 pub struct Gate {
     address: SocketAddr,
     upstream: SocketAddr,
@@ -25,8 +25,7 @@ pub struct Gate {
 /// Connections that ended while a request was without a response.
 type Lost = std::sync::Mutex<Vec<LostResponse>>;
 
-/// A request whose response did not get through, whatever the reason: the door, the server, or a client that gave up or was
-/// killed.
+/// A request whose response did not arrive. The cause may be the gate, the server, or a client that gave up or was killed.
 #[derive(Debug, Clone, Copy)]
 pub struct LostResponse {
     /// The connection to the server, by its address on this side.
@@ -37,7 +36,7 @@ pub struct LostResponse {
     pub ended: Instant,
 }
 
-/// How connections end that are open.
+/// Ways in which open connections end.
 #[derive(Clone, Copy)]
 enum End {
     Closed,
@@ -46,7 +45,7 @@ enum End {
 
 enum Door {
     Open(JoinHandle<()>),
-    /// Bound and not listening: connections are refused, and nobody else gets the port.
+    /// Bound and not listening: connections are refused, and no other process gets the port.
     Closed(TcpSocket),
 }
 
@@ -59,7 +58,7 @@ impl Drop for Gate {
 }
 
 impl Gate {
-    /// An open one.
+    /// Starts an open gate.
     pub async fn start(upstream: SocketAddr) -> Self {
         let socket = bound(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let address = socket.local_addr().unwrap();
@@ -79,12 +78,12 @@ impl Gate {
         self.address
     }
 
-    /// Refuses connections from now on and ends those that are open.
+    /// Refuses connections from now on, and ends the open ones.
     pub async fn close(&self) {
         let mut door = self.door.lock().await;
         let Door::Open(accepting) = &mut *door else { return };
         accepting.abort();
-        // It has been aborted.
+        // The task was aborted.
         let _ = accepting.await;
         let socket = loop {
             match bound(self.address) {
@@ -100,30 +99,30 @@ impl Gate {
         if let Door::Open(_) = &*door {
             return;
         }
-        // Something has to stand there while the socket is turned into a listener.
+        // A placeholder is needed while the socket is turned into a listener.
         let Door::Closed(socket) = std::mem::replace(&mut *door, Door::Open(tokio::spawn(async {}))) else { return };
         let listener = socket.listen(1024).unwrap();
         let passage = Passage { upstream: self.upstream, cut: self.cut.clone(), lost: self.lost.clone() };
         *door = Door::Open(tokio::spawn(accept(listener, passage, self.broken.subscribe())));
     }
 
-    /// The requests whose response was lost since the last look.
+    /// The requests whose response was lost since the last call.
     pub fn take_lost(&self) -> Vec<LostResponse> {
         std::mem::take(&mut self.lost.lock().unwrap())
     }
 
-    /// Ends the connections that are open; new ones pass.
+    /// Ends the open connections; new ones pass.
     pub fn break_connections(&self) {
         self.broken.send_replace(End::Closed);
     }
 
-    /// The connections that are open are reset, but not before they are used again: so a load balancer drops idle ones.
+    /// Resets each open connection when it is used again, as a load balancer drops idle ones.
     pub fn forget_connections(&self) {
         self.broken.send_replace(End::Forgotten);
     }
 
-    /// Whether a connection ends, unannounced, as soon as it has brought an answer.
-    pub fn cut_after_answers(&self, cut: bool) {
+    /// Sets whether a connection is closed without notice after each response.
+    pub fn cut_after_responses(&self, cut: bool) {
         self.cut.store(cut, Ordering::Relaxed);
     }
 }
@@ -135,7 +134,7 @@ fn bound(address: SocketAddr) -> std::io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// What a connection passes through.
+/// Settings of the connections through the gate.
 #[derive(Clone)]
 struct Passage {
     upstream: SocketAddr,
@@ -143,7 +142,7 @@ struct Passage {
     lost: Arc<Lost>,
 }
 
-/// A request that is under way on a connection. If it is dropped with one, the response is lost.
+/// A request on a connection, if there is one. If this value is dropped during a request, the response is lost.
 struct UnderWay {
     peer: SocketAddr,
     asked: std::sync::Mutex<Option<Instant>>,
@@ -158,14 +157,14 @@ impl Drop for UnderWay {
     }
 }
 
-/// All connections end with it.
+/// Accepts connections. All connections end with this task.
 async fn accept(listener: TcpListener, passage: Passage, broken: watch::Receiver<End>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => drop(connections.spawn(connection(stream, passage.clone(), broken.clone()))),
-                // Out of file descriptors, for one: they come back as connections end.
+                // For example, the process is out of file descriptors: they are freed as connections end.
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             },
             Some(_) = connections.join_next() => {}
@@ -192,7 +191,7 @@ async fn connection(mut client: TcpStream, passage: Passage, mut broken: watch::
     let responses = async {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(length @ 1..) = from_server.read(&mut buffer).await {
-            // Responses are small here: the first part of one is mostly all of it.
+            // Responses are small: the first part is mostly the whole response.
             let written = to_client.write_all(&buffer[..length]).await;
             if written.is_err() {
                 break;

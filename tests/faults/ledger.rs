@@ -1,4 +1,4 @@
-//! What was sent and answered, compared with what the hubs and the queues hold.
+//! The events that were sent and the responses to them, compared with the contents of the hubs and the queues.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -14,16 +14,16 @@ use super::gate::LostResponse;
 use super::parked::{contents, unpack};
 use super::system::{FLOWS, System};
 
-/// What is promised about an event.
+/// Sort of an event, by the promise for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sort {
-    Good,
-    /// Good, in an array with one that is bad: refused together, or each by itself.
-    BesideBad,
+    Valid,
+    /// Valid, in an array with an invalid event: refused together, or each alone.
+    WithInvalid,
     /// Must not arrive anywhere.
     Unauthenticated,
-    /// Can't be mapped: kept in the rejected queue.
-    Bad,
+    /// Can't be mapped: stored in the rejected queue.
+    Invalid,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,17 +34,17 @@ pub enum Way {
     Parked,
 }
 
-/// What the sender was told last.
+/// Last response that the sender received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
+enum LastResponse {
     Nothing,
-    /// The status; 0: no answer.
+    /// The status. 0: no response.
     Status(u16),
     /// The record was not among the failures.
     Handled,
 }
 
-impl Told {
+impl LastResponse {
     fn accepted(self) -> bool {
         matches!(self, Self::Handled | Self::Status(200..=299))
     }
@@ -55,7 +55,7 @@ struct Entry {
     flow: usize,
     sort: Sort,
     way: Way,
-    told: Told,
+    response: LastResponse,
 }
 
 #[derive(Default)]
@@ -65,12 +65,12 @@ pub struct Ledger {
     senders_never_repeat: bool,
     /// Number of incidents after which one more copy is allowed, by event.
     allowed: Mutex<HashMap<String, usize>>,
-    /// The same by what happened.
+    /// The same, by cause.
     causes: Mutex<BTreeMap<&'static str, usize>>,
 }
 
 impl Ledger {
-    /// `senders_never_repeat`: what was not accepted counts as lost, unless it arrived.
+    /// `senders_never_repeat`: events that were not accepted count as lost, unless they arrived.
     pub fn new(senders_never_repeat: bool) -> Self {
         Self { senders_never_repeat, ..Self::default() }
     }
@@ -79,39 +79,39 @@ impl Ledger {
         self.entries.lock().unwrap()
     }
 
-    /// `flow` is its place in [`FLOWS`].
+    /// Notes an event that is sent. `flow` is its place in [`FLOWS`].
     pub fn sent(&self, id: &str, flow: usize, sort: Sort, way: Way) {
-        let known = self.entries().insert(id.to_owned(), Entry { flow, sort, way, told: Told::Nothing });
+        let known = self.entries().insert(id.to_owned(), Entry { flow, sort, way, response: LastResponse::Nothing });
         assert!(known.is_none(), "{id} is sent twice");
     }
 
-    /// A webhook's events were answered with a status, or not at all (0).
+    /// Notes the status of a webhook's response, or 0 without a response.
     pub fn answered(&self, ids: &[String], status: u16, after: Duration) {
         let mut entries = self.entries();
         let mut good = false;
         for id in ids {
             let entry = entries.get_mut(id).unwrap();
-            entry.told = Told::Status(status);
-            good |= entry.sort == Sort::Good;
+            entry.response = LastResponse::Status(status);
+            good |= entry.sort == Sort::Valid;
         }
         if good {
             self.latencies.lock().unwrap().push(after);
         }
     }
 
-    /// A queue record was not among the failures of its batch.
+    /// Notes a queue record that was not among the failures of its batch.
     pub fn handled(&self, id: &str) {
-        self.entries().get_mut(id).unwrap().told = Told::Handled;
+        self.entries().get_mut(id).unwrap().response = LastResponse::Handled;
     }
 
-    /// Parked from the beginning, and so accepted.
+    /// Notes an event that is parked from the beginning, and so accepted.
     pub fn parked(&self, id: &str, flow: usize) {
-        self.sent(id, flow, Sort::Good, Way::Parked);
+        self.sent(id, flow, Sort::Valid, Way::Parked);
         self.handled(id);
     }
 
-    /// Something happened after which each of these events may be stored once more: a response was lost, its process was
-    /// killed, or a queue delivered it twice.
+    /// Notes an incident after which each of these events may be stored once more: a response was lost, its process was killed,
+    /// or a queue delivered it twice.
     pub fn may_repeat<'i>(&self, cause: &'static str, ids: impl IntoIterator<Item = &'i str>) {
         let (mut allowed, mut count) = (self.allowed.lock().unwrap(), 0);
         for id in ids {
@@ -123,9 +123,9 @@ impl Ledger {
         }
     }
 
-    /// Collects what the emulators, the gates and the mapping have counted.
+    /// Collects the incidents that the emulators, the gates and the mapping have counted.
     ///
-    /// Exact by event, with three exceptions, which allow a copy too many and never one too few. A response counts as lost
+    /// The counts are exact for each event, with three exceptions, which allow a copy too many and never one too few. A response counts as lost
     /// also when the process that waited for it was killed, together with its invocation. A message counts as sent when the
     /// proxy passed it on, also if the queue then refused it. An invocation without a response allows a copy of each of its
     /// events, also of those that it had not begun to send.
@@ -148,7 +148,7 @@ impl Ledger {
             let cause = match cause {
                 Cause::Invocation(InvokeError::Exited | InvokeError::Init(_)) => "redelivery: killed",
                 Cause::Invocation(InvokeError::Timeout) => "redelivery: out of time",
-                // A failed invocation is never necessary, and so no excuse.
+                // A failed invocation is never necessary, so it does not explain a copy.
                 Cause::Invocation(InvokeError::Function { .. }) => continue,
                 Cause::DeliveredTwice => "queue: delivered while it was being handled",
                 Cause::NotDeleted => "queue: not deleted",
@@ -159,25 +159,26 @@ impl Ledger {
 
     fn bodies_may_repeat(&self, cause: &'static str, bodies: impl IntoIterator<Item = String>) {
         for body in bodies {
-            // Bodies of the rejected queue are no envelopes.
+            // Bodies of the rejected queue are not envelopes.
             let Some((_, ids)) = contents(&body) else { continue };
             self.may_repeat(cause, ids.iter().map(String::as_str));
         }
     }
 
-    /// Sent, and accepted, so far.
+    /// Numbers of events that were sent and accepted so far.
     pub fn progress(&self) -> (usize, usize) {
         let entries = self.entries();
-        (entries.len(), entries.values().filter(|entry| entry.told.accepted()).count())
+        (entries.len(), entries.values().filter(|entry| entry.response.accepted()).count())
     }
 
-    /// Accepted for flows of one namespace so far.
+    /// Number of events accepted for flows of one namespace so far.
     pub fn accepted_for(&self, namespace: usize) -> usize {
-        let of_it = |entry: &&Entry| entry.told.accepted() && FLOWS[entry.flow].namespace == namespace;
+        let of_it = |entry: &&Entry| entry.response.accepted() && FLOWS[entry.flow].namespace == namespace;
         self.entries().values().filter(of_it).count()
     }
 
-    /// Compares. `parked`: the ids of messages that are still parked, with the flow that their envelope names.
+    /// Compares the events with the hubs and the queues. `parked` has the ids of messages that are still parked, with the flow that
+    /// their envelope names.
     pub fn compare(&self, system: &System, parked: &HashMap<String, String>) -> Report {
         let rejected = rejected_bodies(system);
         self.collect(system);
@@ -207,28 +208,28 @@ impl Ledger {
         for (id, entry) in entries.iter() {
             let flow = &FLOWS[entry.flow];
             let times = arrived.get(id.as_str()).copied().unwrap_or_default();
-            *report.answers.entry((entry.way, entry.sort, entry.told.word())).or_default() += 1;
+            *report.responses.entry((entry.way, entry.sort, entry.response.word())).or_default() += 1;
             report.sent += 1;
             match entry.sort {
                 Sort::Unauthenticated => {
-                    if entry.told.accepted() {
-                        let problem = format!("{id} of {flow:?} was told {:?}", entry.told);
+                    if entry.response.accepted() {
+                        let problem = format!("{id} of {flow:?} got {:?}", entry.response);
                         report.violation(&mut |report| &mut report.unauthenticated, problem);
                     }
                     continue;
                 }
-                Sort::Bad => {
+                Sort::Invalid => {
                     let kept = rejected.contains(id);
                     report.rejected += usize::from(kept);
-                    // A webhook's caller was told; a queue record has nobody else.
-                    if entry.told == Told::Handled && !kept {
+                    // The sender of a webhook received the error; for a queue record there is only the rejected queue.
+                    if entry.response == LastResponse::Handled && !kept {
                         report.violation(&mut |report| &mut report.lost, format!("{id}: not in the rejected queue"));
                     }
                     continue;
                 }
-                Sort::Good | Sort::BesideBad => {}
+                Sort::Valid | Sort::WithInvalid => {}
             }
-            let accepted = entry.told.accepted();
+            let accepted = entry.response.accepted();
             report.accepted += usize::from(accepted);
             report.duplicates += times.saturating_sub(1);
             report.max_copies = report.max_copies.max(times);
@@ -238,7 +239,7 @@ impl Ledger {
                 report.violation(&mut |report| &mut report.unexplained, problem);
             }
             report.delivered += usize::from(times > 0);
-            report.redelivered += usize::from(times > 0 && entry.told == Told::Status(202));
+            report.redelivered += usize::from(times > 0 && entry.response == LastResponse::Status(202));
             let still_parked = parked.get(id);
             if let Some(named) = still_parked
                 && named != flow.id
@@ -246,16 +247,16 @@ impl Ledger {
                 report.violation(&mut |report| &mut report.misrouted, format!("{id} of {flow:?} parked for {named}"));
             }
             report.parked += usize::from(still_parked.is_some() && times == 0);
-            if let Told::Status(status @ 400..=499) = entry.told
-                && entry.sort == Sort::Good
+            if let LastResponse::Status(status @ 400..=499) = entry.response
+                && entry.sort == Sort::Valid
             {
-                let problem = format!("{id} of {flow:?} was told {status}");
+                let problem = format!("{id} of {flow:?} got status {status}");
                 report.violation(&mut |report| &mut report.wrongly_refused, problem);
             }
             report.not_accepted += usize::from(!accepted);
-            let must_arrive = accepted || (self.senders_never_repeat && entry.sort == Sort::Good);
+            let must_arrive = accepted || (self.senders_never_repeat && entry.sort == Sort::Valid);
             if must_arrive && times == 0 && still_parked.is_none() {
-                let problem = format!("{id} of {flow:?} by {:?}, told {:?}", entry.way, entry.told);
+                let problem = format!("{id} of {flow:?} by {:?}, response {:?}", entry.way, entry.response);
                 report.violation(&mut |report| &mut report.lost, problem);
             }
         }
@@ -267,11 +268,11 @@ impl Ledger {
     }
 }
 
-impl Told {
+impl LastResponse {
     fn word(self) -> String {
         match self {
             Self::Nothing => "nothing".to_owned(),
-            Self::Status(0) => "no answer".to_owned(),
+            Self::Status(0) => "no response".to_owned(),
             Self::Status(status) => status.to_string(),
             Self::Handled => "handled".to_owned(),
         }
@@ -288,7 +289,7 @@ pub fn parked_messages(system: &System) -> HashMap<String, String> {
     parked
 }
 
-/// The marks of bad events in the rejected queue.
+/// The marks of invalid events in the rejected queue.
 fn rejected_bodies(system: &System) -> HashSet<String> {
     let mut marks = HashSet::new();
     for message in system.sqs.messages(&system.rejected) {
@@ -296,24 +297,24 @@ fn rejected_bodies(system: &System) -> HashSet<String> {
         let envelope: Value =
             serde_json::from_str(envelope).or_else(|_| serde_json::from_slice(&unpack(envelope))).unwrap();
         let body = String::from_utf8(unpack(envelope["body"].as_str().unwrap())).unwrap();
-        // Several in the body of an array.
+        // The body of an array may have several marks.
         let places = body.match_indices("bad-").map(|(place, _)| place);
         marks.extend(places.filter_map(|place| body.get(place..place + super::events::BAD_LENGTH)).map(str::to_owned));
     }
     marks
 }
 
-/// Maximum number of copies of an event on average, whatever explains them.
+/// Maximum average number of copies of an event, even if all of them are explained.
 pub const MAX_AVERAGE_COPIES: f64 = 1.1;
 
-/// What came out.
+/// Result of a comparison.
 #[derive(Debug, Default)]
 pub struct Report {
     pub sent: usize,
     pub accepted: usize,
     pub not_accepted: usize,
     pub delivered: usize,
-    /// Of webhooks answered 202.
+    /// Delivered events of webhooks that got 202.
     pub redelivered: usize,
     pub parked: usize,
     pub rejected: usize,
@@ -327,14 +328,14 @@ pub struct Report {
     pub lost: usize,
     pub misrouted: usize,
     pub unauthenticated: usize,
-    /// Good events answered 4xx: their senders won't repeat them.
+    /// Valid events that got 4xx: their senders do not retry them.
     pub wrongly_refused: usize,
-    /// In a hub, and sent by nobody.
+    /// Events in a hub that were not sent.
     pub unknown: usize,
-    answers: BTreeMap<(Way, Sort, String), usize>,
-    /// How many copies are explained by what.
+    responses: BTreeMap<(Way, Sort, String), usize>,
+    /// Number of copies that each cause explains.
     causes: BTreeMap<&'static str, usize>,
-    /// Of webhooks with good events, in their order.
+    /// Latencies of webhooks with valid events, sorted.
     latencies: Vec<Duration>,
     examples: Vec<String>,
 }
@@ -358,23 +359,23 @@ impl Report {
             + self.dead_letters
     }
 
-    /// Copies of an event that arrived, on average.
+    /// Average number of copies of an event that arrived.
     pub fn average_copies(&self) -> f64 {
         (self.delivered + self.duplicates) as f64 / self.delivered.max(1) as f64
     }
 
-    /// Whether every promise was kept: also that nothing is parked any more, and few events have several copies.
+    /// Whether every promise was kept, no message is parked any more, and few events have several copies.
     pub fn kept(&self) -> bool {
         self.violations() == 0 && self.parked == 0 && self.average_copies() <= MAX_AVERAGE_COPIES
     }
 
-    /// Answers of webhooks with good events.
-    pub fn answers(&self, status: u16) -> usize {
-        self.answers.get(&(Way::Webhook, Sort::Good, status.to_string())).copied().unwrap_or_default()
+    /// Number of webhooks' valid events that got this status.
+    pub fn responses(&self, status: u16) -> usize {
+        self.responses.get(&(Way::Webhook, Sort::Valid, status.to_string())).copied().unwrap_or_default()
     }
 }
 
-/// The smallest value that so many percent of `sorted` do not exceed.
+/// The smallest value that `percent` percent of `sorted` do not exceed.
 fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
@@ -406,8 +407,8 @@ impl fmt::Display for Report {
         for (cause, count) in &self.causes {
             writeln!(f, "{:46}{count:>8} copies allowed", format!("  {cause}"))?;
         }
-        for ((way, sort, told), count) in &self.answers {
-            writeln!(f, "{:24}{count:>8}", format!("  {way:?} {sort:?}: {told}"))?;
+        for ((way, sort, response), count) in &self.responses {
+            writeln!(f, "{:24}{count:>8}", format!("  {way:?} {sort:?}: {response}"))?;
         }
         let [p50, p99] = [50, 99].map(|percent| percentile(&self.latencies, percent).as_millis());
         let max = percentile(&self.latencies, 100).as_millis();

@@ -14,29 +14,29 @@ use super::events::{event, unmappable};
 use super::ledger::{Ledger, Sort, Way};
 use super::system::{FLOWS, Flow, KINDS, REGION, System};
 
-/// How much is sent, and how.
+/// Size and form of a load.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     pub seed: u64,
     pub webhooks: u64,
     pub queue_records: u64,
-    /// Sending goes on for so long, however many that makes.
+    /// Minimum time to send, even if that makes more events.
     pub at_least: Duration,
-    /// Events per second that are not exceeded.
+    /// Maximum number of events per second.
     pub rate: Option<f64>,
     pub senders: usize,
-    /// Whether some are bad, or from senders that are not let in.
+    /// Whether some events are invalid, or from senders without valid credentials.
     pub mixed: bool,
 }
 
 impl Plan {
-    /// Good webhooks only.
+    /// A load of valid webhooks.
     pub fn webhooks(seed: u64, webhooks: u64) -> Self {
         Self { seed, webhooks, queue_records: 0, at_least: Duration::ZERO, rate: None, senders: 8, mixed: false }
     }
 }
 
-/// Hands out numbers of events until there were enough.
+/// Hands out numbers of events until there are enough.
 struct Numbers {
     next: AtomicU64,
     first: u64,
@@ -44,7 +44,7 @@ struct Numbers {
     began: Instant,
     at_least: Duration,
     rate: Option<f64>,
-    /// Not to be left behind.
+    /// The numbers that these must not be far ahead of.
     other: Option<Arc<Numbers>>,
 }
 
@@ -62,7 +62,7 @@ impl Numbers {
         }
     }
 
-    /// The part that was handed out.
+    /// Fraction of the numbers that was handed out.
     fn progress(&self) -> f64 {
         if self.exhausted() {
             return f64::INFINITY;
@@ -91,18 +91,18 @@ impl Numbers {
     }
 }
 
-/// A load under way.
+/// A running load.
 pub struct Load {
     tasks: JoinSet<()>,
     numbers: [Arc<Numbers>; 2],
     give_up: watch::Sender<bool>,
 }
 
-/// The part by which queue records may be ahead of webhooks, which take longer: both are to meet the same faults.
+/// Maximum fraction by which queue records may be ahead of webhooks, which take longer, so that both meet the same faults.
 const MOST_LEAD: f64 = 0.01;
-/// Queue records are numbered apart.
+/// First number of a queue record: they have a range of their own.
 const FIRST_OF_QUEUE: u64 = 1 << 40;
-/// Batches in flight per kind.
+/// Number of batches in flight per kind.
 const POLLERS: usize = 2;
 
 impl Load {
@@ -138,14 +138,14 @@ impl Load {
         Self { tasks, numbers: [webhooks, records], give_up }
     }
 
-    /// Until nothing new is sent; records may still be on their way.
+    /// Waits until all events are sent. Records may still be undelivered.
     pub async fn sent(&self) {
         while !self.numbers.iter().all(|numbers| numbers.exhausted()) {
             sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// Until everything is answered, or the time is over; false then.
+    /// Waits until every event has a response. Returns false if the time is over before that.
     pub async fn finish(mut self, within: Duration) -> bool {
         let all = async {
             while let Some(ended) = self.tasks.join_next().await {
@@ -178,7 +178,7 @@ impl Sender {
             let flow = flows[self.rng.usize(..flows.len())];
             match self.rng.u32(..100) {
                 0..3 if self.plan.mixed => self.unauthenticated(flow, n).await,
-                3 if self.plan.mixed => self.bad(flow, n).await,
+                3 if self.plan.mixed => self.invalid(flow, n).await,
                 4..10 if self.plan.mixed && FLOWS[flow].kind != "dataverse-event" => {
                     let mut all = vec![n];
                     for _ in 0..self.rng.u32(1..4) {
@@ -186,23 +186,23 @@ impl Sender {
                     }
                     self.array(flow, &all).await;
                 }
-                _ => self.good(flow, n).await,
+                _ => self.valid(flow, n).await,
             }
         }
     }
 
-    async fn good(&mut self, flow: usize, n: u64) {
+    async fn valid(&mut self, flow: usize, n: u64) {
         let event = event(FLOWS[flow].kind, self.plan.seed, n);
-        self.ledger.sent(&event.id, flow, Sort::Good, Way::Webhook);
+        self.ledger.sent(&event.id, flow, Sort::Valid, Way::Webhook);
         let (status, after) = self.post(&FLOWS[flow], Some(&FLOWS[flow].token()), event.body).await;
         self.ledger.answered(&[event.id], status, after);
     }
 
-    async fn bad(&mut self, flow: usize, n: u64) {
+    async fn invalid(&mut self, flow: usize, n: u64) {
         let event = unmappable(FLOWS[flow].kind, self.plan.seed, n);
-        self.ledger.sent(&event.id, flow, Sort::Bad, Way::Webhook);
+        self.ledger.sent(&event.id, flow, Sort::Invalid, Way::Webhook);
         let (status, after) = self.post(&FLOWS[flow], Some(&FLOWS[flow].token()), event.body).await;
-        assert!(!(200..300).contains(&status), "a bad event was answered {status}");
+        assert!(!(200..300).contains(&status), "an invalid event got {status}");
         self.ledger.answered(&[event.id], status, after);
     }
 
@@ -218,13 +218,13 @@ impl Sender {
         self.ledger.answered(&[event.id], status, after);
     }
 
-    /// Every fourth with a bad one in it.
+    /// Sends an array. Every fourth has an invalid element.
     async fn array(&mut self, flow: usize, numbers: &[u64]) {
         let kind = FLOWS[flow].kind;
-        let bad = self.rng.u32(..4) == 0;
-        let sort = if bad { Sort::BesideBad } else { Sort::Good };
+        let has_invalid = self.rng.u32(..4) == 0;
+        let sort = if has_invalid { Sort::WithInvalid } else { Sort::Valid };
         let (mut ids, mut bodies) = (Vec::new(), Vec::new());
-        if bad {
+        if has_invalid {
             bodies.push("7".to_owned());
         }
         for n in numbers {
@@ -250,7 +250,7 @@ impl Sender {
         }
         let began = Instant::now();
         let status = match request.send().await {
-            Ok(answer) => answer.status().as_u16(),
+            Ok(response) => response.status().as_u16(),
             Err(_) => 0,
         };
         (status, began.elapsed())
@@ -263,7 +263,7 @@ struct Record {
     message_id: String,
     flow: Option<&'static str>,
     body: String,
-    /// In the ledger.
+    /// Id in the ledger.
     id: String,
     receives: u32,
     visible: Option<Instant>,
@@ -283,7 +283,7 @@ impl Record {
     }
 }
 
-/// Delivers records at least once, in any order, and what failed again: a stand-in for SQS that is as fast as memory.
+/// Local substitute for SQS, in memory: delivers records at least once, in any order, and failed ones again.
 struct Queue {
     system: Arc<System>,
     ledger: Arc<Ledger>,
@@ -291,7 +291,7 @@ struct Queue {
     rng: fastrand::Rng,
     kind: &'static str,
     returned: Arc<Mutex<Vec<Record>>>,
-    /// Some of those that were handled, to be delivered once more.
+    /// Some of the handled records, to be delivered once more.
     handled: VecDeque<Record>,
     give_up: watch::Receiver<bool>,
 }
@@ -339,13 +339,14 @@ impl Queue {
     fn record(&mut self, n: u64) -> Record {
         let flows = flows_of(Some(self.kind));
         let flow = flows[self.rng.usize(..flows.len())];
-        let bad = self.plan.mixed && self.rng.u32(..200) == 0;
-        let event = if bad { unmappable(self.kind, self.plan.seed, n) } else { event(self.kind, self.plan.seed, n) };
-        let sort = if bad { Sort::Bad } else { Sort::Good };
+        let is_invalid = self.plan.mixed && self.rng.u32(..200) == 0;
+        let event =
+            if is_invalid { unmappable(self.kind, self.plan.seed, n) } else { event(self.kind, self.plan.seed, n) };
+        let sort = if is_invalid { Sort::Invalid } else { Sort::Valid };
         self.ledger.sent(&event.id, flow, sort, Way::Queue);
-        // The default flow has two names too: its own, and none.
+        // Records of the default flow may name it or not.
         let flow = Some(FLOWS[flow].id).filter(|flow| *flow != "default" || self.rng.bool());
-        // Queues may give a record another id each time; here it keeps its own.
+        // A queue may give a record another id each time; here it keeps its id.
         let message_id = format!("record-{n}");
         Record { message_id, flow, body: event.body, id: event.id, receives: 0, visible: None }
     }
@@ -356,14 +357,14 @@ impl Queue {
         }
         let records: Vec<Value> = batch.iter().map(|record| record.json(self.kind)).collect();
         let payload = json!({ "Records": records }).to_string().into_bytes();
-        let answer = self.system.functions[self.kind].invoke(payload).await;
-        if answer.is_err() {
+        let response = self.system.functions[self.kind].invoke(payload).await;
+        if response.is_err() {
             let ids = batch.iter().map(|record| record.id.as_str());
             self.ledger.may_repeat("inbound queue: invocation without a response", ids);
         }
-        let failures: Option<Vec<String>> = answer.ok().map(|answer| {
-            let answer: Value = serde_json::from_slice(&answer).unwrap();
-            let failures = answer["batchItemFailures"].as_array().unwrap();
+        let failures: Option<Vec<String>> = response.ok().map(|response| {
+            let response: Value = serde_json::from_slice(&response).unwrap();
+            let failures = response["batchItemFailures"].as_array().unwrap();
             failures.iter().map(|failure| failure["itemIdentifier"].as_str().unwrap().to_owned()).collect()
         });
         for mut record in batch {

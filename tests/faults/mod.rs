@@ -1,7 +1,7 @@
-//! Proves under faults that nothing is lost, misrouted or let in: real processes, a load of events with known ids, faults
-//! that come and go from a seed, and a ledger that compares what was answered with what the hubs hold.
+//! Fault tests: they prove that no event is lost, misrouted or accepted without credentials. They have real processes, a load of
+//! events with known ids, random faults from a seed, and a ledger that compares the responses with the contents of the hubs.
 
-#![expect(clippy::unwrap_used, reason = "a step of the harness itself that fails ends the run")]
+#![expect(clippy::unwrap_used, reason = "a failed step of the harness itself ends the run")]
 
 pub mod aws;
 pub mod backlog;

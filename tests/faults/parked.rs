@@ -1,4 +1,4 @@
-//! Envelopes of parked messages, packed here and not by the functions: a run may begin with any number of them.
+//! Envelopes of parked messages, written here and not by the functions, so that a run can begin with any number of them.
 
 use std::io::{Read, Write};
 use std::ops::Range;
@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use super::ledger::Ledger;
 use super::system::{FLOWS, Flow, System};
 
-/// An envelope as it is before it is packed.
+/// An envelope before it is packed.
 pub fn envelope(system: &System, flow: &Flow, reason: &str, ids: &[String]) -> Value {
     let message = |id: &String| {
         let properties = json!({
@@ -40,7 +40,7 @@ pub fn group(system: &System, flow: &Flow) -> String {
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Gzip and base64. `level` 0 is fast, and needs a third more space for a single message.
+/// Packs an envelope with gzip and base64. `level` 0 is fast, and needs a third more space for a single message.
 pub fn pack(envelope: &Value, level: u32) -> String {
     pack_text(&envelope.to_string(), level)
 }
@@ -51,7 +51,7 @@ fn pack_text(json: &str, level: u32) -> String {
     STANDARD.encode(gzip.finish().unwrap())
 }
 
-/// What an envelope, or a rejected body, is packed as.
+/// Unpacks an envelope or a rejected body.
 pub fn unpack(base64: &str) -> Vec<u8> {
     try_unpack(base64).unwrap()
 }
@@ -74,7 +74,7 @@ pub fn contents(body: &str) -> Option<(String, Vec<String>)> {
 pub fn park(system: &System, ledger: &Ledger, flow: usize, name: &str, numbers: Range<usize>, size: usize) {
     const MARK: &str = "@the-id@";
     let (place, group) = (&FLOWS[flow], group(system, &FLOWS[flow]));
-    // Building and printing a message is slower than all the rest.
+    // Building and printing each message would be slower than everything else.
     let empty = envelope(system, place, "unavailable", &[]).to_string();
     let (before, after) = empty.split_once("\"messages\":[]").unwrap();
     let one = envelope(system, place, "unavailable", &[MARK.to_owned()])["messages"][0].to_string();
@@ -83,7 +83,7 @@ pub fn park(system: &System, ledger: &Ledger, flow: usize, name: &str, numbers: 
         let ids: Vec<String> = numbers.by_ref().take(size).map(|number| format!("{name}-{number}")).collect();
         let messages: Vec<String> = ids.iter().map(|id| one.replace(MARK, id)).collect();
         let json = format!("{before}\"messages\":[{}]{after}", messages.join(","));
-        // Full envelopes stay as large as they are with events of real senders.
+        // Without compression, full envelopes are as large as with events of real senders.
         system.sqs.put(&system.parking, &pack_text(&json, 0), Some(&group));
         for id in &ids {
             ledger.parked(id, flow);

@@ -1,5 +1,5 @@
-//! Passes AWS calls on to moto and the local SQS, or fails them as AWS and the network before it may: chosen by operation, switched at run
-//! time.
+//! A proxy that passes AWS calls on to moto and the local SQS, or fails them as AWS or the network might. Faults are chosen by
+//! operation, and switched at run time.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -20,22 +20,22 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-/// How calls fail while it is on.
+/// Way in which calls fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AwsFault {
     /// Not done, and the connection ends.
     Reset,
-    /// Done, and the connection ends without an answer.
+    /// Done, and the connection ends without a response.
     ResetAfter,
-    /// Not done, and not answered.
+    /// Not done, and without a response.
     Hang,
     /// Not done: 503.
     Unavailable,
     /// Not done: 400 with a throttling code, as DynamoDB and SQS do it.
     Throttled,
-    /// Done, and the answer ends in its middle.
+    /// Done, and the response ends in its middle.
     BreakOff,
-    /// Every second entry of a `SendMessageBatch` is not done, in an answer of 200.
+    /// Every second entry of a `SendMessageBatch` fails, in a response with status 200.
     FailEntries,
 }
 
@@ -51,20 +51,20 @@ impl AwsFault {
     ];
 }
 
-/// A call that waits, for as long as this is kept.
+/// A call that waits until this value is dropped.
 pub struct Held {
     came: oneshot::Receiver<()>,
     _release: oneshot::Sender<()>,
 }
 
 impl Held {
-    /// Waits until the call has come.
+    /// Waits until the call arrives.
     pub async fn came(&mut self) {
         (&mut self.came).await.unwrap();
     }
 }
 
-/// Says that a call came, and hears when it may go on.
+/// The proxy's side of a [`Held`] call.
 struct Hold {
     target: String,
     came: oneshot::Sender<()>,
@@ -130,7 +130,7 @@ impl Proxy {
         sent.iter().filter(fits).flat_map(|sent| sent.bodies.iter().cloned()).collect()
     }
 
-    /// Bodies of the messages whose response ended in its middle since the last look.
+    /// Bodies of the messages whose response ended in its middle since the last call.
     pub fn take_broken_off(&self) -> Vec<String> {
         let mut sent = self.sent.lock().unwrap();
         let mut bodies = Vec::new();
@@ -141,14 +141,14 @@ impl Proxy {
         bodies
     }
 
-    /// Lets the next call wait whose `x-amz-target` begins with `target`; the ones after it pass.
+    /// Holds the next call whose `x-amz-target` begins with `target`. Later calls pass.
     pub fn hold(&self, target: &str) -> Held {
         let ((came, comes), (release, released)) = (oneshot::channel(), oneshot::channel());
         self.holds.lock().unwrap().push(Hold { target: target.to_owned(), came, release: released });
         Held { came: comes, _release: release }
     }
 
-    /// From now on calls whose `x-amz-target` begins with `target` fail.
+    /// Makes calls fail whose `x-amz-target` begins with `target`.
     pub fn fail(&self, target: &str, fault: AwsFault) {
         let mut faults = self.faults.lock().unwrap();
         faults.retain(|(known, _)| known != target);
@@ -156,7 +156,7 @@ impl Proxy {
     }
 
     /// Ends the faults of [`Proxy::fail`] for the same `target`.
-    pub fn heal(&self, target: &str) {
+    pub fn recover(&self, target: &str) {
         self.faults.lock().unwrap().retain(|(known, _)| known != target);
     }
 }
@@ -178,8 +178,8 @@ async fn accept(listener: TcpListener, upstream: Upstream) {
             Ok((stream, peer)) = listener.accept() => {
                 let _ = stream.set_nodelay(true);
                 let upstream = upstream.clone();
-                let service = service_fn(move |request| answer(upstream.clone(), peer, request));
-                // Ends with an error when the connection is to.
+                let service = service_fn(move |request| forward(upstream.clone(), peer, request));
+                // A fault that ends the connection is an error here.
                 connections.spawn(async move {
                     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
                 });
@@ -189,11 +189,11 @@ async fn accept(listener: TcpListener, upstream: Upstream) {
     }
 }
 
-/// The connection ends without an answer.
+/// Error that ends the connection without a response.
 type Ended = std::io::Error;
-type Answer = Response<UnsyncBoxBody<Bytes, Ended>>;
+type Reply = Response<UnsyncBoxBody<Bytes, Ended>>;
 
-async fn answer(upstream: Upstream, peer: SocketAddr, request: Request<Incoming>) -> Result<Answer, Ended> {
+async fn forward(upstream: Upstream, peer: SocketAddr, request: Request<Incoming>) -> Result<Reply, Ended> {
     let ended = || Ended::other("ended on purpose");
     let (parts, body) = request.into_parts();
     let mut body = body.collect().await.map_err(|_| ended())?.to_bytes();
@@ -204,7 +204,7 @@ async fn answer(upstream: Upstream, peer: SocketAddr, request: Request<Incoming>
     };
     if let Some(Hold { came, release, .. }) = hold {
         let _ = came.send(());
-        // Ends when the other side is dropped.
+        // The call goes on when the other side is dropped.
         let _ = release.await;
     }
     let fault = {
@@ -219,7 +219,7 @@ async fn answer(upstream: Upstream, peer: SocketAddr, request: Request<Incoming>
         Some(AwsFault::Throttled) => return Ok(problem(StatusCode::BAD_REQUEST, "ThrottlingException")),
         Some(AwsFault::FailEntries) if target.ends_with(".SendMessageBatch") => {
             (body, failed) = without_every_second_entry(&body);
-            // SQS refuses a batch of none.
+            // SQS refuses an empty batch.
             if failed.len() == 1 && serde_json::from_slice::<Value>(&body).unwrap()["Entries"] == json!([]) {
                 return Ok(Response::new(whole(with_failed(b"{}", failed))));
             }
@@ -238,9 +238,9 @@ async fn answer(upstream: Upstream, peer: SocketAddr, request: Request<Incoming>
     }
     let url = if target.starts_with("AmazonSQS") { &upstream.sqs } else { &upstream.url };
     let sending = upstream.http.request(parts.method, url).headers(headers).body(body);
-    let answer = sending.send().await.map_err(|_| ended())?;
-    let (status, content_type) = (answer.status(), answer.headers().get(http::header::CONTENT_TYPE).cloned());
-    let mut body = answer.bytes().await.map_err(|_| ended())?;
+    let response = sending.send().await.map_err(|_| ended())?;
+    let (status, content_type) = (response.status(), response.headers().get(http::header::CONTENT_TYPE).cloned());
+    let mut body = response.bytes().await.map_err(|_| ended())?;
     if !failed.is_empty() {
         body = with_failed(&body, failed);
     }
@@ -252,23 +252,23 @@ async fn answer(upstream: Upstream, peer: SocketAddr, request: Request<Incoming>
         }
         _ => (whole(body.clone()), body.len()),
     };
-    let mut answer = Response::new(body);
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_LENGTH, length.into());
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_LENGTH, length.into());
     if let Some(content_type) = content_type {
-        answer.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
+        response.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
     }
-    Ok(answer)
+    Ok(response)
 }
 
 fn whole(body: Bytes) -> UnsyncBoxBody<Bytes, Ended> {
     Full::new(body).map_err(|never| match never {}).boxed_unsync()
 }
 
-fn problem(status: StatusCode, code: &str) -> Answer {
-    let mut answer = Response::new(whole(json!({ "__type": code, "message": "on purpose" }).to_string().into()));
-    *answer.status_mut() = status;
-    answer
+fn problem(status: StatusCode, code: &str) -> Reply {
+    let mut response = Response::new(whole(json!({ "__type": code, "message": "on purpose" }).to_string().into()));
+    *response.status_mut() = status;
+    response
 }
 
 /// The messages of a `SendMessage` or `SendMessageBatch`.
@@ -289,12 +289,12 @@ fn without_every_second_entry(body: &[u8]) -> (Bytes, Vec<Value>) {
 }
 
 fn with_failed(body: &[u8], failed: Vec<Value>) -> Bytes {
-    let mut answer: Value = serde_json::from_slice(body).unwrap_or_default();
-    if !answer["Successful"].is_array() {
-        answer = json!({ "Successful": [] });
+    let mut response: Value = serde_json::from_slice(body).unwrap_or_default();
+    if !response["Successful"].is_array() {
+        response = json!({ "Successful": [] });
     }
     let entry =
         |id: &Value| json!({ "Id": id, "SenderFault": false, "Code": "InternalError", "Message": "on purpose" });
-    answer["Failed"] = failed.iter().map(entry).collect();
-    answer.to_string().into()
+    response["Failed"] = failed.iter().map(entry).collect();
+    response.to_string().into()
 }

@@ -1,4 +1,4 @@
-//! The runs: each starts its own system, and ends with what the ledger found.
+//! The runs. Each starts its own system, and ends with the report of the ledger.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,14 +14,14 @@ use super::load::{Load, Plan};
 use super::system::{Options, Redelivering, System};
 
 const PROGRESS: Duration = Duration::from_secs(5);
-/// The namespace of an outage.
+/// The namespace that is down in an outage.
 const DOWN: usize = 1;
 
-/// How long what is on its way may take after the faults. Redelivery's own delays have grown to about as long as the
-/// faults lasted.
+/// Maximum time to deliver the remaining messages after the faults. Redelivery's delays have then grown to about the length of
+/// the faults.
 pub const DRAIN: Duration = Duration::from_secs(600);
 
-/// Prints where the run is, every few seconds, until it is dropped.
+/// Prints the progress of the run every few seconds, until it is dropped.
 struct Progress(JoinHandle<()>);
 
 impl Drop for Progress {
@@ -48,7 +48,7 @@ impl Progress {
     }
 }
 
-/// Waits until nothing is parked. False: the time is over.
+/// Waits until no message is parked. Returns false if the time is over before that.
 pub(super) async fn drained(system: &System, within: Duration) -> bool {
     let deadline = Instant::now() + within;
     while system.parked() > 0 {
@@ -66,15 +66,15 @@ pub(super) async fn stop(system: Arc<System>) {
     }
 }
 
-/// What a run found.
+/// Result of a run.
 pub struct Outcome {
     pub report: Report,
-    /// By name.
+    /// Number of faults, by name.
     pub faults: BTreeMap<String, usize>,
     pub notes: Vec<String>,
     /// Requirements of the scenario itself that were not met.
     pub failures: Vec<String>,
-    /// Rates and times that were not reached. They depend on the machine, so that only the long forms fail for them.
+    /// Rates and times that were not reached. They depend on the machine, so only the long forms fail because of them.
     pub too_slow: Vec<String>,
     /// Whether the scenario ends with messages that are parked, or has so many kills that the average of copies says
     /// nothing.
@@ -93,7 +93,7 @@ impl Outcome {
         }
     }
 
-    /// Whether every promise was kept, whatever the time it took.
+    /// Whether every promise was kept, independent of rates and times.
     pub fn kept(&self) -> bool {
         let report = if self.partial { self.report.violations() == 0 } else { self.report.kept() };
         report && self.failures.is_empty()
@@ -139,8 +139,8 @@ pub enum Faults {
     HubDown,
 }
 
-/// A load under faults, then time to drain, then the comparison. Under random faults one namespace has a throughput unit
-/// all the time, the other one now and then.
+/// Runs a load under faults, waits until all is delivered, and compares. Under random faults one namespace has one throughput
+/// unit all the time, the other one temporarily.
 pub async fn ledger(plan: Plan, faults: Faults, mut options: Options) -> Outcome {
     if faults == Faults::Random {
         options.throughput_units[DOWN] = Some(1);
@@ -177,14 +177,14 @@ pub async fn ledger(plan: Plan, faults: Faults, mut options: Options) -> Outcome
     let mut outcome = Outcome { faults, ..Outcome::of(ledger.compare(&system, &parked)) };
     outcome.notes.push(format!("sent within {} s, drained within {} s", sent_in.as_secs(), drained_in.as_secs()));
     if !(answered && drained) {
-        outcome.notes.push(format!("still on its way after {} s", DRAIN.as_secs()));
+        outcome.notes.push(format!("not all delivered after {} s", DRAIN.as_secs()));
     }
     drop(ledger);
     stop(system).await;
     outcome
 }
 
-/// Webhooks while the hubs take requests and never answer.
+/// Sends webhooks while the hubs accept requests and never respond.
 pub async fn hanging_hub(seed: u64, webhooks: u64) -> Outcome {
     let system = Arc::new(System::start(Options::default()).await);
     let ledger = Arc::new(Ledger::default());
@@ -203,8 +203,8 @@ pub async fn hanging_hub(seed: u64, webhooks: u64) -> Outcome {
     outcome
 }
 
-/// Events while one namespace is down: its events are parked and the other's are delivered; after an outage longer than
-/// the parking queue's visibility timeout all arrive. The first report is from during the outage, if `look`.
+/// Sends events while one namespace is down: its events are parked, and those of the other one are delivered. After an outage
+/// longer than the parking queue's visibility timeout all events arrive. With `look`, the first report is from the outage.
 pub async fn outage(seed: u64, events: u64, look: bool) -> (Option<Report>, Outcome) {
     let system = Arc::new(System::start(Options::default()).await);
     let ledger = Arc::new(Ledger::default());
@@ -227,9 +227,9 @@ pub async fn outage(seed: u64, events: u64, look: bool) -> (Option<Report>, Outc
     let pollers = system.redeliver();
     sleep(Redelivering::default().visibility + Duration::from_secs(5)).await;
     let before = system.hubs[DOWN].requests().len();
-    assert_eq!(before, 0, "a closed door lets nothing through");
+    assert_eq!(before, 0, "a closed gate lets no request through");
     system.gates[DOWN].open().await;
-    println!("the hub is back");
+    println!("the hub is up again");
     let began = Instant::now();
     drained(&system, DRAIN).await;
     let took = began.elapsed();

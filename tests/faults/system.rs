@@ -1,5 +1,5 @@
-//! Everything that runs: two namespaces, moto, the local SQS, the functions as processes, the gateway, and the doors at which faults
-//! come in.
+//! The system under test: two namespaces, moto, the local SQS, the functions as processes, the gateway, and the gates that inject
+//! faults.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -25,32 +25,37 @@ use super::proxy::Proxy;
 pub const REGION: &str = "eu-central-1";
 pub const KINDS: [&str; 3] = ["audience-change", "profile-export", "dataverse-event"];
 const DEFAULT_FLOW: &str = "default";
+/// Ids of the flows in the table, by their hubs.
+const CHANGES_FLOW: &str = "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0001";
+const ROWS_FLOW: &str = "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0002";
+const EXPORTS_FLOW: &str = "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0003";
+const LEADS_FLOW: &str = "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0004";
 const TABLE: &str = "flows";
 const PARTITIONS: u32 = 4;
 const FUNCTION_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_RECEIVE_COUNT: u32 = 100;
 
-/// How the parking queue is consumed.
+/// Settings of redelivery.
 #[derive(Debug, Clone, Copy)]
 pub struct Redelivering {
     /// Concurrency of the mapping.
     pub pollers: usize,
-    /// Instances of the function. Fewer than pollers: batches wait for one, hidden.
+    /// Number of instances of the function. With fewer than pollers, batches wait for an instance, hidden.
     pub instances: usize,
     pub batch_size: usize,
     pub window: Duration,
-    /// First wait of what could not be sent, and the longest one, in seconds.
+    /// Minimum and maximum delay of a message that could not be sent, in seconds.
     pub delay: u64,
     pub max_delay: u64,
-    /// Time that an invocation has.
+    /// Timeout of an invocation.
     pub timeout: Duration,
     /// Visibility timeout of the parking queue.
     pub visibility: Duration,
 }
 
 impl Default for Redelivering {
-    /// Shorter waits than in the template, so that a run meets many of them, and as many instances as a small machine can
-    /// run beside everything else.
+    /// Shorter delays than in the template, so that a run has many of them, and the number of instances that a small machine can
+    /// run.
     fn default() -> Self {
         Self {
             pollers: 4,
@@ -81,7 +86,7 @@ impl Redelivering {
     }
 }
 
-/// A flow, and where its events have to arrive.
+/// A flow, and the hub in which its events must arrive.
 #[derive(Debug)]
 pub struct Flow {
     pub kind: &'static str,
@@ -95,25 +100,19 @@ const fn flow(kind: &'static str, id: &'static str, namespace: usize, hub: &'sta
     Flow { kind, id, namespace, hub, partitioning: None }
 }
 
-/// Hubs have the same name in both namespaces, so that a message can go wrong by its host alone.
+/// All flows. Hubs have the same names in both namespaces, so that a message with a wrong host would be noticed.
 pub const FLOWS: [Flow; 7] = [
     flow("audience-change", DEFAULT_FLOW, 0, "changes"),
     flow("profile-export", DEFAULT_FLOW, 0, "exports"),
     flow("dataverse-event", DEFAULT_FLOW, 1, "rows"),
-    Flow {
-        partitioning: Some("partitions:4"),
-        ..flow("audience-change", "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0001", 1, "changes")
-    },
-    flow("audience-change", "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0002", 0, "rows"),
-    Flow {
-        partitioning: Some("subject"),
-        ..flow("profile-export", "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0003", 1, "exports")
-    },
-    flow("dataverse-event", "0b6ff6d8-5ac2-4f1c-8a55-3f6f4a4e0004", 1, "leads"),
+    Flow { partitioning: Some("partitions:4"), ..flow("audience-change", CHANGES_FLOW, 1, "changes") },
+    flow("audience-change", ROWS_FLOW, 0, "rows"),
+    Flow { partitioning: Some("subject"), ..flow("profile-export", EXPORTS_FLOW, 1, "exports") },
+    flow("dataverse-event", LEADS_FLOW, 1, "leads"),
 ];
 
 impl Flow {
-    /// Of the hub's policy, and of both secrets.
+    /// Name of the hub's policy, and of both secrets.
     pub fn name(&self) -> String {
         format!("{}-{}", self.kind, self.id)
     }
@@ -126,19 +125,19 @@ impl Flow {
         format!("sender/{}", self.name())
     }
 
-    /// Each flow's sender has another.
+    /// Token of the flow's sender, different for each flow.
     pub fn token(&self) -> String {
         format!("token-of-{}", self.name())
     }
 }
 
-/// How a system is started.
+/// Options of a system.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
     pub without_parking: bool,
     pub print_logs: bool,
     pub redelivering: Redelivering,
-    /// Throughput units of each namespace. Without them nothing is throttled.
+    /// Throughput units of each namespace. Without them no request is throttled.
     pub throughput_units: [Option<u32>; 2],
     pub sqs: sqs::Config,
 }
@@ -149,7 +148,7 @@ pub struct System {
     pub moto: Moto,
     pub sqs: Sqs,
     pub proxy: Proxy,
-    /// Before the proxy, by the service behind it.
+    /// Gates in front of the proxy, by service.
     pub aws_gates: BTreeMap<&'static str, Gate>,
     pub witness: Witness,
     pub functions: BTreeMap<String, Function>,
@@ -167,7 +166,7 @@ pub struct System {
     tasks: JoinSet<()>,
 }
 
-/// Where cargo put the functions: beside this program, or one above a test.
+/// The folder of the built functions: that of this program, or the one above that of a test.
 fn folder() -> PathBuf {
     let program = std::env::current_exe().unwrap();
     let folder = program.parent().unwrap();
@@ -188,14 +187,14 @@ fn function(
         timeout,
         max_instances: instances,
         print_logs: logs,
-        // Wanted here, and many.
+        // There are many intended failures.
         print_failures: logs,
         ..FunctionConfig::new(name, binary)
     })
 }
 
 impl System {
-    /// Starts all but redelivery, whose pollers are [`System::redeliver`]'s.
+    /// Starts everything except the pollers of redelivery, which [`System::redeliver`] starts.
     pub async fn start(options: Options) -> Self {
         let relay_http = shared::build_http_client(None).unwrap();
         let http = relay_http.client();
@@ -296,7 +295,7 @@ impl System {
         }
     }
 
-    /// The parking queue's pollers. They end with what is returned.
+    /// Starts the pollers of the parking queue. They end when the returned value is dropped.
     pub fn redeliver(&self) -> JoinSet<()> {
         let Redelivering { pollers, batch_size, window, .. } = self.redelivering;
         let observer = Some(self.observer.clone());
@@ -306,23 +305,23 @@ impl System {
         pollers
     }
 
-    /// What the mapping of the parking queue has reported since the last look.
+    /// Repeats that the mapping of the parking queue has reported since the last call.
     pub fn repeats(&self) -> Vec<Repeat> {
         let mut repeats = self.repeats.lock().unwrap();
         std::iter::from_fn(|| repeats.try_recv().ok()).collect()
     }
 
-    /// Messages in the parking queue.
+    /// Number of messages in the parking queue.
     pub fn parked(&self) -> usize {
         self.sqs.depth(&self.parking).total()
     }
 
-    /// The functions, redelivery too.
+    /// All functions, including redelivery.
     pub fn all_functions(&self) -> impl Iterator<Item = &Function> {
         self.functions.values().chain([&self.redelivery])
     }
 
-    /// Changes a flow's key at its hub, and `later` in its secret.
+    /// Changes a flow's key at its hub, and after `later` in its secret.
     pub async fn rotate(&self, flow: &Flow, key: &str, later: Duration) {
         assert!(self.hubs[flow.namespace].set_key(&flow.name(), key));
         tokio::time::sleep(later).await;
@@ -335,7 +334,7 @@ impl System {
         put_item(&self.witness, &self.gates[flow.namespace], flow, state).await;
     }
 
-    /// Ends every process.
+    /// Stops every process.
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;
         for function in self.all_functions() {
@@ -402,7 +401,7 @@ async fn put_item(witness: &Witness, gate: &Gate, flow: &Flow, state: &str) {
     witness.call(DYNAMODB, "PutItem", json!({ "TableName": TABLE, "Item": item })).await;
 }
 
-/// Secrets of all flows, and the items of those that the table holds.
+/// Stores the secrets of all flows, and the items of the flows in the table.
 async fn store_flows(witness: &Witness, gates: &[Gate]) {
     let table = json!({
         "TableName": TABLE,

@@ -1,5 +1,5 @@
-//! AWS calls: signed so that a service which checks says yes, read back by AWS's own SDK, and hardened against answers
-//! that are only half good.
+//! AWS calls: their signatures are accepted by a service that checks them, AWS's own SDK reads what they wrote, and
+//! incomplete responses are handled.
 
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::cloud::*;
 use crate::harness::*;
 
-/// Runs a script with boto3; gives the JSON that it prints.
+/// Runs a script with boto3. Returns the JSON that it prints.
 pub fn boto3(endpoint: &str, script: &str) -> Value {
     let output = Command::new(virtual_environment().join("bin/python"))
         .args(["-c", script])
@@ -32,7 +32,7 @@ pub fn boto3(endpoint: &str, script: &str) -> Value {
 }
 
 #[tokio::test]
-async fn calls_are_signed_as_aws_checks_them_and_boto3_reads_what_they_wrote() {
+async fn signed_calls_pass_the_checks_of_aws_and_boto3_reads_their_messages() {
     const USERS: &str = r#"
 import boto3, json
 iam, keys = boto3.client("iam"), {}
@@ -60,13 +60,13 @@ print(json.dumps(keys))
     let mut to_flow = request(DOCUMENTED);
     to_flow["rawPath"] = "/flow-a".into();
     let relay = function(&key("relay", 0), &key("relay", 1));
-    assert_eq!(answer(&relay, &to_flow).await, delivered(1), "the table and two secrets were read");
+    assert_eq!(response_of(&relay, &to_flow).await, delivered(1), "the table and two secrets were read");
     hub.script([lasting(status(404, None, "40400"))]);
-    assert_eq!(answer(&relay, &to_flow).await.status, 202);
-    answer(&relay, &request("{")).await.problem(400);
+    assert_eq!(response_of(&relay, &to_flow).await.status, 202);
+    response_of(&relay, &request("{")).await.problem(400);
     for (id, secret) in [(key("relay", 0), key("stranger", 1)), (key("stranger", 0), key("stranger", 1))] {
-        answer(&function(&id, &secret), &request(DOCUMENTED)).await.problem(503);
-        answer(&function(&id, &secret), &to_flow).await.problem(503);
+        response_of(&function(&id, &secret), &request(DOCUMENTED)).await.problem(503);
+        response_of(&function(&id, &secret), &to_flow).await.problem(503);
     }
 
     let read = format!(
@@ -88,14 +88,14 @@ print(json.dumps([json.loads(unpack(parked)), rejected["reason"], unpack(rejecte
     assert_eq!((&written[1], &written[2]), (&json!("unreadable"), &json!("{")));
 }
 
-/// A queue service that gives these raw answers, one per connection, and what it was asked.
-async fn service(answers: Vec<String>) -> (Queue, Arc<Mutex<Vec<Value>>>) {
+/// A queue service that returns these raw responses, one per connection, and the requests that it received.
+async fn service(responses: Vec<String>) -> (Queue, Arc<Mutex<Vec<Value>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let asked = Arc::new(Mutex::new(Vec::new()));
     let heard = asked.clone();
     tokio::spawn(async move {
-        for answer in answers {
+        for response in responses {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = Vec::new();
             let body = loop {
@@ -108,7 +108,7 @@ async fn service(answers: Vec<String>) -> (Queue, Arc<Mutex<Vec<Value>>>) {
                 }
             };
             heard.lock().unwrap().push(serde_json::from_str(&body).unwrap());
-            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.write_all(response.as_bytes()).await.unwrap();
         }
     });
     let environment = Environment::from_fn(move |name| match name {
@@ -121,7 +121,7 @@ async fn service(answers: Vec<String>) -> (Queue, Arc<Mutex<Vec<Value>>>) {
     (Queue::new(aws, "http://queue".to_owned()), asked)
 }
 
-fn answer_with(status: &str, body: &str) -> String {
+fn http_response(status: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
@@ -137,7 +137,7 @@ async fn failed_entries_of_a_batch_are_sent_again() {
     });
     let rest = json!({ "Successful": [{ "Id": "1" }, { "Id": "3" }] });
     let (queue, asked) =
-        service(vec![answer_with("200 OK", &some.to_string()), answer_with("200 OK", &rest.to_string())]).await;
+        service(vec![http_response("200 OK", &some.to_string()), http_response("200 OK", &rest.to_string())]).await;
     let bodies: Vec<String> = (0..4).map(|n| n.to_string()).collect();
     let messages: Vec<Outgoing<'_>> = bodies.iter().map(|body| Outgoing::new(body)).collect();
     let stored = queue.send(&messages, Instant::now() + Duration::from_secs(10)).await;
@@ -147,28 +147,32 @@ async fn failed_entries_of_a_batch_are_sent_again() {
 }
 
 #[tokio::test]
-async fn half_an_answer_is_none() {
-    let whole = answer_with("200 OK", r#"{"Successful":[{"Id":"0"}]}"#);
+async fn a_truncated_response_counts_as_a_failed_attempt() {
+    let whole = http_response("200 OK", r#"{"Successful":[{"Id":"0"}]}"#);
     let broken = whole[..whole.len() - 5].to_owned();
-    let send = async |answers: Vec<String>| {
-        let (queue, asked) = service(answers).await;
+    let send = async |responses: Vec<String>| {
+        let (queue, asked) = service(responses).await;
         let stored = queue.send(&[Outgoing::new("a")], Instant::now() + Duration::from_secs(10)).await;
         let attempts = asked.lock().unwrap().len();
         (stored, attempts)
     };
     assert_eq!(send(vec![broken.clone(), whole.clone()]).await, (vec![Stored::Yes], 2));
     assert_eq!(send(vec![broken.clone(), broken.clone(), broken]).await, (vec![Stored::No], 3));
-    assert_eq!(send(vec![answer_with("503 Service Unavailable", ""), whole.clone()]).await, (vec![Stored::Yes], 2));
-    let refused = answer_with("400 Bad Request", r#"{"__type":"com.amazonaws.sqs#QueueDoesNotExist"}"#);
+    assert_eq!(send(vec![http_response("503 Service Unavailable", ""), whole.clone()]).await, (vec![Stored::Yes], 2));
+    let refused = http_response("400 Bad Request", r#"{"__type":"com.amazonaws.sqs#QueueDoesNotExist"}"#);
     assert_eq!(send(vec![refused, whole]).await, (vec![Stored::No], 1), "what a retry can't resolve is not retried");
     for odd in ["{}", "", "[]"] {
-        let odd = answer_with("200 OK", odd);
-        assert_eq!(send(vec![odd.clone(), odd.clone(), odd]).await.0, [Stored::No], "stored is what the answer names");
+        let odd = http_response("200 OK", odd);
+        assert_eq!(
+            send(vec![odd.clone(), odd.clone(), odd]).await.0,
+            [Stored::No],
+            "only what the response names is stored"
+        );
     }
 }
 
 #[tokio::test]
-async fn a_flow_in_hand_survives_its_table() {
+async fn a_cached_flow_is_used_while_its_table_does_not_respond() {
     use std::sync::atomic::{AtomicU64, Ordering};
     let cloud = Cloud::start().await;
     let seconds = Arc::new(AtomicU64::new(1_700_000_000));
@@ -195,12 +199,12 @@ async fn a_flow_in_hand_survives_its_table() {
 
     drop(cloud);
     later(3_600);
-    assert_eq!(item("crm").await.unwrap().unwrap().hub, "b", "stale, while the table does not answer");
+    assert_eq!(item("crm").await.unwrap().unwrap().hub, "b", "the cached item, while the table does not respond");
     assert!(item("new").await.unwrap_err().to_string().contains("GetItem"));
 }
 
-/// Prints, for each region of the partitions that AWS's SDKs share, where boto3 sends a call of each service, by FIPS and dual-stack.
-/// Some partitions have no dual-stack endpoints.
+/// Script that prints the URL to which boto3 sends a call, for each region, service and combination of FIPS and dual-stack. Some
+/// partitions have no dual-stack endpoints.
 const ENDPOINTS: &str = r#"
 import boto3, botocore, json, os
 from botocore.config import Config
@@ -238,7 +242,7 @@ print(json.dumps([[r, s, *(url(s, r, *v) for v in variants)] for r in regions fo
 "#;
 
 #[test]
-fn endpoints_are_those_of_boto3_in_every_partition() {
+fn endpoints_equal_those_of_boto3_in_every_partition() {
     let found = boto3("http://127.0.0.1:9", ENDPOINTS);
     let endpoint = |service: Service, region: &str, variables: &[(&'static str, &'static str)]| {
         let (region, variables) = (region.to_owned(), variables.to_vec());

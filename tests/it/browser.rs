@@ -1,4 +1,4 @@
-//! Headless Chromium by its driver: as much of the W3C's WebDriver protocol as the tests of a page need.
+//! Headless Chromium, driven through the part of the W3C's WebDriver protocol that the tests of a page need.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,15 +14,15 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
-/// The member that names an element, by the standard.
+/// Member that names an element, as the standard defines it.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 pub const SPACE: &str = " ";
 pub const ENTER: &str = "\u{e007}";
 pub const TAB: &str = "\u{e004}";
-/// Generous: nothing is measured here.
+/// Maximum time to wait for a page. It is long because nothing is measured here.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
-/// A window. It closes with this value.
+/// A window. It closes when this value is dropped.
 pub struct Browser {
     driver: Child,
     http: Client,
@@ -40,17 +40,17 @@ impl Browser {
             .expect("chromedriver is missing: run `make browser`");
         let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
         let port = loop {
-            let line = lines.next_line().await.unwrap().expect("chromedriver tells its port");
+            let line = lines.next_line().await.unwrap().expect("chromedriver prints its port");
             if let Some((_, port)) = line.split_once("started successfully on port ") {
                 break port.trim_end_matches('.').to_owned();
             }
         };
-        // It must not wait for someone to read.
+        // The driver must not block on a full pipe.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let profile = std::env::temp_dir().join(format!("console-{}-{port}", std::process::id()));
         let arguments = [
             "--headless",
-            // Root, as in containers, has no sandbox; the pages are ours.
+            // Root, as in containers, can't use the sandbox. The pages are the project's own.
             "--no-sandbox",
             "--disable-gpu",
             "--disable-dev-shm-usage",
@@ -83,11 +83,11 @@ impl Browser {
         self.value(command, request.timeout(TIME_LIMIT).send().await.unwrap()).await
     }
 
-    async fn value(&self, command: &str, answer: reqwest::Response) -> Value {
-        let is_success = answer.status().is_success();
-        let mut answer: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
-        assert!(is_success, "{command}: {}", answer["value"]["message"]);
-        answer["value"].take()
+    async fn value(&self, command: &str, response: reqwest::Response) -> Value {
+        let is_success = response.status().is_success();
+        let mut response: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+        assert!(is_success, "{command}: {}", response["value"]["message"]);
+        response["value"].take()
     }
 
     pub async fn open(&self, url: &str) {
@@ -118,20 +118,20 @@ impl Browser {
         found[ELEMENT].as_str().unwrap().to_owned()
     }
 
-    /// As a user's pointer does: the element must be in sight and not covered.
+    /// Clicks like a user's pointer: the element must be in sight and not covered.
     pub async fn click(&self, selector: &str) {
         let element = self.element(selector).await;
         self.post(&format!("/element/{element}/click"), json!({})).await;
     }
 
-    /// Types into whatever has the focus.
+    /// Presses a key on the element that has the focus.
     pub async fn press(&self, key: &str) {
         let strokes = [json!({ "type": "keyDown", "value": key }), json!({ "type": "keyUp", "value": key })];
         let keyboard = json!({ "type": "key", "id": "keyboard", "actions": strokes });
         self.post("/actions", json!({ "actions": [keyboard] })).await;
     }
 
-    /// What `expression` is in the page.
+    /// Value of `expression` in the page.
     pub async fn read(&self, expression: &str) -> Value {
         self.post("/execute/sync", json!({ "script": format!("return {expression}"), "args": [] })).await
     }
@@ -142,26 +142,26 @@ impl Browser {
         while self.read(&format!("Boolean({expression})")).await != true {
             if Instant::now() > deadline {
                 let text = self.read("document.body.innerText").await;
-                panic!("it never came true: {expression}\n{}", text.as_str().unwrap());
+                panic!("did not become true: {expression}\n{}", text.as_str().unwrap());
             }
             sleep(Duration::from_millis(100)).await;
         }
     }
 
-    /// What the browser complained about: scripts that failed, resources that were refused.
+    /// Errors that the browser logged: scripts that failed, resources that were refused.
     pub async fn complaints(&self) -> Value {
         self.post("/se/log", json!({ "type": "browser" })).await
     }
 
-    /// A PNG of what is in the window.
+    /// A PNG of the window.
     pub async fn screenshot(&self) -> Vec<u8> {
-        let answer = self.http.get(format!("{}/screenshot", self.session)).send().await.unwrap();
-        STANDARD.decode(self.value("screenshot", answer).await.as_str().unwrap()).unwrap()
+        let response = self.http.get(format!("{}/screenshot", self.session)).send().await.unwrap();
+        STANDARD.decode(self.value("screenshot", response).await.as_str().unwrap()).unwrap()
     }
 }
 
 impl Drop for Browser {
-    /// The driver ends its Chromium when it is asked to, and not when it is killed.
+    /// Ends the session first: a driver that is killed leaves its Chromium running.
     fn drop(&mut self) {
         if let Some((address, path)) = self.session.trim_start_matches("http://").split_once('/')
             && let Ok(mut connection) = TcpStream::connect(address)

@@ -1,4 +1,4 @@
-//! What functions use of AWS, played by moto server.
+//! The AWS services that functions use, emulated by moto server.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use crate::harness::{HUB, SENDER_AUTH, function_of, hub_config, virtual_environm
 
 pub const REGION: &str = "eu-central-1";
 pub const TABLE: &str = "flows";
+/// Maximum time to wait for a condition or a call.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 /// A moto server with the queues, the table and the secrets of one test.
@@ -34,7 +35,7 @@ pub struct Cloud {
 impl Cloud {
     pub async fn start() -> Self {
         let http = shared::build_http_client(None).unwrap();
-        // The port may be taken meanwhile by another test.
+        // Another test may take the port in the meantime.
         let mut tries = 0;
         let moto = loop {
             let address = SocketAddr::from(([127, 0, 0, 1], crate::harness::free_port()));
@@ -57,8 +58,8 @@ impl Cloud {
     }
 
     pub async fn call(&self, service: Service, operation: &'static str, body: Value) -> Value {
-        let answer = self.aws.call(service, operation, &body, Instant::now() + TIME_LIMIT).await.unwrap();
-        serde_json::from_slice(&answer).unwrap_or_default()
+        let response = self.aws.call(service, operation, &body, Instant::now() + TIME_LIMIT).await.unwrap();
+        serde_json::from_slice(&response).unwrap_or_default()
     }
 
     pub async fn queue(&self, name: &str) -> String {
@@ -67,7 +68,7 @@ impl Cloud {
                 Service::Sqs,
                 "CreateQueue",
                 json!({
-                    // Longer than any test: what comes again does so since somebody said so.
+                    // Longer than any test: a message is redelivered only if a function made it visible.
                     "QueueName": name, "Attributes": { "VisibilityTimeout": "600" },
                 }),
             )
@@ -85,7 +86,7 @@ impl Cloud {
         self.call(Service::SecretsManager, "PutSecretValue", put).await;
     }
 
-    /// Writes a flow of `kind` to `hub` of `emulator`, with secrets of its own; `change` goes over the item's attributes.
+    /// Writes a flow of `kind` to `hub` of `emulator`, with secrets of its own. `change` replaces attributes of the item.
     pub async fn flow(&self, id: &str, kind: &str, emulator: &Emulator, hub: &str, change: Value) {
         let key_name = hub_config().keys[0].name.clone();
         let connection = emulator.connection_string(&key_name, None);
@@ -113,7 +114,7 @@ impl Cloud {
         self.call(Service::DynamoDb, "DeleteItem", json!({ "TableName": TABLE, "Key": key })).await;
     }
 
-    /// Takes everything that is visible in a queue.
+    /// Receives and deletes every visible message of a queue.
     pub async fn take(&self, queue: &str) -> Vec<Value> {
         let mut taken = Vec::new();
         loop {
@@ -135,7 +136,7 @@ impl Cloud {
         self.moto.url()
     }
 
-    /// What a function needs to use it, the queues and the table.
+    /// The variables with which a function uses the emulated services, the queues and the table.
     pub fn variables(&self) -> Vec<(&'static str, String)> {
         let mut variables = variables(self.moto.url()).to_vec();
         variables.extend([
@@ -146,7 +147,7 @@ impl Cloud {
         variables
     }
 
-    /// A kind's function with the default flow to `HUB` of `hub`; `more` is added, or replaces what is there.
+    /// A kind's function with the default flow to `HUB` of `hub`. `more` adds or replaces variables.
     pub fn function(&self, kind: &str, hub: &Emulator, more: &[(&str, &str)]) -> Function {
         let key_name = hub_config().keys[0].name.clone();
         let connection_string = hub.connection_string(&key_name, Some(HUB));
@@ -159,7 +160,7 @@ impl Cloud {
         function_of(kind, &environment)
     }
 
-    /// The redelivery function, fed from the parking queue until this is dropped.
+    /// The redelivery function, invoked with messages of the parking queue until the returned value is dropped.
     pub fn redeliver(&self, hub: &Emulator) -> Redelivery {
         let quick = [("REDELIVERY_DELAY", "1"), ("REDELIVERY_MAX_DELAY", "5"), ("REDELIVERY_CONCURRENCY", "2")];
         let function = self.function("redelivery", hub, &quick);

@@ -1,9 +1,10 @@
-//! Our one grammar on the inputs on which two official SDKs were tried: where they disagree, the stricter reading holds.
+//! The grammar of connection strings, on inputs that two official SDKs were tried with: where they disagree, the stricter one
+//! applies.
 
 use serde_json::Value;
 use shared::event_hubs::connection_string::{ConnectionString, Credential};
 
-/// What our grammar makes of each input of the fixture, in its order: the address and hub, or part of the error.
+/// Result for each input of the fixture, in its order: address and hub, or part of the error.
 const EXPECTED: [Result<(&str, Option<&str>), &str>; 13] = [
     Ok(("https://contoso.servicebus.windows.net", None)),
     Ok(("https://contoso.servicebus.windows.net", Some("profiles"))),
@@ -21,7 +22,7 @@ const EXPECTED: [Result<(&str, Option<&str>), &str>; 13] = [
 ];
 
 #[test]
-fn each_input_is_read_by_one_grammar() {
+fn connection_strings_on_which_sdks_disagree_are_read_strictly() {
     let inputs: Vec<Value> =
         serde_json::from_str(include_str!("../fixtures/eventhubs/connection_strings.json")).unwrap();
     assert_eq!(inputs.len(), EXPECTED.len());

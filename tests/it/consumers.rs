@@ -1,4 +1,4 @@
-//! The consumer that docs/consumers.md recommends, run as printed there on messages of the kinds.
+//! The consumer that docs/consumers.md recommends, run as printed there on messages of each kind.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use crate::harness::*;
 
 const PAGE: &str = include_str!("../../docs/consumers.md");
 
-/// A client that calls `on_event` with the messages in `EVENTS`. A message of which `on_event` fails is delivered once more.
+/// Client that calls `on_event` with the messages in `EVENTS`. A message is delivered again if `on_event` fails.
 const CLIENT: &str = r#"
 import json, os
 class Event:
@@ -19,7 +19,7 @@ class Event:
     def body_as_str(self):
         if self.failures:
             self.failures -= 1
-            raise RuntimeError("the work fails")
+            raise RuntimeError("processing fails")
         return self.body
 class EventHubConsumerClient:
     @classmethod
@@ -39,12 +39,12 @@ class EventHubConsumerClient:
 struct Sent {
     properties: Value,
     body: String,
-    /// How often the work on it fails.
+    /// Number of times that processing it fails.
     failures: usize,
 }
 
-/// The bodies on which the recipe does its work.
-fn worked_on(messages: &[Sent]) -> Vec<String> {
+/// The bodies that the recipe processes.
+fn processed(messages: &[Sent]) -> Vec<String> {
     let recipe = PAGE.split_once("```python\n").unwrap().1.split_once("```").unwrap().0;
     let folder = std::env::temp_dir().join(format!("consumers-{}-{:016x}", std::process::id(), fastrand::u64(..)));
     std::fs::create_dir_all(folder.join("azure/eventhub")).unwrap();
@@ -70,7 +70,7 @@ fn sent<O: for<'de> serde::Deserialize<'de>>(kind: Kind<O>, flow: &str, event: &
     Sent { properties, body: message.body.to_text(), failures: 0 }
 }
 
-/// The export of a profile that lives in `city`; one without an identity has no subject.
+/// The export of a profile that lives in `city`. A profile without an identity has no subject.
 fn export(flow: &str, identity: Option<u8>, city: &str) -> Sent {
     let identities = identity.map(|id| json!({ "ECID": [{ "id": id.to_string() }] })).unwrap_or(json!({}));
     let profile = json!({ "segmentMembership": {}, "identityMap": identities, "homeAddress": { "city": city } });
@@ -86,25 +86,25 @@ fn bodies(messages: &[Sent]) -> Vec<String> {
 }
 
 #[test]
-fn a_profile_that_returns_to_an_earlier_state_is_taken_and_a_duplicate_is_dropped() {
+fn a_profile_that_returns_to_an_earlier_state_is_processed_and_a_duplicate_is_dropped() {
     let (bern, rome) = (profile("Bern"), profile("Rome"));
     let back = [bern.clone(), rome.clone(), bern.clone()];
-    assert_eq!(worked_on(&back), bodies(&back));
-    assert_eq!(worked_on(&[bern.clone(), bern.clone()]), bodies(&back[..1]));
-    assert_eq!(worked_on(&[bern.clone(), bern.clone(), rome.clone(), rome]), bodies(&back[..2]));
+    assert_eq!(processed(&back), bodies(&back));
+    assert_eq!(processed(&[bern.clone(), bern.clone()]), bodies(&back[..1]));
+    assert_eq!(processed(&[bern.clone(), bern.clone(), rome.clone(), rome]), bodies(&back[..2]));
 }
 
 #[test]
-fn profiles_and_flows_do_not_hide_each_other() {
+fn messages_of_other_profiles_and_flows_are_not_dropped_as_duplicates() {
     let both = [profile("Bern"), export("default", Some(2), "Bern")];
-    assert_eq!(worked_on(&both), bodies(&both));
+    assert_eq!(processed(&both), bodies(&both));
     let flow = |flow, city| export(flow, Some(1), city);
     let interleaved = ["Bern", "Rome", "Bern"].map(|city| [flow("a", city), flow("b", city), flow("a", city)]).concat();
     // The third of each round is a duplicate of the first.
     let changes: Vec<Sent> = interleaved.chunks(3).flat_map(|round| round[..2].to_vec()).collect();
-    assert_eq!(worked_on(&interleaved), bodies(&changes));
+    assert_eq!(processed(&interleaved), bodies(&changes));
     let without = [export("default", None, "Bern"), export("default", None, "Rome"), export("default", None, "Bern")];
-    assert_eq!(worked_on(&without), bodies(&without), "without a subject each is taken");
+    assert_eq!(processed(&without), bodies(&without), "without a subject each message is processed");
 }
 
 #[test]
@@ -115,15 +115,15 @@ fn events_are_dropped_when_their_id_was_seen_before() {
         sent(dataverse_event::KIND, "default", &context.to_string())
     };
     for (x, y) in [(audience("x"), audience("y")), (context("x"), context("y"))] {
-        assert_eq!(worked_on(&[x.clone(), y.clone(), x.clone(), y.clone()]), bodies(&[x, y]));
+        assert_eq!(processed(&[x.clone(), y.clone(), x.clone(), y.clone()]), bodies(&[x, y]));
     }
 }
 
 #[test]
-fn a_message_on_which_the_work_failed_is_taken_when_it_is_delivered_again() {
+fn a_message_whose_processing_failed_is_processed_when_it_is_delivered_again() {
     let failed = |message: Sent| Sent { failures: 1, ..message };
     let messages = [profile("Bern"), failed(profile("Rome")), failed(profile("Bern"))];
-    assert_eq!(worked_on(&messages), bodies(&messages));
+    assert_eq!(processed(&messages), bodies(&messages));
     let event = [failed(sent(audience_change::KIND, "default", &event_of("x")))];
-    assert_eq!(worked_on(&event), bodies(&event));
+    assert_eq!(processed(&event), bodies(&event));
 }

@@ -1,5 +1,5 @@
-//! `dataverse-event`: contexts in, what Dataverse's own Event Hub endpoint would have written out. Each fixture's outcome is a
-//! snapshot; rules beyond the fixtures are tables.
+//! `dataverse-event`: each context becomes the message that Dataverse's own Event Hub endpoint would write. The outcome of each
+//! fixture is a snapshot; tables cover the rules beyond the fixtures.
 
 use std::borrow::Cow;
 
@@ -14,6 +14,7 @@ const CREATE: &str = include_str!("../fixtures/dataverse-event/create_lead_sync.
 const DELETE: &str = include_str!("../fixtures/dataverse-event/delete_lead_async.json");
 const UPDATE: &str = include_str!("../fixtures/dataverse-event/update_contact_async.json");
 const CLAIMS: &str = "http://schemas.microsoft.com/xrm/2011/Claims/";
+const ZERO_GUID: &str = "00000000-0000-0000-0000-000000000000";
 
 fn options(json: Value) -> Options {
     shared::json::from_config(&json.to_string()).unwrap()
@@ -27,7 +28,7 @@ fn map<'a>(json: &'a str, options: &'a Options) -> Result<Mapped<'a>, Rejection>
     (KIND.map)(Event { json, flow: "default", headers: &[], max_bytes: 1_000_000 }, options)
 }
 
-/// The one message's body.
+/// The body of the single message.
 fn body(event: &str, options: &Options) -> Result<String, String> {
     let mut mapped = map(event, options).map_err(|rejection| rejection.detail.into_owned())?;
     assert_eq!(mapped.messages.len(), 1);
@@ -38,7 +39,7 @@ fn properties(mapped: &Mapped<'_>) -> Value {
     serde_json::from_str(mapped.messages[0].properties.as_json()).unwrap()
 }
 
-/// A small context; `members` are added.
+/// A small context with additional `members`.
 fn context(members: &str) -> String {
     let comma = if members.is_empty() { "" } else { "," };
     format!(r#"{{"MessageName":"new_Custom","PrimaryEntityName":"account"{comma}{members}}}"#)
@@ -75,7 +76,7 @@ fn fixtures_become_the_xml_of_the_contract_serializer() {
     ] {
         assert_eq!(body(json, &xml_options()).unwrap(), xml);
         let spaced = json.replace("\\/", "/").replace("\":", "\" :\n ").replace("{\"", "{ \"").replace(",{", " , {");
-        assert_eq!(body(&spaced, &xml_options()).unwrap(), xml, "white space and slashes are only spelling");
+        assert_eq!(body(&spaced, &xml_options()).unwrap(), xml, "white space and slashes do not change the XML");
     }
 }
 
@@ -88,12 +89,11 @@ fn every_value_of_an_object_slot_has_its_xml() {
         format!(r#"{{"__type":"{name}:http:\/\/schemas.microsoft.com\/xrm\/2011\/Contracts"{members}}}"#)
     };
     let guid = "e837c9ec-8151-e811-a950-000d3a391928";
-    let zero = "00000000-0000-0000-0000-000000000000";
     let reference = r#"<KeyAttributes/><LogicalName>lead</LogicalName><Name i:nil="true"/><RowVersion i:nil="true"/>"#;
     let reference_json =
         format!(r#","Id":"{guid}","KeyAttributes":[],"LogicalName":"lead","Name":null,"RowVersion":null"#);
     let entity_defaults = format!(
-        r#"<Attributes i:nil="true"/><EntityState>Changed</EntityState><FormattedValues i:nil="true"/><Id>{zero}</Id><KeyAttributes i:nil="true"/><LogicalName i:nil="true"/><RelatedEntities i:nil="true"/><RowVersion i:nil="true"/>"#
+        r#"<Attributes i:nil="true"/><EntityState>Changed</EntityState><FormattedValues i:nil="true"/><Id>{ZERO_GUID}</Id><KeyAttributes i:nil="true"/><LogicalName i:nil="true"/><RelatedEntities i:nil="true"/><RowVersion i:nil="true"/>"#
     );
     let collection = r#","Entities":[{"EntityState":2}],"EntityName":"lead","MinActiveRowVersion":"-1","MoreRecords":true,"PagingCookie":"","TotalRecordCount":-1,"TotalRecordCountLimitExceeded":false"#;
     let collection_xml = format!(
@@ -175,9 +175,8 @@ fn every_value_of_an_object_slot_has_its_xml() {
 
 #[test]
 fn absent_members_get_the_defaults_of_their_types() {
-    let zero = "00000000-0000-0000-0000-000000000000";
     let expected = format!(
-        r#"<RemoteExecutionContext xmlns="http://schemas.microsoft.com/xrm/2011/Contracts" xmlns:i="http://www.w3.org/2001/XMLSchema-instance"><BusinessUnitId>{zero}</BusinessUnitId><CorrelationId>{zero}</CorrelationId><Depth>0</Depth><InitiatingUserAgent i:nil="true"/><InitiatingUserAzureActiveDirectoryObjectId>{zero}</InitiatingUserAzureActiveDirectoryObjectId><InitiatingUserId>{zero}</InitiatingUserId><InputParameters i:nil="true"/><IsExecutingOffline>false</IsExecutingOffline><IsInTransaction>false</IsInTransaction><IsOfflinePlayback>false</IsOfflinePlayback><IsolationMode>0</IsolationMode><MessageName>new_Custom</MessageName><Mode>0</Mode><OperationCreatedOn>0001-01-01T00:00:00</OperationCreatedOn><OperationId>{zero}</OperationId><OrganizationId>{zero}</OrganizationId><OrganizationName i:nil="true"/><OutputParameters i:nil="true"/><OwningExtension i:nil="true"/><ParentContext i:nil="true"/><PostEntityImages i:nil="true"/><PreEntityImages i:nil="true"/><PrimaryEntityId>{zero}</PrimaryEntityId><PrimaryEntityName>account</PrimaryEntityName><RequestId i:nil="true"/><SecondaryEntityName i:nil="true"/><SharedVariables i:nil="true"/><Stage>0</Stage><UserAzureActiveDirectoryObjectId>{zero}</UserAzureActiveDirectoryObjectId><UserId>{zero}</UserId></RemoteExecutionContext>"#
+        r#"<RemoteExecutionContext xmlns="http://schemas.microsoft.com/xrm/2011/Contracts" xmlns:i="http://www.w3.org/2001/XMLSchema-instance"><BusinessUnitId>{ZERO_GUID}</BusinessUnitId><CorrelationId>{ZERO_GUID}</CorrelationId><Depth>0</Depth><InitiatingUserAgent i:nil="true"/><InitiatingUserAzureActiveDirectoryObjectId>{ZERO_GUID}</InitiatingUserAzureActiveDirectoryObjectId><InitiatingUserId>{ZERO_GUID}</InitiatingUserId><InputParameters i:nil="true"/><IsExecutingOffline>false</IsExecutingOffline><IsInTransaction>false</IsInTransaction><IsOfflinePlayback>false</IsOfflinePlayback><IsolationMode>0</IsolationMode><MessageName>new_Custom</MessageName><Mode>0</Mode><OperationCreatedOn>0001-01-01T00:00:00</OperationCreatedOn><OperationId>{ZERO_GUID}</OperationId><OrganizationId>{ZERO_GUID}</OrganizationId><OrganizationName i:nil="true"/><OutputParameters i:nil="true"/><OwningExtension i:nil="true"/><ParentContext i:nil="true"/><PostEntityImages i:nil="true"/><PreEntityImages i:nil="true"/><PrimaryEntityId>{ZERO_GUID}</PrimaryEntityId><PrimaryEntityName>account</PrimaryEntityName><RequestId i:nil="true"/><SecondaryEntityName i:nil="true"/><SharedVariables i:nil="true"/><Stage>0</Stage><UserAzureActiveDirectoryObjectId>{ZERO_GUID}</UserAzureActiveDirectoryObjectId><UserId>{ZERO_GUID}</UserId></RemoteExecutionContext>"#
     );
     assert_eq!(body(&context(r#""Unknown":{"a":[1]},"messagename":"x""#), &xml_options()).unwrap(), expected);
 }
@@ -194,7 +193,7 @@ fn json_keeps_its_bytes_and_xml_its_text() {
 }
 
 #[test]
-fn steps_choose_as_registered_steps_do() {
+fn steps_select_contexts_as_registered_steps_do() {
     let passes = |event: &str, step: Value| {
         let options = options(json!({ "steps": [{ "message": "Never" }, step] }));
         let mapped = map(event, &options).unwrap();
@@ -220,7 +219,7 @@ fn steps_choose_as_registered_steps_do() {
 }
 
 #[test]
-fn time_grows_with_the_sum_of_columns_and_of_the_names_in_steps() {
+fn mapping_time_grows_with_the_sum_of_columns_and_of_the_names_in_steps() {
     let columns: Vec<String> = (0..3000).map(|n| format!(r#"{{"key":"column_{n}","value":1}}"#)).collect();
     let target = format!(r#"{{"key":"Target","value":{{"Attributes":[{}]}}}}"#, columns.join(","));
     let event = format!(r#"{{"MessageName":"Update","PrimaryEntityName":"t","InputParameters":[{target}]}}"#);
@@ -239,7 +238,7 @@ fn time_grows_with_the_sum_of_columns_and_of_the_names_in_steps() {
 }
 
 #[test]
-fn what_is_too_large_loses_the_four_members_and_says_so() {
+fn a_context_over_the_limit_loses_four_members_and_is_marked_as_trimmed() {
     let claim = format!("{CLAIMS}MessageMaxSizeExceeded");
     let options = options(json!({ "maxBytes": 1000 }));
     let mapped = map(UPDATE, &options).unwrap();
@@ -247,7 +246,7 @@ fn what_is_too_large_loses_the_four_members_and_says_so() {
     assert_eq!(mapped.messages[0].body.to_text(), absent);
     assert_eq!((properties(&mapped)[&claim].clone(), mapped.notes), (json!(true), vec!["trimmed"]));
 
-    // Every place of the members, white space, repeats.
+    // The members in every place, with white space, and repeated.
     let big = "x".repeat(2000);
     for (event, expected) in [
         (format!(r#"{{"InputParameters" : ["{big}"] , "MessageName":"M" ,"PrimaryEntityName":"t" }}"#), None),
@@ -262,14 +261,14 @@ fn what_is_too_large_loses_the_four_members_and_says_so() {
             Some(r#"{ "MessageName":"M","PrimaryEntityName":"t"}"#),
         ),
     ] {
-        // A wrong InputParameters is refused, too large or not.
+        // An invalid InputParameters is refused, too large or not.
         assert_eq!(body(&event, &options).ok().as_deref(), expected.map(|e: &str| e), "{event}");
     }
     let hopeless =
         map(&context(&format!(r#""OutputParameters":[{{"key":"k","value":"{big}"}}]"#)), &options).unwrap_err().reason;
     assert_eq!(hopeless, Reason::TooLarge);
 
-    // XML: the limit is of the outgoing bytes.
+    // In XML mode the limit applies to the outgoing bytes.
     let whole = include_str!("../fixtures/dataverse-event/update_contact_async.xml");
     let limit = |bytes: usize| self::options(json!({ "messageFormat": "xml", "maxBytes": bytes }));
     assert_eq!(body(UPDATE, &limit(whole.len())).unwrap(), whole);
@@ -281,28 +280,28 @@ fn what_is_too_large_loses_the_four_members_and_says_so() {
 }
 
 #[test]
-fn a_context_that_came_trimmed_says_so() {
+fn a_context_that_arrives_trimmed_is_marked_as_trimmed() {
     let claim = format!("{CLAIMS}MessageMaxSizeExceeded");
-    let said = |event: &str, header: bool| {
+    let marked = |event: &str, header: bool| {
         let headers = [(Cow::from("X-MS-Dynamics-Msg-Size-Exceeded"), Cow::from(""))];
         let (options, headers) = (Options::default(), if header { &headers[..] } else { &[] });
         let mapped =
             (KIND.map)(Event { json: event, flow: "default", headers, max_bytes: 1_000_000 }, &options).unwrap();
         properties(&mapped).get(&claim).cloned()
     };
-    assert_eq!(said(UPDATE, false), None);
-    assert_eq!(said(DELETE, false), None);
-    assert_eq!(said(UPDATE, true), None, "the body has all members, and is believed");
+    assert_eq!(marked(UPDATE, false), None);
+    assert_eq!(marked(DELETE, false), None);
+    assert_eq!(marked(UPDATE, true), None, "the body has all members, whatever the header says");
     let update = |members: &str| format!(r#"{{"MessageName":"Update","PrimaryEntityName":"t"{members}}}"#);
     for empty in
         ["", r#","InputParameters":null"#, r#","InputParameters":[ ],"PreEntityImages":[],"ParentContext":null"#]
     {
-        assert_eq!(said(&update(empty), false), Some(json!(true)), "{empty}");
+        assert_eq!(marked(&update(empty), false), Some(json!(true)), "{empty}");
     }
-    assert_eq!(said(&update(r#","InputParameters":[{"key":"x","value":1}]"#), false), None);
+    assert_eq!(marked(&update(r#","InputParameters":[{"key":"x","value":1}]"#), false), None);
     // A custom message may have no parameters at all.
-    assert_eq!(said(&context(""), false), None);
-    assert_eq!(said(&context(""), true), Some(json!(true)));
+    assert_eq!(marked(&context(""), false), None);
+    assert_eq!(marked(&context(""), true), Some(json!(true)));
 }
 
 #[test]
@@ -313,13 +312,12 @@ fn ids_subjects_and_times_follow_the_contract() {
         let (message, properties) = (&mapped.messages[0], properties(&mapped));
         (message.id.clone(), message.subject.to_string(), properties.get("cloudEvents:time").cloned(), properties)
     };
-    let zero = "00000000-0000-0000-0000-000000000000";
     assert_eq!(envelope(r#""Mode":1,"OperationId":"op""#).0, "op");
     // printf '{"MessageName":"new_Custom","Mode":0,"PrimaryEntityName":"account"}' | sha256sum
     assert_eq!(envelope(r#""Mode":0"#).0, "798fa54c7ac8a79a4f03a18675a7706d6764fd46c62cc0a89de5d4ee7f7443f9");
     assert_eq!(envelope(r#""PrimaryEntityId":"r","CorrelationId":"c""#).1, "r");
-    assert_eq!(envelope(&format!(r#""PrimaryEntityId":"{zero}","CorrelationId":"c""#)).1, "c");
-    assert_eq!(envelope(&format!(r#""PrimaryEntityId":"{zero}","CorrelationId":"{zero}""#)).1, "");
+    assert_eq!(envelope(&format!(r#""PrimaryEntityId":"{ZERO_GUID}","CorrelationId":"c""#)).1, "c");
+    assert_eq!(envelope(&format!(r#""PrimaryEntityId":"{ZERO_GUID}","CorrelationId":"{ZERO_GUID}""#)).1, "");
     assert_eq!(envelope("").1, "");
     let target = |columns: &str| {
         format!(
@@ -345,7 +343,7 @@ fn ids_subjects_and_times_follow_the_contract() {
 }
 
 #[test]
-fn what_is_missing_or_wrong_in_a_context_is_named_and_not_repeated() {
+fn missing_or_invalid_members_of_a_context_are_named_without_their_values() {
     for (event, json, xml) in [
         (r#"{"PrimaryEntityName":"t"}"#.to_owned(), Some("MessageName: missing or empty"), None),
         (r#"{"MessageName":"M","PrimaryEntityName":null}"#.into(), Some("PrimaryEntityName: missing or empty"), None),
@@ -412,7 +410,7 @@ fn options_that_cannot_be_used_are_refused_by_name() {
     assert_eq!((KIND.check)(&Options::default(), 240_000), Ok(()));
 }
 
-/// A captured context with one of its texts cut, doubled, or exchanged for something of another type.
+/// A captured context with one value cut, doubled, or replaced by a value of another type.
 fn mutated() -> impl Strategy<Value = String> {
     let scrap = prop_oneof![
         Just("null".to_owned()),
@@ -430,7 +428,7 @@ fn mutated() -> impl Strategy<Value = String> {
         any::<f64>().prop_filter("JSON has no others", |n| n.is_finite()).prop_map(|number| number.to_string()),
         any::<String>().prop_map(|text| Value::from(text).to_string()),
     ];
-    // Where values begin: behind a colon that follows a quotation mark.
+    // Values begin after a colon that follows a quotation mark.
     (prop::sample::select(vec![CREATE, DELETE, UPDATE]), any::<prop::sample::Index>(), scrap, 0..8_u8).prop_map(
         |(event, place, scrap, how)| {
             let starts: Vec<usize> = event.match_indices("\":").map(|(at, _)| at + 2).collect();
@@ -449,7 +447,7 @@ fn mutated() -> impl Strategy<Value = String> {
     )
 }
 
-/// What XML 1.0 has no characters for stands in references that only lenient parsers take.
+/// Whether a text is XML, apart from references to characters that XML 1.0 does not have: only lenient parsers accept them.
 fn well_formed(xml: &str) -> Result<(), String> {
     let mut strict = xml.to_owned();
     for code in (0..0x20_u32).filter(|code| *code != 0xd).chain([0xfffe, 0xffff]) {
@@ -461,8 +459,8 @@ fn well_formed(xml: &str) -> Result<(), String> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
     #[test]
-    fn any_context_is_mapped_or_rejected_by_place(event in mutated(), small in any::<bool>()) {
-        // As `shared` does: one JSON value, not too deep, or no event at all.
+    fn any_context_is_mapped_or_rejected_with_its_place(event in mutated(), small in any::<bool>()) {
+        // `shared` passes on one JSON value that is not too deep, or no event at all.
         let Ok(events) = shared::json::events(&event) else { return Ok(()) };
         for format in ["json", "xml"] {
             let options = options(json!({ "messageFormat": format, "maxBytes": if small { 4000 } else { 196_608 } }));
@@ -484,13 +482,13 @@ proptest! {
 }
 
 #[tokio::test]
-async fn contexts_arrive_by_webhook_with_a_code_and_wrong_ones_are_named() {
+async fn webhooks_with_a_code_are_delivered_and_invalid_contexts_return_400() {
     let auth = r#"[{"type":"query","name":"code","secret":"a+b"}]"#;
     let create = include_str!("../fixtures/dataverse-event/create_lead_sync.json").trim();
     let system = start_kind("dataverse-event", hub_config(), &[("SENDER_AUTH", auth)]).await;
     let mut event = request(create);
     event["rawQueryString"] = "code=a%2Bb".into();
-    assert_eq!(system.answer(&event).await, delivered(1));
+    assert_eq!(system.response_to(&event).await, delivered(1));
     assert_eq!(system.hub.events(HUB)[0].body, create);
     for (body, expected) in [
         ("{}", "MessageName: missing or empty"),
@@ -500,7 +498,7 @@ async fn contexts_arrive_by_webhook_with_a_code_and_wrong_ones_are_named() {
         ("[{}]", "expected one event, not an array"),
     ] {
         event["body"] = body.into();
-        assert_eq!(system.answer(&event).await.problem(400), expected, "{body}");
+        assert_eq!(system.response_to(&event).await.problem(400), expected, "{body}");
     }
     let hub = (
         "EVENT_HUBS_CONNECTION_STRING",
@@ -517,11 +515,11 @@ async fn contexts_arrive_by_webhook_with_a_code_and_wrong_ones_are_named() {
         assert!(line["problem"].as_str().unwrap().contains(expected), "{line}");
     }
     let small = start_kind("dataverse-event", hub_config(), &[("EVENT_HUBS_MAX_BATCH_BYTES", "20000")]).await;
-    assert_eq!(small.post(create).await, delivered(1), "defaults run with any budget");
+    assert_eq!(small.post(create).await, delivered(1), "the default options work with any budget");
 }
 
 #[tokio::test]
-async fn what_a_request_has_no_room_for_is_trimmed_before_it_is_rejected() {
+async fn a_context_too_large_for_a_request_is_trimmed_before_it_is_rejected() {
     let create = include_str!("../fixtures/dataverse-event/create_lead_sync.json");
     // Quotes take two bytes each in a request.
     let with_topic = |topic: String| {
@@ -542,7 +540,10 @@ async fn what_a_request_has_no_room_for_is_trimmed_before_it_is_rejected() {
         assert!(!event.body.contains("InputParameters\":["), "{settings:?}");
         let small = system.post(&with_topic("x".repeat(100_000))).await;
         assert_eq!(small, delivered(1));
-        assert!(system.hub.events(HUB).iter().any(|event| event.body.len() > 100_000), "what fits is whole");
+        assert!(
+            system.hub.events(HUB).iter().any(|event| event.body.len() > 100_000),
+            "a context that fits is sent whole"
+        );
     }
     let system = start_kind("dataverse-event", hub_config(), &[("EVENT_HUBS_MAX_BATCH_BYTES", "1000")]).await;
     assert!(system.post(create).await.problem(413).contains("larger than the hub takes"));

@@ -1,4 +1,4 @@
-//! Ids of `dataverse-event`: the system job's where there is one, else one of the whole context as received.
+//! Ids of `dataverse-event`: the id of the system job if there is one, else a digest of the whole context as received.
 
 use dataverse_event::{KIND, Options};
 use proptest::prelude::*;
@@ -12,6 +12,8 @@ const PART_2: &str = include_str!("../fixtures/dataverse-ids/sync_update_part2.j
 const WITHOUT_OPERATION_1: &str = include_str!("../fixtures/dataverse-ids/no_operationid_1.json");
 const WITHOUT_OPERATION_2: &str = include_str!("../fixtures/dataverse-ids/no_operationid_2.json");
 const SYNCHRONOUS: &str = include_str!("../fixtures/dataverse-types/aliasedvalue.json");
+/// The `OperationId` of [`ASYNCHRONOUS`].
+const JOB_ID: &str = "000000d1-1111-4222-8333-0000000000d1";
 const ASYNCHRONOUS: &str = include_str!("../fixtures/dataverse-types/principalaccess.json");
 
 fn id_with(event: &str, options: Value) -> String {
@@ -24,7 +26,7 @@ fn id(event: &str) -> String {
     id_with(event, json!({}))
 }
 
-/// `event` without white space, its members and those of its objects in the opposite order.
+/// `event` without white space, with the members of all objects in reverse order.
 fn reversed(event: &Value) -> String {
     match event {
         Value::Object(members) => {
@@ -38,14 +40,14 @@ fn reversed(event: &Value) -> String {
 }
 
 #[test]
-fn the_id_is_of_the_job_or_of_the_whole_context_whatever_the_options() {
+fn with_any_options_the_id_is_that_of_the_job_or_of_the_whole_context() {
     for (event, expected) in [
         (PART_1, "a562a5f6bc6b2b8adc1626a8b62a87a54b1b955d8983c2850930088724c7b693"),
         (PART_2, "0decd0371fb8ea09a9e3e24f4856feb37d0f0b209b66053589fefaca254fcad4"),
         (WITHOUT_OPERATION_1, "9b83a14a8286c1e28ed47806a38150485e204c945772f74a6493c73a59f2a95a"),
         (WITHOUT_OPERATION_2, "42fcc26d862781a5efd239b17a80eba6dc21b3e5c8aea6d4a161dca3fe879df8"),
         (SYNCHRONOUS, "dfb34735397c82854989e8c29386412814e43bd7b3744ff74b877fdfa02c149f"),
-        (ASYNCHRONOUS, "000000d1-1111-4222-8333-0000000000d1"),
+        (ASYNCHRONOUS, JOB_ID),
     ] {
         for options in [
             json!({}),
@@ -60,7 +62,7 @@ fn the_id_is_of_the_job_or_of_the_whole_context_whatever_the_options() {
 }
 
 #[test]
-fn the_id_depends_on_values_and_not_on_how_they_are_written() {
+fn the_id_depends_on_values_and_not_on_their_formatting() {
     let expected = id(PART_1);
     let spaced = PART_1.replace("\\/", "/").replace("\":", "\" :\n ").replace("{\"", "{ \"").replace(",{", " , {");
     let escaped = PART_1.replace("MessageName", "Message\\u004eame");
@@ -99,7 +101,7 @@ fn only_mode_1_with_an_operation_id_has_the_id_of_the_job() {
         assert_eq!(id(&event), shared::canonical_digest(&event), "{operation}");
     }
     for mode in ["", r#","Mode":0"#, r#","Mode":2"#, r#","Mode":null"#, r#","Mode":1,"Mode":0"#] {
-        let event = context(&format!(r#"{mode},"OperationId":"000000d1-1111-4222-8333-0000000000d1""#));
+        let event = context(&format!(r#"{mode},"OperationId":"{JOB_ID}""#));
         assert_eq!(id(&event), shared::canonical_digest(&event), "{mode}");
     }
     let event = context(r#","Mode":1"#);
@@ -108,7 +110,7 @@ fn only_mode_1_with_an_operation_id_has_the_id_of_the_job() {
 }
 
 #[tokio::test]
-async fn the_webhook_and_the_queue_give_one_id() {
+async fn a_webhook_and_a_queue_record_with_one_context_get_the_same_id() {
     let system = start_kind("dataverse-event", hub_config(), &[]).await;
     assert_eq!(system.post(PART_1).await, delivered(1));
     assert_eq!(system.post(&format!("\u{feff} {PART_1}\n")).await, delivered(1));

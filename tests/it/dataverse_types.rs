@@ -1,4 +1,5 @@
-//! `dataverse-event` in XML mode: every SDK type has the form of .NET's contract serializer, and what has none is rejected.
+//! `dataverse-event` in XML mode: every SDK type is written as .NET's contract serializer writes it, and all others are
+//! rejected.
 
 use dataverse_event::{KIND, Options};
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ fn map<'a>(json: &'a str, options: &'a Options) -> Result<Mapped<'a>, Rejection>
     (KIND.map)(Event { json, flow: "default", headers: &[], max_bytes: 1_000_000 }, options)
 }
 
-/// The one message's id and body.
+/// The id and the body of the single message.
 fn message(event: &str, flow_options: Value) -> Result<(String, String), String> {
     let options = options(flow_options);
     let mapped = map(event, &options).map_err(|rejection| {
@@ -72,7 +73,7 @@ fn context(value: &str) -> String {
     )
 }
 
-/// The XML of one value where any object may stand.
+/// The XML of one value in a place for any object.
 fn slot(value: &str) -> Result<String, String> {
     let xml = xml(&context(value))?;
     let xml = between(&xml, "<a:key>k</a:key>", "</KeyValuePairOfstringanyType></InputParameters>");
@@ -86,7 +87,7 @@ fn typed(name: &str, namespace: &str, members: &str) -> String {
 }
 
 #[test]
-fn a_query_has_the_same_xml_wherever_it_stands() {
+fn a_query_has_the_same_xml_in_every_place() {
     let parent: Value = serde_json::from_str(QUERY_IN_PARENT).unwrap();
     let from_text = |parameters: &str| {
         let text = between(QUERY_IN_PARENT, r#""ParentContext":{"#, r#","IsExecutingOffline""#);
@@ -115,7 +116,7 @@ fn a_query_has_the_same_xml_wherever_it_stands() {
 }
 
 #[tokio::test]
-async fn what_has_no_xml_form_is_rejected_with_its_place_and_json_takes_it() {
+async fn types_without_an_xml_form_are_rejected_with_their_place_and_pass_as_json() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let function = cloud.function("dataverse-event", &hub, &[("FLOW_OPTIONS", r#"{"messageFormat":"xml"}"#)]);
@@ -128,9 +129,9 @@ async fn what_has_no_xml_form_is_rejected_with_its_place_and_json_takes_it() {
         ),
     ] {
         assert_eq!(system.post(event).await.problem(400), detail);
-        let kept = cloud.take(&cloud.rejected).await;
-        assert_eq!(kept.len(), 1);
-        let reject: Value = serde_json::from_str(kept[0]["Body"].as_str().unwrap()).unwrap();
+        let rejects = cloud.take(&cloud.rejected).await;
+        assert_eq!(rejects.len(), 1);
+        let reject: Value = serde_json::from_str(rejects[0]["Body"].as_str().unwrap()).unwrap();
         assert_eq!((&reject["reason"], &reject["detail"]), (&json!("unmappable"), &json!(detail)));
         assert_eq!(unpacked(reject["body"].as_str().unwrap()), event.as_bytes());
         assert_eq!(system.stored(), 0);
@@ -173,9 +174,9 @@ fn errors_name_the_place_and_no_more_of_a_type_than_its_name() {
         (typed("", "hidden", ""), "InputParameters[0]", "a type without a name"),
         (r#"{"__type":7}"#.into(), "InputParameters[0]", "an object without __type"),
         (r#"{"__type":"\ud800"}"#.into(), "InputParameters[0]", "an object without __type"),
-        // The serializers read `__type` at the front alone.
+        // The serializers read `__type` only as the first member.
         (r#"{"Value":1,"__type":"Money:x"}"#.into(), "InputParameters[0]", "an object without __type"),
-        // A type of the same name that is not the SDK's.
+        // A type with the name of an SDK type.
         (typed("Label", "#Contoso.Types", r#""Text":"hidden""#), "InputParameters[0]", "the type Label"),
         (typed("Label", "http://contoso.example/", ""), "InputParameters[0]", "the type Label"),
         (typed("RemoteExecutionContext", CONTRACTS, ""), "InputParameters[0]", "the type RemoteExecutionContext"),
@@ -360,7 +361,7 @@ fn members_keep_the_order_of_the_contract_and_absent_or_unknown_ones_are_left_ou
 }
 
 #[test]
-fn an_aliased_value_holds_whatever_a_column_may_hold() {
+fn an_aliased_value_accepts_every_type_of_a_column() {
     let option = typed("OptionSetValue", CONTRACTS, r#""Value":1"#);
     let reference = typed("EntityReference", CONTRACTS, r#""LogicalName":"team""#);
     let pair = typed("KeyValuePairOfstringstring", "#System.Collections.Generic", r#""key":"k","value":"v""#);
@@ -401,7 +402,7 @@ fn an_aliased_value_holds_whatever_a_column_may_hold() {
 }
 
 #[test]
-fn a_trimmed_context_has_xml_only_where_all_that_is_left_has() {
+fn a_trimmed_context_has_xml_only_if_all_remaining_members_have() {
     let big = format!(r#"{{"key":"big","value":"{}"}}"#, "x".repeat(5000));
     let unknown = typed("OptionMetadata", "http://schemas.microsoft.com/xrm/2011/Metadata", "");
     let unknown = format!(r#"{{"key":"u","value":{unknown}}}"#);

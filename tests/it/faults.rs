@@ -1,4 +1,4 @@
-//! Short forms of what `make faults` runs. They print what was found, with the seed; `FAULTS_SEED` repeats one.
+//! Short forms of the runs of `make faults`. They print their results and the seed; `FAULTS_SEED` repeats a seed.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::harness::*;
 
-/// Each keeps the machine busy by itself.
+/// Waits for other fault tests to end: each of them keeps the whole machine busy.
 async fn one_at_a_time() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::const_new(());
     TURN.lock().await
@@ -39,10 +39,10 @@ async fn nothing_is_lost_misrouted_or_let_in_under_faults() {
     let plan = Plan { rate: Some(130.0), ..plan(2_400, 1_600) };
     let outcome = scenarios::ledger(plan, Faults::Random, Options::default()).await;
     outcome.print();
-    // A single kill may double every tenth event of so short a run: the average is judged by the long form.
+    // A single kill may duplicate every tenth event of such a short run: only the long form requires an average.
     assert_eq!((outcome.report.violations(), outcome.report.parked), (0, 0));
     assert!(outcome.report.delivered > 2_000, "most events are accepted");
-    assert!(outcome.report.redelivered > 0, "the faults make some be parked");
+    assert!(outcome.report.redelivered > 0, "the faults cause some events to be parked");
     assert!(outcome.report.rejected > 0);
 }
 
@@ -53,7 +53,7 @@ async fn without_parking_the_ledger_finds_losses() {
     let outcome = scenarios::ledger(plan(200, 100), Faults::HubDown, options).await;
     outcome.print();
     assert!(outcome.report.lost > 0);
-    assert_eq!(outcome.report.violations(), outcome.report.lost, "and nothing else");
+    assert_eq!(outcome.report.violations(), outcome.report.lost, "no other violations");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,24 +67,24 @@ async fn nothing_is_lost_when_every_instance_is_killed_every_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn webhooks_are_parked_while_the_hub_hangs() {
+async fn webhooks_are_parked_while_the_hub_does_not_respond() {
     let _turn = one_at_a_time().await;
     let outcome = scenarios::hanging_hub(seed(), 60).await;
     outcome.print();
     assert!(outcome.kept());
-    assert_eq!(outcome.report.answers(202), 60);
+    assert_eq!(outcome.report.responses(202), 60);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_outage_parked_arrives_after_it() {
+async fn events_parked_during_an_outage_arrive_after_it() {
     let _turn = one_at_a_time().await;
     let (during, after) = scenarios::outage(seed(), 500, true).await;
     let during = during.unwrap();
     print!("{during}");
     after.print();
-    assert_eq!(during.violations(), 0, "delivered, or parked for its own flow");
+    assert_eq!(during.violations(), 0, "every event is delivered, or parked for its own flow");
     assert!(during.parked > 100);
-    assert!(during.answers(202) > 0);
+    assert!(during.responses(202) > 0);
     assert!(after.kept());
     assert_eq!(after.report.delivered, during.delivered + during.parked);
 }
@@ -140,9 +140,9 @@ async fn a_backlog_is_delivered_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_hub_delays_no_other_hub_and_is_rarely_asked() {
+async fn a_dead_hub_delays_no_other_hub_and_gets_few_requests() {
     let _turn = one_at_a_time().await;
-    // One that refuses is in the test of messages in flight.
+    // The test of messages in flight has a hub that refuses.
     let plan = DeadHub {
         singles: 2_000,
         concurrency: 2,
@@ -158,7 +158,7 @@ async fn a_dead_hub_delays_no_other_hub_and_is_rarely_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_of_a_dead_hub_do_not_use_up_what_may_be_in_flight() {
+async fn messages_of_a_dead_hub_do_not_use_up_the_limit_in_flight() {
     let _turn = one_at_a_time().await;
     let plan = InFlight {
         singles: 4_000,
@@ -172,7 +172,7 @@ async fn messages_of_a_dead_hub_do_not_use_up_what_may_be_in_flight() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_throttled_hub_gets_each_event_once_beside_live_traffic() {
+async fn a_throttled_hub_with_live_traffic_gets_each_event_once() {
     let _turn = one_at_a_time().await;
     let (warm_up, counted) = (Duration::from_secs(3), Duration::from_secs(5));
     let plan = Throttled { units: 2, concurrency: 2, warm_up, counted, print_logs: false };
@@ -180,7 +180,7 @@ async fn a_throttled_hub_gets_each_event_once_beside_live_traffic() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_for_days_is_renewed_and_delivered() {
+async fn messages_parked_for_days_are_renewed_and_delivered() {
     let _turn = one_at_a_time().await;
     let plan = Renewal { disabled: Duration::from_secs(10 * 3600), print_logs: false };
     check(&backlog::renewal(seed(), plan).await);
@@ -193,7 +193,7 @@ async fn nothing_is_lost_when_redelivery_is_killed_at_any_step() {
 }
 
 #[tokio::test]
-async fn a_connection_that_died_while_frozen_costs_one_repeat_at_most() {
+async fn a_connection_that_died_while_frozen_costs_at_most_one_retry() {
     let hub = Emulator::start(hub_config(), TcpListener::bind("127.0.0.1:0").await.unwrap()).await;
     let gate = Gate::start(hub.address()).await;
     let key_name = &hub_config().keys[0].name;
@@ -209,7 +209,7 @@ async fn a_connection_that_died_while_frozen_costs_one_repeat_at_most() {
         } else {
             gate.forget_connections()
         }
-        // The hub's end is closed by now, and its news lies unread at the frozen process.
+        // The hub's end is closed now, and the frozen process has not read that yet.
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert_eq!(system.post(&event_of(&format!("after-{n}"))).await, delivered(1));
         assert_eq!(system.function.instances(), 1);
@@ -220,7 +220,7 @@ async fn a_connection_that_died_while_frozen_costs_one_repeat_at_most() {
     let retries: Vec<u64> = answered.map(|line| line["Retries"].as_u64().unwrap_or(0)).collect();
     println!("retries: {retries:?}");
     assert_eq!(retries.len(), 20);
-    // A closed one is noticed before it is used; one that the hub's side forgot, by its use.
+    // A closed connection is noticed before it is used; one that the hub's side dropped, only when it is used.
     assert!(retries.iter().all(|retries| *retries <= 1), "{retries:?}");
     assert!(retries.iter().sum::<u64>() >= 5, "{retries:?}");
     assert!(lines.iter().all(|line| line["level"] == "INFO"), "{lines:?}");

@@ -29,9 +29,9 @@ pub struct System {
     pub function: Function,
 }
 
-/// What a webhook's caller sees.
+/// The response that the sender of a webhook receives.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
+pub struct Response {
     pub status: u64,
     pub content_type: String,
     pub body: Value,
@@ -41,7 +41,7 @@ pub fn hub_config() -> Config {
     Config { hubs: vec![(HUB.to_owned(), 4)], ..Config::default() }
 }
 
-/// Starts `audience-change` with a sender's bearer token; `variables` are added, or replace what is there.
+/// Starts `audience-change` with a sender's bearer token. `variables` adds or replaces variables.
 pub async fn start(variables: &[(&str, &str)]) -> System {
     start_with(hub_config(), variables).await
 }
@@ -60,7 +60,7 @@ pub async fn start_kind(kind: &str, config: Config, variables: &[(&str, &str)]) 
     System { function: function_of(kind, &environment), hub }
 }
 
-/// `audience-change` with nothing but `environment`. Later variables replace earlier ones.
+/// `audience-change` with only the variables of `environment`. Later ones replace earlier ones.
 pub fn function(environment: &[(&str, &str)]) -> Function {
     function_of("audience-change", environment)
 }
@@ -73,7 +73,7 @@ pub fn function_of(kind: &str, environment: &[(&str, &str)]) -> Function {
     })
 }
 
-/// An HTTP API event, payload 2.0, from the sender that `SENDER_AUTH` knows.
+/// An HTTP API event, payload 2.0, from the sender that `SENDER_AUTH` accepts.
 pub fn request(body: &str) -> Value {
     json!({
         "version": "2.0",
@@ -100,14 +100,14 @@ pub fn record(id: &str, body: &str) -> Value {
     })
 }
 
-/// The documented event of another profile.
+/// The documented event, for another profile.
 pub fn event_of(profile: &str) -> String {
     let mut event: Value = serde_json::from_str(DOCUMENTED).unwrap();
     event["profileId"] = profile.into();
     event.to_string()
 }
 
-/// One scripted answer.
+/// One scripted response.
 pub fn status(status: u16, retry_after: Option<u64>, detail: &str) -> Fault {
     fault(Action::Status { status, retry_after, detail: Some(detail.to_owned()) })
 }
@@ -116,54 +116,54 @@ pub fn fault(action: Action) -> Fault {
     Fault { hub: None, times: 1, action }
 }
 
-/// The same until the faults are cleared.
+/// The same fault, until the faults are cleared.
 pub fn lasting(fault: Fault) -> Fault {
     Fault { times: 0, ..fault }
 }
 
 impl System {
     /// Posts a body as the known sender.
-    pub async fn post(&self, body: &str) -> Answer {
-        self.answer(&request(body)).await
+    pub async fn post(&self, body: &str) -> Response {
+        self.response_to(&request(body)).await
     }
 
     /// Invokes the function with an HTTP event.
-    pub async fn answer(&self, event: &Value) -> Answer {
-        answer(&self.function, event).await
+    pub async fn response_to(&self, event: &Value) -> Response {
+        response_of(&self.function, event).await
     }
 
-    /// Invokes the function with a batch; gives the ids that must come again.
+    /// Invokes the function with a batch. Returns the ids of the records that must be redelivered.
     pub async fn failures(&self, records: &[Value]) -> Vec<String> {
         let batch = json!({ "Records": records }).to_string();
-        let answer = self.function.invoke(batch.into_bytes()).await.unwrap();
-        let answer: Value = serde_json::from_slice(&answer).unwrap();
-        let failures = answer["batchItemFailures"].as_array().unwrap();
+        let response = self.function.invoke(batch.into_bytes()).await.unwrap();
+        let response: Value = serde_json::from_slice(&response).unwrap();
+        let failures = response["batchItemFailures"].as_array().unwrap();
         failures.iter().map(|failure| failure["itemIdentifier"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// How many requests the hub got.
+    /// Number of requests that the hub received.
     pub fn requests(&self) -> usize {
         self.hub.requests().len()
     }
 
-    /// How many events the hub holds.
+    /// Number of events in the hub.
     pub fn stored(&self) -> usize {
         self.hub.events(HUB).len()
     }
 }
 
-pub async fn answer(function: &Function, event: &Value) -> Answer {
-    let answer = function.invoke(event.to_string().into_bytes()).await.unwrap();
-    let answer: Value = serde_json::from_slice(&answer).unwrap();
-    assert_eq!(answer["isBase64Encoded"], false);
-    Answer {
-        status: answer["statusCode"].as_u64().unwrap(),
-        content_type: answer["headers"]["content-type"].as_str().unwrap().to_owned(),
-        body: serde_json::from_str(answer["body"].as_str().unwrap()).unwrap(),
+pub async fn response_of(function: &Function, event: &Value) -> Response {
+    let response = function.invoke(event.to_string().into_bytes()).await.unwrap();
+    let response: Value = serde_json::from_slice(&response).unwrap();
+    assert_eq!(response["isBase64Encoded"], false);
+    Response {
+        status: response["statusCode"].as_u64().unwrap(),
+        content_type: response["headers"]["content-type"].as_str().unwrap().to_owned(),
+        body: serde_json::from_str(response["body"].as_str().unwrap()).unwrap(),
     }
 }
 
-/// The last log line of a function that refuses to start.
+/// The ERROR line of a function that does not start.
 pub async fn init_failure(environment: &[(&str, &str)]) -> Value {
     init_failure_of("audience-change", environment).await
 }
@@ -184,8 +184,8 @@ pub async fn init_failure_of(kind: &str, environment: &[(&str, &str)]) -> Value 
     errors[0].clone()
 }
 
-impl Answer {
-    /// A problem document of that status; gives its detail.
+impl Response {
+    /// Asserts that this is a problem document with that status. Returns its detail.
     pub fn problem(&self, status: u64) -> &str {
         assert_eq!((self.status, self.content_type.as_str()), (status, "application/problem+json"), "{self:?}");
         for member in ["type", "title", "detail", "requestId"] {
@@ -196,12 +196,12 @@ impl Answer {
     }
 }
 
-pub fn delivered(messages: u64) -> Answer {
+pub fn delivered(messages: u64) -> Response {
     handled("delivered", messages)
 }
 
-pub fn handled(status: &str, messages: u64) -> Answer {
-    Answer {
+pub fn handled(status: &str, messages: u64) -> Response {
+    Response {
         status: 200,
         content_type: "application/json".to_owned(),
         body: json!({ "status": status, "messages": messages }),
@@ -213,7 +213,7 @@ pub fn virtual_environment() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.venv"))
 }
 
-/// A port that nobody listens on, and no other test was given.
+/// A port on which no process listens, and that no other test received.
 pub fn free_port() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
@@ -224,7 +224,7 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// The shortest of several runs, which other work on the machine delays least.
+/// Time of the fastest of several runs: other work on the machine delays it least.
 pub fn fastest_of<T>(input: &T, run: impl Fn(&T)) -> std::time::Duration {
     let times = (0..5).map(|_| {
         let start = std::time::Instant::now();

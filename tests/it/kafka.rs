@@ -1,5 +1,5 @@
-//! The way back with a Kafka broker in it: librdkafka's mock cluster, a real producer and a real consumer. What Lambda's source
-//! does between consumer and function is played here.
+//! Ingest through a Kafka broker: librdkafka's mock cluster, a real producer and a real consumer. The test does what Lambda's
+//! event source mapping does between the consumer and the function.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,9 +19,10 @@ use crate::harness::{HUB, function_of};
 
 const PARTITIONS: i32 = 2;
 const RECORDS: usize = 40;
+/// Maximum time to wait for the broker.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A string property as Event Hubs hands it to Kafka clients.
+/// A string property as Event Hubs passes it to Kafka clients.
 fn amqp(text: &str) -> Vec<u8> {
     [&[0xa1, text.len() as u8], text.as_bytes()].concat()
 }
@@ -40,7 +41,7 @@ fn record(message: &BorrowedMessage<'_>) -> Value {
     })
 }
 
-/// Reads `count` records, from where the consumer stands.
+/// Reads `count` records from the consumer's current position.
 fn batch(consumer: &BaseConsumer, count: usize) -> Value {
     let mut records = BTreeMap::<String, Vec<Value>>::new();
     for _ in 0..count {
@@ -51,7 +52,7 @@ fn batch(consumer: &BaseConsumer, count: usize) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_kafka_consumer_reads_reaches_the_inlet() {
+async fn records_of_a_kafka_consumer_reach_the_inlet() {
     let cluster = MockCluster::new(1).unwrap();
     cluster.create_topic(HUB, PARTITIONS, 1).unwrap();
     let client = |more: &[(&str, &str)]| {
@@ -69,7 +70,7 @@ async fn what_a_kafka_consumer_reads_reaches_the_inlet() {
             .insert(Header { key: "cloudEvents:id", value: Some(&id) })
             .insert(Header { key: "empty", value: None::<&[u8]> });
         let record = BaseRecord::<[u8], [u8]>::to(HUB).partition(n as i32 % PARTITIONS).payload(value.as_bytes());
-        // Every fourth has no headers at all: its id comes of its place.
+        // Every fourth record has no headers: its id is derived from its place.
         let record = if n % 4 == 3 { record } else { record.headers(headers) };
         producer.send(record).map_err(|(error, _)| error).unwrap();
     }
@@ -97,20 +98,20 @@ async fn what_a_kafka_consumer_reads_reaches_the_inlet() {
             ("INLET_SANDBOX", &config.sandbox),
         ],
     );
-    // Taken of neither partition: both are read again from where the answer says.
+    // The inlet accepts no record: both partitions are read again from the offsets in the response.
     inlet.script([Fault { times: 0, ..Fault::from(Action::Status { status: 404, retry_after: None }) }]);
-    let answer = function.invoke(batch(&consumer, RECORDS).to_string().into_bytes()).await.unwrap();
-    let answer: Value = serde_json::from_slice(&answer).unwrap();
-    let failures = answer["batchItemFailures"].as_array().unwrap();
-    assert_eq!(failures.len(), 2, "{answer}");
+    let response = function.invoke(batch(&consumer, RECORDS).to_string().into_bytes()).await.unwrap();
+    let response: Value = serde_json::from_slice(&response).unwrap();
+    let failures = response["batchItemFailures"].as_array().unwrap();
+    assert_eq!(failures.len(), 2, "{response}");
     inlet.clear_faults();
     for failure in failures {
         let item = &failure["itemIdentifier"];
         let partition = item["partition"].as_str().unwrap().strip_prefix(&format!("{HUB}-")).unwrap().parse().unwrap();
         consumer.seek(HUB, partition, Offset::Offset(item["offset"].as_i64().unwrap()), PATIENCE).unwrap();
     }
-    let answer = function.invoke(batch(&consumer, RECORDS).to_string().into_bytes()).await.unwrap();
-    assert_eq!(answer, br#"{"batchItemFailures":[]}"#);
+    let response = function.invoke(batch(&consumer, RECORDS).to_string().into_bytes()).await.unwrap();
+    assert_eq!(response, br#"{"batchItemFailures":[]}"#);
 
     let taken = inlet.taken();
     for partition in 0..PARTITIONS as usize {

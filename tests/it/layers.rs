@@ -1,4 +1,4 @@
-//! The layers of `shared`: a module uses only what is listed below it, so that the hub's client, say, can be read without flows.
+//! The layers of `shared`: a module uses only what is listed below it, so that, for example, the hub's client can be read without flows.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -36,7 +36,7 @@ fn modules_of_shared_use_only_the_layers_below_them() {
     let layer = |module: &str| {
         LAYERS.iter().position(|(_, modules)| modules.contains(&module)).unwrap_or_else(|| {
             panic!(
-                "`shared/src/{module}` belongs to no layer: add it to a layer of this test and of docs/architecture.md"
+                "`shared/src/{module}` is not in any layer: add it to a layer of this test and of docs/architecture.md"
             )
         })
     };

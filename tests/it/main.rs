@@ -1,8 +1,9 @@
-//! Tests across crates: pure parts against golden data, and the built binaries through the ways that Lambda, SAM and
-//! users start them. The binaries must be built first; `make test` does.
+//! Tests across crates: pure functions against golden data, and the built binaries, started as Lambda, SAM and users start
+//! them. The binaries must be built first; `make test` does.
 
 #![expect(clippy::unwrap_used, reason = "a test whose own steps fail has failed")]
 
+mod audience_change;
 mod aws;
 mod browser;
 mod cloud;
@@ -15,13 +16,14 @@ mod dataverse_ids;
 mod dataverse_types;
 mod faults;
 mod harness;
-mod hub_answers;
+mod hub_responses;
 mod ingest;
-mod input;
+mod invalid_input;
 mod kafka;
 mod layers;
 mod links;
-mod mapping;
+mod local_sqs;
+mod option_schemas;
 mod pages;
 mod parking;
 mod peer;
@@ -30,14 +32,12 @@ mod queue;
 mod redelivery;
 mod relayctl;
 mod replay;
-mod rie;
 mod runs;
-mod schemas;
+mod runtime_interface_emulator;
+mod sas_tokens;
 mod secrets;
 mod settings;
-mod signing;
 mod source_flows;
-mod sqs;
 mod stack;
 mod supply_chain;
 mod telemetry;

@@ -1,4 +1,5 @@
-//! What a hub does not take now is parked and delivered later; what nobody can deliver is kept with its reason.
+//! Events that a hub does not accept now are parked and delivered later; events that can never be delivered are stored with
+//! the reason.
 
 use std::collections::BTreeSet;
 
@@ -26,7 +27,7 @@ fn rejected(messages: &[Value]) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn what_the_hub_does_not_take_is_parked_and_delivered_later() {
+async fn events_that_the_hub_does_not_accept_are_parked_with_the_reason() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
@@ -41,8 +42,12 @@ async fn what_the_hub_does_not_take_is_parked_and_delivered_later() {
         status(429, None, ""),
     ] {
         system.hub.script([lasting(problem.clone())]);
-        let answer = system.post(DOCUMENTED).await;
-        assert_eq!((answer.status, &answer.body), (202, &json!({ "status": "parked", "messages": 1 })), "{problem:?}");
+        let response = system.post(DOCUMENTED).await;
+        assert_eq!(
+            (response.status, &response.body),
+            (202, &json!({ "status": "parked", "messages": 1 })),
+            "{problem:?}"
+        );
         system.hub.clear_faults();
     }
     assert_eq!(system.stored(), 0);
@@ -80,7 +85,7 @@ async fn what_the_hub_does_not_take_is_parked_and_delivered_later() {
 }
 
 #[tokio::test]
-async fn queue_records_are_parked_too_and_redelivery_brings_all_of_them() {
+async fn parked_queue_records_are_all_redelivered() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
@@ -94,36 +99,34 @@ async fn queue_records_are_parked_too_and_redelivery_brings_all_of_them() {
     assert!(system.failures(&records).await.is_empty(), "parked records are handled");
     let at_first = system.requests();
     let redelivery = cloud.redeliver(&system.hub);
-    until("a redelivery that failed", async || {
-        redelivery.function.logs().iter().any(|line| line.contains("unavailable"))
-    })
-    .await;
+    until("a failed redelivery", async || redelivery.function.logs().iter().any(|line| line.contains("unavailable")))
+        .await;
     assert_eq!(system.stored(), 0);
     let batches = redelivery.function.logs().iter().filter(|line| line.contains("parked batch handled")).count();
     let at_the_hub = system.requests();
-    assert!(at_the_hub - at_first <= batches + 1, "one request tells that the hub is still down");
+    assert!(at_the_hub - at_first <= batches + 1, "one request per batch finds out that the hub is still down");
     system.hub.clear_faults();
     until("redelivery", async || system.stored() >= 200).await;
     assert_eq!(ids(&system.hub.events(HUB)), expected);
     let requests = system.requests() - at_the_hub;
-    // One for each of 16 keys, and the probe, which may leave a second request for its key.
-    assert!(requests <= 18, "packed as in the direct way: {requests} requests");
+    // One request for each of 16 keys, and the probe, which may cause a second request for its key.
+    assert!(requests <= 18, "as many events per request as without parking: {requests} requests");
     until("an empty queue", async || {
         let asked = json!({ "QueueUrl": cloud.parking, "AttributeNames": ["All"] });
-        let told = cloud.call(shared::aws::Service::Sqs, "GetQueueAttributes", asked).await;
+        let reported = cloud.call(shared::aws::Service::Sqs, "GetQueueAttributes", asked).await;
         ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
             .iter()
-            .all(|count| told["Attributes"][count] == "0")
+            .all(|count| reported["Attributes"][count] == "0")
     })
     .await;
 }
 
 #[tokio::test]
-async fn messages_larger_than_a_queue_takes_are_split() {
+async fn messages_larger_than_a_queue_accepts_are_split() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("profile-export", &hub, &[]), hub };
-    // Text that hardly packs: two of them fit the aim of an envelope, and packed not the queue's limit.
+    // Text that hardly compresses: two of them fit the target size of an envelope, but not the queue's limit.
     let noise = || {
         std::iter::repeat_with(|| fastrand::char('!'..'z'))
             .filter(|c| !"\\\"".contains(*c))
@@ -136,7 +139,7 @@ async fn messages_larger_than_a_queue_takes_are_split() {
         )
         .collect();
     system.hub.script([lasting(status(404, None, "40400"))]);
-    // By queue: packing this much takes a debug build longer than a webhook has.
+    // Through the queue: compressing this much takes a debug build longer than a webhook may take.
     assert!(system.failures(&[record("a", &Value::from(profiles).to_string())]).await.is_empty());
     system.hub.clear_faults();
     let _redelivery = cloud.redeliver(&system.hub);
@@ -144,7 +147,7 @@ async fn messages_larger_than_a_queue_takes_are_split() {
 }
 
 #[tokio::test]
-async fn without_a_parking_queue_that_takes_it_the_sender_is_told() {
+async fn without_a_parking_queue_that_accepts_it_the_sender_gets_503() {
     let hub = emulator(&[HUB]).await;
     let cloud = Cloud::start().await;
     let gone = format!("{}-gone", cloud.parking);
@@ -152,15 +155,15 @@ async fn without_a_parking_queue_that_takes_it_the_sender_is_told() {
         hub.clear_faults();
         hub.script([lasting(status(503, None, "50004"))]);
         let function = cloud.function("audience-change", &hub, &[("PARKING_QUEUE_URL", url)]);
-        answer(&function, &request(DOCUMENTED)).await.problem(503);
+        response_of(&function, &request(DOCUMENTED)).await.problem(503);
         let batch = json!({ "Records": [record("a", DOCUMENTED)] }).to_string();
-        let answer = function.invoke(batch.into_bytes()).await.unwrap();
-        assert_eq!(answer, br#"{"batchItemFailures":[{"itemIdentifier":"a"}]}"#);
+        let response = function.invoke(batch.into_bytes()).await.unwrap();
+        assert_eq!(response, br#"{"batchItemFailures":[{"itemIdentifier":"a"}]}"#);
     }
 }
 
 #[tokio::test]
-async fn flows_of_the_table_go_each_to_its_own_hub() {
+async fn each_flow_of_the_table_delivers_to_its_own_hub() {
     let cloud = Cloud::start().await;
     let (here, there) = (emulator(&[HUB, "a"]).await, emulator(&["b", "c"]).await);
     cloud.flow("flow-a", "audience-change", &here, "a", json!({})).await;
@@ -171,7 +174,7 @@ async fn flows_of_the_table_go_each_to_its_own_hub() {
     let post = async |flow: &str| {
         let mut event = request(DOCUMENTED);
         event["rawPath"] = format!("/audience-change/{flow}").into();
-        answer(&function, &event).await
+        response_of(&function, &event).await
     };
     assert_eq!(post("flow-a").await, delivered(1));
     assert_eq!(post("flow-b").await, handled("filtered", 0), "the flow's own options");
@@ -182,10 +185,10 @@ async fn flows_of_the_table_go_each_to_its_own_hub() {
     let mut stranger = request(DOCUMENTED);
     stranger["rawPath"] = "/audience-change/flow-c".into();
     stranger["headers"] = json!({});
-    answer(&function, &stranger).await.problem(401);
+    response_of(&function, &stranger).await.problem(401);
     assert_eq!((here.events("a").len(), there.events("b").len(), there.events("c").len()), (1, 0, 0));
 
-    // One batch with records of all of them.
+    // One batch with records of all flows.
     let mut records: Vec<Value> = ["default", "flow-a", "flow-b", "flow-c", "flow-x"]
         .into_iter()
         .map(|flow| {
@@ -197,13 +200,13 @@ async fn flows_of_the_table_go_each_to_its_own_hub() {
     records[2]["body"] = DOCUMENTED.replace("\"partnerNumber\": 33", "\"partnerNumber\": 44").into();
     let batch = json!({ "Records": records }).to_string();
     let failures = function.invoke(batch.clone().into_bytes()).await.unwrap();
-    assert_eq!(failures, br#"{"batchItemFailures":[{"itemIdentifier":"flow-c"}]}"#, "a disabled flow's records wait");
+    assert_eq!(failures, br#"{"batchItemFailures":[{"itemIdentifier":"flow-c"}]}"#, "records of a disabled flow wait");
     assert_eq!((here.events(HUB).len(), here.events("a").len(), there.events("b").len()), (1, 2, 1));
-    let kept = rejected(&cloud.take(&cloud.rejected).await);
-    assert_eq!(kept.len(), 1);
-    assert_eq!((&kept[0]["flow"], &kept[0]["reason"]), (&json!("flow-x"), &json!("unknown_flow")));
+    let rejects = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!(rejects.len(), 1);
+    assert_eq!((&rejects[0]["flow"], &rejects[0]["reason"]), (&json!("flow-x"), &json!("unknown_flow")));
 
-    // The same while no hub answers: parked by flow, and brought to its own hub.
+    // The same while no hub responds: the messages are parked by flow, and delivered to their own hub.
     for hub in [&here, &there] {
         hub.clear();
         hub.script([lasting(status(500, None, ""))]);
@@ -222,7 +225,7 @@ async fn flows_of_the_table_go_each_to_its_own_hub() {
 }
 
 #[tokio::test]
-async fn parked_messages_follow_their_flow() {
+async fn parked_messages_follow_a_flow_that_was_moved_disabled_or_deleted() {
     let cloud = Cloud::start().await;
     let (here, there) = (emulator(&[HUB]).await, emulator(&["old", "new"]).await);
     let there_connection = json!({ "host": there.url().replace("http://", "") });
@@ -234,7 +237,7 @@ async fn parked_messages_follow_their_flow() {
     for flow in ["moved", "disabled", "deleted"] {
         let mut event = request(DOCUMENTED);
         event["rawPath"] = format!("/{flow}").into();
-        assert_eq!(answer(&function, &event).await.status, 202);
+        assert_eq!(response_of(&function, &event).await.status, 202);
     }
     there.clear_faults();
     cloud.put_flow("moved", "audience-change", "new", json!({})).await;
@@ -244,13 +247,13 @@ async fn parked_messages_follow_their_flow() {
     until("redelivery", async || there.events("new").len() == 1).await;
     until("a copy of what was for the deleted flow", async || {
         let asked = json!({ "QueueUrl": cloud.rejected, "AttributeNames": ["All"] });
-        let told = cloud.call(shared::aws::Service::Sqs, "GetQueueAttributes", asked).await;
-        told["Attributes"]["ApproximateNumberOfMessages"] == "1"
+        let reported = cloud.call(shared::aws::Service::Sqs, "GetQueueAttributes", asked).await;
+        reported["Attributes"]["ApproximateNumberOfMessages"] == "1"
     })
     .await;
-    let kept = rejected(&cloud.take(&cloud.rejected).await);
-    assert_eq!((&kept[0]["source"], &kept[0]["reason"]), (&json!("parking"), &json!("unknown_flow")));
-    let envelope: Value = serde_json::from_slice(&unpacked(kept[0]["body"].as_str().unwrap())).unwrap();
+    let rejects = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!((&rejects[0]["source"], &rejects[0]["reason"]), (&json!("parking"), &json!("unknown_flow")));
+    let envelope: Value = serde_json::from_slice(&unpacked(rejects[0]["body"].as_str().unwrap())).unwrap();
     assert_eq!(envelope["flow"], "deleted");
     until("a look at the disabled flow", async || {
         redelivery.function.logs().iter().any(|line| line.contains("the flow is disabled"))
@@ -265,14 +268,14 @@ async fn a_default_flow_is_redelivered_only_to_the_very_same_hub() {
     let (here, elsewhere) = (emulator(&[HUB, "other"]).await, emulator(&[HUB]).await);
     here.script([lasting(status(404, None, "40400"))]);
     let function = cloud.function("audience-change", &here, &[]);
-    assert_eq!(answer(&function, &request(DOCUMENTED)).await.status, 202);
+    assert_eq!(response_of(&function, &request(DOCUMENTED)).await.status, 202);
     here.clear_faults();
     let said = async |redelivery: &Redelivery, text: &str| {
         until(text, async || redelivery.function.logs().iter().any(|line| line.contains(text))).await;
     };
     let redelivery = cloud.redeliver(&elsewhere);
     said(&redelivery, "another host").await;
-    // Its line is written once the message is hidden for a short time only.
+    // This line is written once the message is visible again after a short time.
     said(&redelivery, "parked batch handled").await;
     drop(redelivery);
     assert!(elsewhere.events(HUB).is_empty());
@@ -281,7 +284,7 @@ async fn a_default_flow_is_redelivered_only_to_the_very_same_hub() {
 }
 
 #[tokio::test]
-async fn of_a_thousand_records_three_bad_ones_are_rejected_each_with_its_reason() {
+async fn of_a_thousand_records_three_invalid_ones_are_rejected_each_with_its_reason() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
@@ -293,19 +296,23 @@ async fn of_a_thousand_records_three_bad_ones_are_rejected_each_with_its_reason(
     records[999]["messageAttributes"] = flow_attribute("nowhere");
     assert!(system.failures(&records).await.is_empty(), "all are handled");
     assert_eq!(system.stored(), 997);
-    let mut kept = rejected(&cloud.take(&cloud.rejected).await);
-    kept.sort_by_key(|kept| kept["reason"].to_string());
-    let reasons: Vec<&Value> = kept.iter().map(|kept| &kept["reason"]).collect();
+    let mut rejects = rejected(&cloud.take(&cloud.rejected).await);
+    rejects.sort_by_key(|reject| reject["reason"].to_string());
+    let reasons: Vec<&Value> = rejects.iter().map(|reject| &reject["reason"]).collect();
     assert_eq!(reasons, ["too_large", "unknown_flow", "unreadable"]);
-    assert_eq!(unpacked(kept[0]["body"].as_str().unwrap()), oversize.as_bytes());
-    assert_eq!(unpacked(kept[2]["body"].as_str().unwrap()), "{\"profileId\": \u{1F4A9}".as_bytes());
+    assert_eq!(unpacked(rejects[0]["body"].as_str().unwrap()), oversize.as_bytes());
+    assert_eq!(unpacked(rejects[2]["body"].as_str().unwrap()), "{\"profileId\": \u{1F4A9}".as_bytes());
     assert_eq!(
-        (&kept[1]["flow"], &kept[1]["kind"], &kept[1]["source"]),
+        (&rejects[1]["flow"], &rejects[1]["kind"], &rejects[1]["source"]),
         (&json!("nowhere"), &json!("audience-change"), &json!("queue"))
     );
-    assert!(kept.iter().all(|kept| kept["v"] == 1 && kept["receivedAt"].is_string() && kept["detail"].is_string()));
+    assert!(
+        rejects
+            .iter()
+            .all(|reject| reject["v"] == 1 && reject["receivedAt"].is_string() && reject["detail"].is_string())
+    );
 
-    // While the rejected queue takes nothing, those three come again and the rest goes on.
+    // While the rejected queue accepts no message, those three records are returned and the others are delivered.
     let gone = format!("{}-gone", cloud.rejected);
     let function = cloud.function("audience-change", &system.hub, &[("REJECTED_QUEUE_URL", &gone)]);
     let again = System { function, hub: system.hub };
@@ -314,45 +321,49 @@ async fn of_a_thousand_records_three_bad_ones_are_rejected_each_with_its_reason(
 }
 
 #[tokio::test]
-async fn good_elements_of_an_array_are_delivered_when_the_bad_ones_can_be_kept() {
+async fn valid_elements_of_an_array_are_delivered_if_the_invalid_ones_can_be_stored() {
     const GOOD: &str = r#"{"identityMap":{"ecid":[{"id":"1"}]},"segmentMembership":{}}"#;
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("profile-export", &hub, &[]), hub };
     let mixed = format!(r#"[{GOOD},{{"neither":"\u00e9"}},{GOOD}]"#);
-    let answer = system.post(&mixed).await;
-    assert_eq!((answer.status, answer.body), (200, json!({ "status": "delivered", "messages": 2, "rejected": 1 })));
-    let kept = rejected(&cloud.take(&cloud.rejected).await);
-    assert_eq!((&kept[0]["source"], &kept[0]["reason"]), (&json!("webhook"), &json!("unmappable")));
+    let response = system.post(&mixed).await;
+    assert_eq!((response.status, response.body), (200, json!({ "status": "delivered", "messages": 2, "rejected": 1 })));
+    let rejects = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!((&rejects[0]["source"], &rejects[0]["reason"]), (&json!("webhook"), &json!("unmappable")));
     assert_eq!(
-        unpacked(kept[0]["body"].as_str().unwrap()),
+        unpacked(rejects[0]["body"].as_str().unwrap()),
         r#"{"neither":"\u00e9"}"#.as_bytes(),
-        "the element as it came"
+        "the element as received"
     );
 
     system.hub.script([lasting(status(404, None, "40400"))]);
-    let answer = system.post(&mixed).await;
-    assert_eq!((answer.status, answer.body), (202, json!({ "status": "parked", "messages": 2, "rejected": 1 })));
+    let response = system.post(&mixed).await;
+    assert_eq!((response.status, response.body), (202, json!({ "status": "parked", "messages": 2, "rejected": 1 })));
     system.hub.clear_faults();
     system.post("[{},{}]").await.problem(400);
-    assert_eq!(cloud.take(&cloud.rejected).await.len(), 2, "one of the parked array, the whole of the bad one");
+    assert_eq!(
+        cloud.take(&cloud.rejected).await.len(),
+        2,
+        "one element of the parked array, and the whole invalid array"
+    );
     let mut stranger = request("[{}]");
     stranger["headers"] = json!({});
-    system.answer(&stranger).await.problem(401);
-    assert!(cloud.take(&cloud.rejected).await.is_empty(), "of an unknown sender nothing is kept");
+    system.response_to(&stranger).await.problem(401);
+    assert!(cloud.take(&cloud.rejected).await.is_empty(), "nothing of an unknown sender is stored");
 
     let before = system.stored();
     let nowhere = cloud.function("profile-export", &system.hub, &[("REJECTED_QUEUE_URL", "")]);
-    crate::harness::answer(&nowhere, &request(&mixed)).await.problem(400);
+    crate::harness::response_of(&nowhere, &request(&mixed)).await.problem(400);
     let gone = format!("{}-gone", cloud.rejected);
     let not_now = cloud.function("profile-export", &system.hub, &[("REJECTED_QUEUE_URL", &gone)]);
-    crate::harness::answer(&not_now, &request(&mixed)).await.problem(503);
-    crate::harness::answer(&not_now, &request("{}")).await.problem(400);
+    crate::harness::response_of(&not_now, &request(&mixed)).await.problem(503);
+    crate::harness::response_of(&not_now, &request("{}")).await.problem(400);
     assert_eq!(system.stored(), before, "nothing was sent");
 }
 
 #[tokio::test]
-async fn a_large_rejected_body_of_a_webhook_is_kept_in_part_and_that_of_a_record_whole_or_returned() {
+async fn a_large_rejected_body_of_a_webhook_is_stored_in_part_and_that_of_a_record_whole_or_returned() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
@@ -366,33 +377,33 @@ async fn a_large_rejected_body_of_a_webhook_is_kept_in_part_and_that_of_a_record
     assert!(cloud.take(&cloud.rejected).await.is_empty());
     let whole = &body[..500_000];
     assert!(system.failures(&[record("a", whole)]).await.is_empty());
-    let kept = rejected(&cloud.take(&cloud.rejected).await);
-    assert_eq!((kept.len(), kept[0].get("truncated")), (1, None));
-    assert_eq!(unpacked(kept[0]["body"].as_str().unwrap()), whole.as_bytes());
+    let rejects = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!((rejects.len(), rejects[0].get("truncated")), (1, None));
+    assert_eq!(unpacked(rejects[0]["body"].as_str().unwrap()), whole.as_bytes());
 
     system.post(&body).await.problem(400);
-    let kept = rejected(&cloud.take(&cloud.rejected).await);
-    assert_eq!(kept[0]["truncated"], true);
-    let part = unpacked(kept[0]["body"].as_str().unwrap());
+    let rejects = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!(rejects[0]["truncated"], true);
+    let part = unpacked(rejects[0]["body"].as_str().unwrap());
     assert!(part.len() > 700_000 && body.as_bytes().starts_with(&part), "{} bytes", part.len());
 }
 
 #[tokio::test]
-async fn a_record_with_an_endless_flow_name_is_rejected_with_the_start_of_it() {
+async fn a_record_with_a_very_long_flow_name_is_rejected_with_the_start_of_it() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
     let mut endless = record("a", DOCUMENTED);
     endless["messageAttributes"] = flow_attribute(&"\u{1}".repeat(200_000));
     assert!(system.failures(&[endless]).await.is_empty());
-    let kept = rejected(&cloud.take(&cloud.rejected).await);
-    assert_eq!((kept.len(), &kept[0]["reason"]), (1, &json!("unknown_flow")));
-    assert_eq!(kept[0]["flow"].as_str().unwrap().chars().count(), 256);
-    assert_eq!(unpacked(kept[0]["body"].as_str().unwrap()), DOCUMENTED.as_bytes());
+    let rejects = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!((rejects.len(), &rejects[0]["reason"]), (1, &json!("unknown_flow")));
+    assert_eq!(rejects[0]["flow"].as_str().unwrap().chars().count(), 256);
+    assert_eq!(unpacked(rejects[0]["body"].as_str().unwrap()), DOCUMENTED.as_bytes());
 }
 
 #[tokio::test]
-async fn senders_change_their_secret_without_a_deployment() {
+async fn a_changed_secret_of_a_sender_is_used_without_a_deployment() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     cloud.flow("flow-a", "audience-change", &hub, HUB, json!({})).await;
@@ -403,7 +414,7 @@ async fn senders_change_their_secret_without_a_deployment() {
         let mut event = request(DOCUMENTED);
         event["rawPath"] = path.into();
         event["headers"]["authorization"] = format!("Bearer {token}").into();
-        answer(&function, &event).await.status
+        response_of(&function, &event).await.status
     };
     for (path, secret) in [("/", "senders"), ("/flow-a", "senders-flow-a")] {
         assert_eq!(post(path, SENDER_TOKEN).await, 200);
@@ -412,7 +423,7 @@ async fn senders_change_their_secret_without_a_deployment() {
         assert_eq!(post(path, "sender-token-2").await, 200);
         assert_eq!(post(path, SENDER_TOKEN).await, 401);
         cloud.change_secret(secret, "not a list").await;
-        assert_eq!(post(path, "sender-token-3").await, 503, "it may be a new one");
+        assert_eq!(post(path, "sender-token-3").await, 503, "it may be a new token");
         assert_eq!(post(path, "sender-token-2").await, 503, "an invalid list accepts no sender");
         cloud.change_secret(secret, r#"[{"type":"bearer","secret":"sender-token-2"}]"#).await;
         until("the list is read again", async || post(path, "sender-token-2").await == 200).await;
@@ -421,7 +432,7 @@ async fn senders_change_their_secret_without_a_deployment() {
 }
 
 #[tokio::test]
-async fn a_missing_credential_of_aws_fails_the_init() {
+async fn a_missing_aws_credential_makes_start_up_fail() {
     for variable in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"] {
         let line = init_failure(&[
             (
@@ -440,7 +451,7 @@ async fn a_missing_credential_of_aws_fails_the_init() {
 }
 
 #[tokio::test]
-async fn on_a_fifo_queue_order_is_kept_instead_of_parking() {
+async fn records_of_a_fifo_queue_are_returned_instead_of_parked() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("audience-change", &hub, &[]), hub };
@@ -455,25 +466,25 @@ async fn on_a_fifo_queue_order_is_kept_instead_of_parking() {
 }
 
 #[tokio::test]
-async fn an_array_of_nothing_but_bad_elements_is_kept_once_and_answered() {
+async fn an_array_with_only_invalid_elements_is_stored_once_and_returns_400() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function("profile-export", &hub, &[]), hub };
     let body = format!("[{}1]", "1,".repeat(49_999));
     assert!(system.post(&body).await.problem(400).contains("and 49990 more"));
-    let kept = rejected(&cloud.take(&cloud.rejected).await);
-    assert_eq!(kept.len(), 1);
-    assert_eq!(unpacked(kept[0]["body"].as_str().unwrap()), body.as_bytes());
+    let rejects = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!(rejects.len(), 1);
+    assert_eq!(unpacked(rejects[0]["body"].as_str().unwrap()), body.as_bytes());
 }
 
-/// An address that takes connections and never answers.
+/// An address that accepts connections and never responds.
 async fn silence() -> (String, tokio::net::TcpListener) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     (format!("http://{}", listener.local_addr().unwrap()), listener)
 }
 
 #[tokio::test]
-async fn a_service_that_hangs_never_keeps_a_sender_waiting_for_good() {
+async fn a_service_that_does_not_respond_never_causes_a_function_timeout() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     cloud.flow("flow-a", "audience-change", &hub, HUB, json!({})).await;
@@ -485,16 +496,16 @@ async fn a_service_that_hangs_never_keeps_a_sender_waiting_for_good() {
     stranger["headers"] = json!({});
     hub.script([lasting(fault(Action::Hang))]);
     let sqs = cloud.function("audience-change", &hub, &[("AWS_ENDPOINT_URL_SQS", &silent)]);
-    answer(&sqs, &request(DOCUMENTED)).await.problem(503);
-    answer(&sqs, &request("{")).await.problem(400);
-    answer(&sqs, &stranger).await.problem(401);
+    response_of(&sqs, &request(DOCUMENTED)).await.problem(503);
+    response_of(&sqs, &request("{")).await.problem(400);
+    response_of(&sqs, &stranger).await.problem(401);
     let table = cloud.function("audience-change", &hub, &[("AWS_ENDPOINT_URL_DYNAMODB", &silent)]);
-    answer(&table, &to_flow).await.problem(503);
-    assert_eq!(answer(&table, &request(DOCUMENTED)).await.status, 202);
+    response_of(&table, &to_flow).await.problem(503);
+    assert_eq!(response_of(&table, &request(DOCUMENTED)).await.status, 202);
     let secrets = cloud.function("audience-change", &hub, &[("AWS_ENDPOINT_URL_SECRETS_MANAGER", &silent)]);
-    answer(&secrets, &to_flow).await.problem(503);
+    response_of(&secrets, &to_flow).await.problem(503);
 
-    // Nor do the records of one flow wait for another's.
+    // Records of one flow do not wait for those of another flow.
     hub.clear_faults();
     let mut records: Vec<Value> =
         (0..2).map(|n| record(&format!("m{n}"), &event_of(&format!("profile-{n}")))).collect();
@@ -504,12 +515,12 @@ async fn a_service_that_hangs_never_keeps_a_sender_waiting_for_good() {
     assert_eq!(failures, br#"{"batchItemFailures":[{"itemIdentifier":"m0"}]}"#);
     assert_eq!(hub.events(HUB).len(), 1);
     for function in [&sqs, &table, &secrets] {
-        assert_eq!(function.instances(), 1, "no invocation ran into the function's timeout");
+        assert_eq!(function.instances(), 1, "no invocation reached the function's timeout");
     }
 }
 
 #[tokio::test]
-async fn a_flow_that_leads_to_another_host_is_not_used() {
+async fn a_flow_whose_secret_names_another_host_is_not_used() {
     let cloud = Cloud::start().await;
     let (here, there) = (emulator(&[HUB]).await, emulator(&[HUB]).await);
     let elsewhere = json!({ "host": here.url().replace("http://", "") });
@@ -517,7 +528,7 @@ async fn a_flow_that_leads_to_another_host_is_not_used() {
     let function = cloud.function("audience-change", &here, &[]);
     let mut event = request(DOCUMENTED);
     event["rawPath"] = "/flow-a".into();
-    answer(&function, &event).await.problem(503);
+    response_of(&function, &event).await.problem(503);
     assert!(here.events(HUB).is_empty() && there.events(HUB).is_empty());
     assert!(function.logs().iter().any(|line| line.contains("another host")));
 }

@@ -1,4 +1,4 @@
-//! A peer that a test scripts connection by connection, below HTTP: it can reset a connection, or stay silent on it.
+//! A server that a test scripts connection by connection, below HTTP: it can reset a connection, or never respond on it.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What a peer does with a request.
+/// Action of a peer for a request.
 #[derive(Debug, Clone)]
 pub enum Reply {
     /// A response, after a delay.
@@ -40,12 +40,12 @@ pub fn respond(status: u16, body: &str) -> Reply {
 }
 
 impl Peer {
-    /// A peer that answers each request by `handle`.
+    /// Starts a peer that handles each request with `handle`.
     pub async fn start(handle: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         Self::start_with(move |request, _| handle(request)).await
     }
 
-    /// A peer that answers by `good`, and by `bad` on the connections that [`Peer::mark_bad`] marked.
+    /// Starts a peer that handles requests with `good`, and with `bad` on the connections that [`Peer::mark_bad`] marked.
     pub async fn with_bad_connections(
         good: impl Fn(&Request) -> Reply + Send + Sync + 'static,
         bad: impl Fn(&Request) -> Reply + Send + Sync + 'static,
@@ -98,7 +98,7 @@ impl Peer {
         )
     }
 
-    /// Makes all connections bad that carried a request so far. Returns their number.
+    /// Marks all connections that carried a request so far. Returns their number.
     pub fn mark_bad(&self) -> usize {
         let known = self.connections();
         let count = known.len();
@@ -106,7 +106,7 @@ impl Peer {
         count
     }
 
-    /// Those that carried a request.
+    /// Numbers of the connections that carried a request.
     pub fn connections(&self) -> BTreeSet<usize> {
         self.requests.lock().unwrap().iter().map(|request| request.connection).collect()
     }

@@ -1,4 +1,4 @@
-//! `profile-export`: profiles in, their exact bytes out, with fewer memberships where a flow asks for that.
+//! `profile-export`: each profile is sent with its exact bytes, or with fewer memberships if the flow's options say so.
 
 use profile_export::{KIND, Options};
 use proptest::strategy::{Strategy, ValueTree};
@@ -9,6 +9,8 @@ use shared::{Event, Mapped, Reason, Rejection};
 
 use crate::harness::*;
 
+/// An audience of [`CURRENT`].
+const AUDIENCE_ID: &str = "5114d758-ce71-43ba-b53e-e2a91d67b67f";
 const CURRENT: &str = include_str!("../fixtures/profile-export/profile-export-current.json");
 
 fn options(json: Value) -> Options {
@@ -34,7 +36,7 @@ fn id(json: &str) -> String {
 }
 
 #[test]
-fn fixtures_become_their_own_bytes() {
+fn profile_fixtures_keep_their_bytes_and_get_their_properties() {
     insta::glob!("../fixtures/profile-export", "*.json", |path| {
         let event = std::fs::read_to_string(path).unwrap();
         let event = event.trim_end();
@@ -82,17 +84,17 @@ fn named_audiences_pass_in_any_namespace() {
     assert_eq!(passing(&["x", "y"]), [no_empty_namespace.as_str()]);
     assert_eq!(bodies(&no_empty_namespace, json!({ "audiences": ["x", "y"] })).unwrap(), [no_empty_namespace]);
     assert_eq!(bodies(profile, json!({})).unwrap(), [profile]);
-    let spelled =
+    let escaped =
         r#"{"segmentMembership": { "u\/p\u0073" : { "\u0078" : {"status":"exited"} , "y":{} } },"identityMap":{}}"#;
     let repeated = r#"{"segmentMembership":{"ups":{"y":{}},"ups":{"x":{}}}}"#;
     let named = json!({ "audiences": ["x"] });
     assert_eq!(bodies(repeated, named).unwrap(), [r#"{"segmentMembership":{"ups":{"x":{}}}}"#]);
-    assert_eq!(bodies(spelled, json!({ "audiences": ["x", "y"] })).unwrap(), [spelled]);
+    assert_eq!(bodies(escaped, json!({ "audiences": ["x", "y"] })).unwrap(), [escaped]);
     for options in [json!({ "audiences": ["x"] }), json!({ "audiences": ["x"], "split": "membership" })] {
         assert_eq!(
-            bodies(spelled, options).unwrap(),
+            bodies(escaped, options).unwrap(),
             [r#"{"segmentMembership": { "u\/p\u0073" : { "\u0078" : {"status":"exited"} } },"identityMap":{}}"#],
-            "names keep their spelling"
+            "names keep their escapes"
         );
     }
     assert_eq!(
@@ -107,7 +109,11 @@ fn named_audiences_pass_in_any_namespace() {
     );
     assert_eq!(passing(&["none of them"]), Vec::<String>::new());
     for without in [r#"{"identityMap":{}}"#, r#"{"segmentMembership":{}}"#, r#"{"segmentMembership":{"ups":{}}}"#] {
-        assert_eq!(bodies(without, json!({ "audiences": ["x"] })).unwrap(), [without], "it came without");
+        assert_eq!(
+            bodies(without, json!({ "audiences": ["x"] })).unwrap(),
+            [without],
+            "it has no membership to remove"
+        );
     }
 }
 
@@ -151,7 +157,7 @@ fn a_profile_of_many_audiences_is_split_and_a_repeated_one_counts_once() {
 }
 
 #[test]
-fn messages_of_a_split_profile_are_bounded_by_the_bodies_that_they_make() {
+fn a_split_profile_whose_messages_exceed_8_mb_is_rejected() {
     let split = || options(json!({ "split": "membership" }));
     let sizes = |profile: &str, options: &Options| {
         let mapped = map(profile, options).map_err(|rejection| rejection.reason)?;
@@ -162,7 +168,7 @@ fn messages_of_a_split_profile_are_bounded_by_the_bodies_that_they_make() {
         let (name, audiences) = ("n".repeat(name), audiences.join(","));
         format!(r#"{{"segmentMembership":{{"{name}":{{{audiences}}}}},"x":"{}"}}"#, "x".repeat(rest))
     };
-    // The namespace is in each message: 100 of 79,000 bytes, then as many bytes as are left.
+    // The namespace is in each message: 100 messages of 79,000 bytes, then padding up to the limit.
     let (_, bytes) = sizes(&profile(79_000, 100, 0), &split()).unwrap();
     let rest = (8_000_000 - bytes) / 100;
     assert_eq!(sizes(&profile(79_000, 100, rest), &split()), Ok((100, bytes + 100 * rest)));
@@ -181,7 +187,7 @@ fn messages_of_a_split_profile_are_bounded_by_the_bodies_that_they_make() {
 }
 
 #[test]
-fn time_grows_with_the_sum_of_memberships_identities_and_options() {
+fn mapping_time_grows_with_the_sum_of_memberships_identities_and_options() {
     let memberships: Vec<String> = (0..20_000).map(|n| format!(r#""audience-{n}":{{"status":"realized"}}"#)).collect();
     let namespaces: Vec<String> = (0..5000).map(|n| format!(r#""namespace-{n}":[{{"id":"{n}"}}]"#)).collect();
     let profile = format!(
@@ -218,8 +224,8 @@ fn the_subject_does_not_depend_on_the_order_of_the_body() {
         assert_eq!(subject(profile, json!({ "partitionBy": ["email"] })), "Email:e");
         assert_eq!(subject(profile, json!({ "partitionBy": ["phone"] })), "ECID:1");
     }
-    let spelled_twice = r#"{"identityMap":{"ecid":[{"id":"1"}],"ECID":[{"id":"2"}]}}"#;
-    assert_eq!(subject(spelled_twice, json!({ "partitionBy": ["Ecid"] })), "ECID:2");
+    let in_two_cases = r#"{"identityMap":{"ecid":[{"id":"1"}],"ECID":[{"id":"2"}]}}"#;
+    assert_eq!(subject(in_two_cases, json!({ "partitionBy": ["Ecid"] })), "ECID:2");
     let empty_first = r#"{"identityMap":{"ECID":[],"ecid":[{"id":"9"},{"id":"3"}],"Email":[{"id":"e"}]}}"#;
     assert_eq!(subject(empty_first, json!({ "partitionBy": ["email", "Ecid", "EMAIL"] })), "Email:e");
     assert_eq!(subject(empty_first, json!({ "partitionBy": ["Ecid", "email"] })), "ecid:9");
@@ -228,7 +234,7 @@ fn the_subject_does_not_depend_on_the_order_of_the_body() {
 }
 
 #[test]
-fn ids_do_not_depend_on_spelling() {
+fn ids_of_profiles_do_not_depend_on_their_formatting() {
     let profile = r#"{"identityMap":{"a":[{"id":"é/"}]},"n":1.50}"#;
     // printf '{"identityMap":{"a":[{"id":"é/"}]},"n":1.50}' | sha256sum
     assert_eq!(id(profile), "69556de5a13baa59fd59fdb4854e5b2f9fb4303b411775c684990941b13e4dc8");
@@ -237,7 +243,7 @@ fn ids_do_not_depend_on_spelling() {
 }
 
 #[test]
-fn wrong_shapes_are_named_and_not_repeated() {
+fn members_of_a_wrong_type_are_named_without_their_values() {
     for (profile, expected) in [
         (r#"{"person":{}}"#, "segmentMembership and identityMap are both missing; expected a profile"),
         (r#"[]"#, "expected a JSON object"),
@@ -257,7 +263,7 @@ fn wrong_shapes_are_named_and_not_repeated() {
 }
 
 #[tokio::test]
-async fn unusable_options_are_named_at_the_start() {
+async fn unusable_options_are_named_at_start_up() {
     let hub = (
         "EVENT_HUBS_CONNECTION_STRING",
         "Endpoint=sb://n.example.net;SharedAccessKeyName=n;SharedAccessKey=k;EntityPath=h",
@@ -279,8 +285,7 @@ fn ten_thousand_mutated_profiles_are_mapped_or_rejected() {
     let mutations = (0..CURRENT.len(), "[\\x00-\\x7f\u{e9}\u{2028}]{0,4}", 0..40usize);
     let mut runner = TestRunner::new(proptest::test_runner::Config::default());
     let (mut mapped, mut rejected) = (0, 0);
-    let options = [json!({}), json!({ "split": "membership", "audiences": ["5114d758-ce71-43ba-b53e-e2a91d67b67f"] })]
-        .map(options);
+    let options = [json!({}), json!({ "split": "membership", "audiences": [AUDIENCE_ID] })].map(options);
     for n in 0..10_000 {
         let (position, inserted, removed) = mutations.new_tree(&mut runner).unwrap().current();
         let mut text = CURRENT.to_owned();

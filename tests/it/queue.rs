@@ -1,4 +1,4 @@
-//! The queue trigger: batches answered with exactly the records that must come again.
+//! The queue trigger: the response to a batch lists exactly the records that must be redelivered.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ async fn one_unreadable_record_fails_alone() {
 }
 
 #[tokio::test]
-async fn odd_members_fail_their_own_record() {
+async fn a_record_with_an_odd_member_fails_alone() {
     for (member, odd) in [
         ("body", json!(123)),
         ("body", json!({})),
@@ -41,12 +41,12 @@ async fn odd_members_fail_their_own_record() {
     }
     let system = start(&[]).await;
     let half_a_character = json!({ "Records": distinct(2) }).to_string().replacen("profile-0", "\\ud800", 1);
-    let answer = system.function.invoke(half_a_character.into_bytes()).await.unwrap();
-    assert_eq!(answer, br#"{"batchItemFailures":[{"itemIdentifier":"m0"}]}"#);
+    let response = system.function.invoke(half_a_character.into_bytes()).await.unwrap();
+    assert_eq!(response, br#"{"batchItemFailures":[{"itemIdentifier":"m0"}]}"#);
 }
 
 #[tokio::test]
-async fn an_event_that_a_partition_refuses_does_not_hold_back_its_neighbours() {
+async fn an_event_that_a_partition_refuses_does_not_delay_its_neighbours() {
     for partitioning in ["partitions:1", "keys:1"] {
         let small_hub = Config { max_bytes: 4000, ..hub_config() };
         let system = start_with(small_hub, &[("PARTITIONING", partitioning)]).await;
@@ -127,7 +127,7 @@ async fn nothing_counts_as_handled_while_the_hub_is_down() {
 }
 
 #[tokio::test]
-async fn records_name_their_flow() {
+async fn a_record_for_an_unknown_flow_is_returned() {
     let system = start(&[]).await;
     let mut records = distinct(3);
     let flow = |name: &str| json!({ "flow": { "stringValue": name, "dataType": "String", "stringListValues": [] } });
@@ -156,7 +156,7 @@ async fn on_a_fifo_queue_nothing_overtakes_a_failed_record_of_its_group() {
     assert_eq!(system.stored(), 4, "m0, and all of the other group; m4 is not sent before m2 is stored somewhere");
 }
 
-/// The record in a group of a FIFO queue, for a flow.
+/// A record in a group of a FIFO queue, for a flow.
 fn in_group(mut record: Value, group: &str, flow: &str) -> Value {
     record["eventSourceARN"] = "arn:aws:sqs:eu-central-1:123456789012:audience-change.fifo".into();
     record["attributes"]["MessageGroupId"] = group.into();
@@ -190,7 +190,7 @@ async fn a_record_of_a_group_is_sent_only_after_those_before_it_whatever_their_s
         profiles.sort_unstable();
         profiles
     };
-    // An outage of the first record's hub.
+    // The hub of the first record is down.
     system.hub.script([lasting(Fault { hub: Some("other".to_owned()), ..status(500, None, "") })]);
     assert_eq!(system.failures(&records).await, ["m0", "m1", "m3"]);
     assert_eq!(stored(HUB), ["profile-2", "profile-4"], "the other group is delivered at once");
@@ -202,7 +202,7 @@ async fn a_record_of_a_group_is_sent_only_after_those_before_it_whatever_their_s
     assert_eq!(stored(HUB), ["profile-1", "profile-2", "profile-4"]);
     assert_eq!(stored("other"), ["profile-0", "profile-3"]);
 
-    // What is filtered or rejected stops nothing.
+    // Filtered or rejected records do not stop the records after them.
     let mut records: Vec<Value> = (10..14).map(|n| record(n, "g", "default")).collect();
     records[0]["body"] = "unreadable".into();
     records[1]["body"] = event_of("x").replace("[\"4\"]", "[]").into();
@@ -233,13 +233,13 @@ async fn groups_are_sent_concurrently_and_to_the_partitions_of_their_subjects() 
 }
 
 #[tokio::test]
-async fn a_record_without_an_id_brings_the_whole_batch_back() {
+async fn a_record_without_an_id_returns_the_whole_batch() {
     let system = start(&[]).await;
     let mut records = distinct(2);
     for id in [json!(""), json!(null), json!(7)] {
         records[1]["messageId"] = id;
-        let answer = system.function.invoke(json!({ "Records": records }).to_string().into_bytes()).await;
-        assert!(matches!(answer, Err(local::runner::InvokeError::Function { .. })), "{answer:?}");
+        let response = system.function.invoke(json!({ "Records": records }).to_string().into_bytes()).await;
+        assert!(matches!(response, Err(local::runner::InvokeError::Function { .. })), "{response:?}");
     }
     assert_eq!(system.stored(), 0);
 }

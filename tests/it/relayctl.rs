@@ -1,4 +1,4 @@
-//! `relayctl parked`, as an operator runs it, against queues that look like a stack's.
+//! `relayctl parked`, as an operator runs it, against queues that have the names of a stack's queues.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -64,7 +64,7 @@ impl Stack {
         self.cloud.call(Service::Sqs, "SendMessage", json!({ "QueueUrl": queue, "MessageBody": body })).await;
     }
 
-    /// The bodies of all messages, which all must be visible. They are gone then.
+    /// Receives and deletes all messages, which must all be visible. Returns their bodies.
     async fn take(&self, queue: &str) -> Vec<String> {
         let taken = self.cloud.take(queue).await;
         assert_eq!(self.count(queue).await, "0+0", "messages are hidden");
@@ -91,7 +91,7 @@ fn problem(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// An envelope with some messages; `change` replaces its members.
+/// An envelope with this number of messages. `change` replaces its members.
 fn envelope(messages: usize, change: Value) -> String {
     let message = json!({ "id": "m", "subject": SUBJECT, "body": BODY, "properties": {} });
     let mut envelope = json!({
@@ -121,7 +121,7 @@ async fn list_counts_each_group_once_and_leaves_all_messages_visible() {
     for body in &sent {
         stack.send(&stack.parking, body).await;
     }
-    // More than one receive call returns.
+    // More messages than one receive call returns.
     let many: Vec<String> =
         (0..25).map(|n| envelope(1, json!({ "hub": "others", "secretId": n.to_string() }))).collect();
     for body in &many {
@@ -229,7 +229,7 @@ async fn each_filter_selects_by_its_own_member() {
 }
 
 #[tokio::test]
-async fn list_reports_what_it_could_not_look_at_and_waits_for_it_on_request() {
+async fn list_reports_hidden_messages_and_waits_for_them_on_request() {
     let stack = Stack::start().await;
     stack.send(&stack.parking, &envelope(1, json!({}))).await;
     let hide = json!({ "QueueUrl": stack.parking, "VisibilityTimeout": 4 });
@@ -260,7 +260,7 @@ async fn retry_moves_each_dead_letter_once_and_only_after_its_copy_is_stored() {
     let stack = Stack::start().await;
     let small = envelope(2, json!({ "flow": "crm" }));
     let other = envelope(1, json!({ "hub": "others" }));
-    // Random text can't be packed: more than this parking queue takes.
+    // Random text does not compress: the envelope is larger than this parking queue accepts.
     let noise: String = (0..4000).map(|_| fastrand::alphanumeric()).collect();
     let large = envelope(1, json!({ "secretId": noise }));
     let limit = json!({ "QueueUrl": stack.parking, "Attributes": { "MaximumMessageSize": "1024" } });
@@ -296,7 +296,7 @@ async fn retry_moves_each_dead_letter_once_and_only_after_its_copy_is_stored() {
     assert!(queue["problem"].as_str().unwrap().contains("SendMessage"), "{outcome}");
     assert_eq!(stack.take(&stack.parking).await, [other]);
 
-    // What can't be read stays too.
+    // Unreadable messages stay too.
     assert_eq!(stack.run(&["retry", "--unreadable"]).await.status.code(), Some(1));
     assert_eq!(stack.take(&stack.dead_letters).await, sorted(&[&large, &"no envelope".to_owned()]));
 }
@@ -312,7 +312,7 @@ async fn retry_makes_parked_messages_visible() {
 }
 
 #[tokio::test]
-async fn drop_deletes_what_matches_after_it_was_written_to_a_file() {
+async fn drop_deletes_matching_messages_after_writing_them_to_a_file() {
     let stack = Stack::start().await;
     let file = std::env::temp_dir().join(format!("dropped-{}.jsonl", std::process::id()));
     let path = file.to_str().unwrap();
@@ -386,7 +386,7 @@ async fn drop_refuses_without_a_filter_and_without_confirmation() {
 }
 
 #[tokio::test]
-async fn an_interrupted_command_releases_what_it_looked_at_and_drops_nothing() {
+async fn an_interrupted_command_releases_its_messages_and_drops_none() {
     let stack = Stack::start().await;
     stack.send(&stack.parking, &envelope(1, json!({}))).await;
     let delayed = json!({ "QueueUrl": stack.parking, "MessageBody": "later", "DelaySeconds": 600 });

@@ -1,4 +1,4 @@
-//! Rejected events are sent through again by the built program, once an option was mended.
+//! `local replay` sends rejected events again, for example once an option is corrected.
 
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -38,12 +38,12 @@ fn text(output: &Output) -> String {
 
 async fn count(cloud: &Cloud, queue: &str) -> String {
     let asked = json!({ "QueueUrl": queue, "AttributeNames": ["All"] });
-    let told = cloud.call(Service::Sqs, "GetQueueAttributes", asked).await;
-    let attribute = |name: &str| told["Attributes"][name].as_str().unwrap().to_owned();
+    let reported = cloud.call(Service::Sqs, "GetQueueAttributes", asked).await;
+    let attribute = |name: &str| reported["Attributes"][name].as_str().unwrap().to_owned();
     format!("{}+{}", attribute("ApproximateNumberOfMessages"), attribute("ApproximateNumberOfMessagesNotVisible"))
 }
 
-/// Invokes a function with what a queue holds, at most ten messages.
+/// Invokes a function with the messages of a queue, at most ten.
 async fn feed(cloud: &Cloud, inbound: &str, system: &System) -> Vec<Value> {
     let receive = json!({ "QueueUrl": inbound, "MaxNumberOfMessages": 10, "MessageAttributeNames": ["All"] });
     let received = cloud.call(Service::Sqs, "ReceiveMessage", receive).await;
@@ -65,14 +65,14 @@ async fn feed(cloud: &Cloud, inbound: &str, system: &System) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn rejected_events_go_through_once_an_option_is_mended() {
+async fn rejected_events_are_delivered_once_an_option_is_corrected() {
     let cloud = Cloud::start().await;
     let inbound = cloud.queue("inbound").await;
     let hub = emulator(&[HUB]).await;
     let system = System { function: cloud.function(KIND, &hub, &[]), hub: hub.clone() };
     let bodies: Vec<String> = ["secret-profile-1", "secret-profile-2"].map(without_call_type).to_vec();
     assert_eq!(system.post(&bodies[0]).await.problem(400), "callType: missing or empty");
-    assert!(system.failures(&[record("a", &bodies[1])]).await.is_empty(), "kept, and so handled");
+    assert!(system.failures(&[record("a", &bodies[1])]).await.is_empty(), "stored, and so handled");
     system.post("no JSON").await.problem(400);
     assert_eq!(count(&cloud, &cloud.rejected).await, "3+0");
 
@@ -83,7 +83,7 @@ async fn rejected_events_go_through_once_an_option_is_mended() {
     assert!(lines.contains(&format!(", {} bytes: callType: missing or empty", bodies[0].len())), "{lines}");
     assert!(lines.contains("2 would be replayed; 0 could not be; 1 left by the options"), "{lines}");
     assert!(!lines.contains("secret-profile"), "no bodies");
-    assert_eq!(count(&cloud, &cloud.rejected).await, "3+0", "all of it is still there, and visible");
+    assert_eq!(count(&cloud, &cloud.rejected).await, "3+0", "all messages are still there, and visible");
     assert_eq!(count(&cloud, &inbound).await, "0+0");
 
     let one = replay(&cloud, &inbound, &["--limit", "1", "--kind", KIND, "--reason", "unmappable"]).await;
@@ -96,19 +96,19 @@ async fn rejected_events_go_through_once_an_option_is_mended() {
     assert_eq!(count(&cloud, &cloud.rejected).await, "0+0");
     assert_eq!(count(&cloud, &inbound).await, "3+0");
 
-    let mended = cloud.function(KIND, &hub, &[("FLOW_OPTIONS", r#"{"defaultCallType":"NEW"}"#)]);
-    let records = feed(&cloud, &inbound, &System { function: mended, hub: hub.clone() }).await;
-    assert!(bodies.iter().all(|body| records.iter().any(|record| record["body"] == **body)), "bodies as they came");
+    let corrected = cloud.function(KIND, &hub, &[("FLOW_OPTIONS", r#"{"defaultCallType":"NEW"}"#)]);
+    let records = feed(&cloud, &inbound, &System { function: corrected, hub: hub.clone() }).await;
+    assert!(bodies.iter().all(|body| records.iter().any(|record| record["body"] == **body)), "bodies as received");
     let stored = hub.events(HUB);
     assert_eq!(stored.len(), 2);
     for profile in ["secret-profile-1", "secret-profile-2"] {
         assert!(stored.iter().any(|event| event.properties["cloudEvents:subject"] == profile), "{profile}");
     }
-    assert_eq!(count(&cloud, &cloud.rejected).await, "1+0", "what is no JSON is rejected again");
+    assert_eq!(count(&cloud, &cloud.rejected).await, "1+0", "the body that is not JSON is rejected again");
 }
 
 #[tokio::test]
-async fn what_can_not_be_replayed_stays_and_is_told() {
+async fn messages_that_cannot_be_replayed_stay_and_are_reported() {
     let cloud = Cloud::start().await;
     let inbound = cloud.queue("inbound").await;
     let hub = emulator(&[HUB]).await;
@@ -118,10 +118,10 @@ async fn what_can_not_be_replayed_stays_and_is_told() {
     let mut latin = request("");
     latin["body"] = "eyJhIjoi/yJ9".into();
     latin["isBase64Encoded"] = true.into();
-    system.answer(&latin).await.problem(400);
+    system.response_to(&latin).await.problem(400);
     system.post("no JSON, and a queue takes it").await.problem(400);
     let other = cloud.function("profile-export", &system.hub, &[]);
-    answer(&other, &request("{}")).await.problem(400);
+    response_of(&other, &request("{}")).await.problem(400);
     let first_part = json!({
         "v": 1, "kind": KIND, "flow": "default", "reason": "unreadable", "detail": "", "source": "webhook",
         "receivedAt": "2026-01-01T00:00:00Z", "body": pack(b"["), "truncated": true,
@@ -147,7 +147,7 @@ async fn what_can_not_be_replayed_stays_and_is_told() {
     }
     assert_eq!((count(&cloud, &cloud.rejected).await, count(&cloud, &inbound).await), ("6+0".into(), "1+0".into()));
 
-    // Nothing is deleted whose sending failed.
+    // A message that could not be sent is not deleted.
     let nowhere = format!("{inbound}-gone");
     system.post("again no JSON").await.problem(400);
     let failed = replay(&cloud, &nowhere, &["--reason", "unreadable"]).await;
@@ -157,7 +157,7 @@ async fn what_can_not_be_replayed_stays_and_is_told() {
 }
 
 #[tokio::test]
-async fn rejected_parked_messages_go_back_to_the_parking_queue() {
+async fn replayed_parked_messages_return_to_the_parking_queue() {
     let cloud = Cloud::start().await;
     let inbound = cloud.queue("inbound").await;
     let hub = emulator(&[HUB]).await;
@@ -165,7 +165,7 @@ async fn rejected_parked_messages_go_back_to_the_parking_queue() {
     hub.script([lasting(status(404, None, "40400"))]);
     let mut event = request(DOCUMENTED);
     event["rawPath"] = "/crm".into();
-    assert_eq!(answer(&cloud.function(KIND, &hub, &[]), &event).await.status, 202);
+    assert_eq!(response_of(&cloud.function(KIND, &hub, &[]), &event).await.status, 202);
     hub.clear_faults();
     cloud.delete_flow("crm").await;
     let redeliver = async || {

@@ -1,4 +1,4 @@
-//! A flow's runs: from the lines of the functions, by way of CloudWatch Logs, to the control API.
+//! The runs of a flow: from the log lines of the functions, through CloudWatch Logs, to the control API.
 
 use local::cloudwatch;
 use local::emulator::Emulator;
@@ -15,10 +15,9 @@ use crate::cloud::*;
 use crate::control::*;
 use crate::harness::{HUB, delivered, handled, lasting, status};
 
-const PROFILE_STORE: &str = "8a9c3494-9708-43d7-ae3f-cda01e5030e1";
 const GROUP: &str = "/aws/lambda/relay";
 
-/// A cloud whose functions log, and the API that reads it.
+/// A cloud whose functions log to CloudWatch Logs, and the API that reads the logs.
 struct Logged {
     cloud: Cloud,
     hub: Emulator,
@@ -54,7 +53,7 @@ impl Logged {
         Function::new(FunctionConfig { observer: Some(self.observer.clone()), ..function.config().clone() })
     }
 
-    /// A flow that passes the audience `wanted` alone.
+    /// A flow that passes only the audience `wanted`.
     async fn flow(&self) -> Value {
         let connection = self.api.connection(&self.hub).await;
         let params = json!({ "options": { "audiences": ["wanted"] }, "senderAuth": "generate" });
@@ -83,7 +82,7 @@ fn runs(flow: &Value) -> String {
     format!("/runs?property=flowId=={}", text(&flow["id"]))
 }
 
-/// Of all runs: the hour may have changed meanwhile.
+/// Sums of all runs: a new hour may have begun in the meantime.
 fn counts(page: &Value) -> [u64; 5] {
     ["input", "filtered", "output", "failed", "waiting"].map(|name| {
         let of = |run: &Value| run["metrics"]["recordSummary"][format!("{name}RecordCount")].as_u64().unwrap();
@@ -105,7 +104,7 @@ fn event(profile: &str, audience: &str) -> String {
 }
 
 #[tokio::test]
-async fn runs_tell_what_became_of_a_flows_events() {
+async fn runs_count_the_outcomes_of_a_flows_events() {
     let system = Logged::start().await;
     let (flow, other) = (system.flow().await, system.flow().await);
     let sender = system.function("profile-export", &[]);
@@ -127,7 +126,7 @@ async fn runs_tell_what_became_of_a_flows_events() {
     let page = system.has(&other, [1, 0, 0, 1, 0]).await;
     assert!(has_status(&page, "failed", &json!({ "state": "Failed", "statecode": 3, "statuscode": 31 })), "{page}");
 
-    // What waits is in no output; redelivered, it counts where it came.
+    // Waiting messages are not in the output; once redelivered, they count in the run in which they arrived.
     system.hub.script([lasting(status(503, None, "50004"))]);
     assert_eq!(send(&sender, &flow, &event("5", "wanted")).await.status, 202);
     for profile in ["6", "7"] {
@@ -150,24 +149,24 @@ async fn runs_tell_what_became_of_a_flows_events() {
 }
 
 #[tokio::test]
-async fn runs_are_of_the_callers_flows_alone() {
+async fn runs_of_flows_of_other_tenants_are_not_listed() {
     let system = Logged::start().await;
     let flow = system.flow().await;
     let none = json!({ "items": [] });
-    assert_eq!(system.api.get(&runs(&flow)).await.expect(200), none, "never used");
+    assert_eq!(system.api.get(&runs(&flow)).await.expect(200), none, "the flow was never used");
     let id = text(&flow["id"]);
     let sender = system.function("profile-export", &[]);
     assert_eq!(send(&sender, &flow, &event("1", "wanted")).await, delivered(1));
     system.has(&flow, [1, 0, 1, 0, 0]).await;
     for stranger in [
-        Caller { sandbox: "dev", ..system.api.clone() },
-        Caller { organisation: "globex@AdobeOrg", ..system.api.clone() },
+        Caller { sandbox: OTHER_SANDBOX, ..system.api.clone() },
+        Caller { organisation: OTHER_ORGANISATION, ..system.api.clone() },
     ] {
         assert_eq!(stranger.get(&runs(&flow)).await.expect(200), none);
     }
-    assert_eq!(system.api.get("/runs?property=flowId==ca5c6e9a-8559-4a08-97a5-f15b756da600").await.expect(200), none);
+    assert_eq!(system.api.get(&format!("/runs?property=flowId=={UNKNOWN_ID}")).await.expect(200), none);
 
-    // It is a list as the others are.
+    // Lists of runs accept the parameters of other lists.
     let status = "metrics.statusSummary.status";
     let shown = format!("{}&property={status}==success&property={status}&count=true", runs(&flow));
     let expected = json!({ "items": [{ "metrics": { "statusSummary": { "status": "success" } } }], "count": 1 });
@@ -187,7 +186,7 @@ async fn runs_are_of_the_callers_flows_alone() {
 }
 
 #[tokio::test]
-async fn logs_that_do_not_answer_are_told_and_strange_lines_are_not() {
+async fn unavailable_logs_return_503_and_lines_of_others_are_ignored() {
     let system = Logged::start().await;
     let flow = system.flow().await;
     for fault in [AwsFault::Unavailable, AwsFault::Throttled, AwsFault::BreakOff] {
@@ -195,7 +194,7 @@ async fn logs_that_do_not_answer_are_told_and_strange_lines_are_not() {
         let problem = system.api.get(&runs(&flow)).await.expect(503);
         assert!(text(&problem["message"]).contains("try again"), "{problem}");
     }
-    // What others log is no run, and neither is what is no line of ours.
+    // Lines of other flows are ignored, and so are lines that no function of this project writes.
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis();
     let lines = [
         json!({ "Kind": "profile-export", "Flow": "another", "Received": 1, "hub.problem": flow["id"] }).to_string(),
@@ -205,6 +204,6 @@ async fn logs_that_do_not_answer_are_told_and_strange_lines_are_not() {
     let events: Vec<Value> = lines.iter().map(|line| json!({ "timestamp": now, "message": line })).collect();
     let put = json!({ "logGroupName": GROUP, "logStreamName": "local", "logEvents": events });
     system.cloud.call(Service::Logs, "PutLogEvents", put).await;
-    system.proxy.heal("Logs_20140328.FilterLogEvents");
+    system.proxy.recover("Logs_20140328.FilterLogEvents");
     assert_eq!(system.api.get(&runs(&flow)).await.expect(200), json!({ "items": [] }));
 }

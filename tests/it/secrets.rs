@@ -18,7 +18,7 @@ use crate::cloud::{Cloud, emulator, until};
 use crate::harness::*;
 
 #[tokio::test]
-async fn a_key_changed_in_its_secret_is_taken_up_without_a_failure() {
+async fn a_key_changed_in_its_secret_is_used_by_the_same_instance() {
     let http = shared::build_http_client(None).unwrap();
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let moto = Moto::start(&virtual_environment().join("bin/moto_server"), address, &http.client()).await.unwrap();
@@ -56,10 +56,10 @@ async fn a_key_changed_in_its_secret_is_taken_up_without_a_failure() {
     let rotated = basic_auth(system.hub.connection_string(&key_name, Some(HUB)));
     secrets("PutSecretValue", json!({ "SecretId": "hub", "SecretString": rotated })).await;
     assert_eq!(system.post(DOCUMENTED).await, delivered(1));
-    assert_eq!(system.function.instances(), 1, "the same instance went on");
+    assert_eq!(system.function.instances(), 1, "the same instance continues");
 }
 
-/// The ERROR lines of a function: variable and problem.
+/// Variable and problem of each ERROR line of a function.
 fn errors(function: &Function) -> Vec<(String, String)> {
     let lines = function.logs().into_iter().filter_map(|line| serde_json::from_str::<Value>(&line).ok());
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -73,7 +73,7 @@ fn errors(function: &Function) -> Vec<(String, String)> {
 async fn outcome(function: &Function, path: &str, flow: &str) -> (u64, bool) {
     let mut webhook = request(DOCUMENTED);
     webhook["rawPath"] = path.into();
-    let status = answer(function, &webhook).await.status;
+    let status = response_of(function, &webhook).await.status;
     let mut record = record("m1", DOCUMENTED);
     record["messageAttributes"] = json!({ "flow": { "stringValue": flow, "dataType": "String" } });
     let batch = json!({ "Records": [record] }).to_string().into_bytes();
@@ -82,7 +82,7 @@ async fn outcome(function: &Function, path: &str, flow: &str) -> (u64, bool) {
 }
 
 #[tokio::test]
-async fn an_unusable_secret_stops_its_own_flow_until_it_is_fixed_and_no_other_one() {
+async fn an_unusable_secret_stops_only_its_own_flow_until_it_is_fixed() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let connection = hub.connection_string(ROOT_KEY_NAME, Some(HUB));
@@ -100,7 +100,7 @@ async fn an_unusable_secret_stops_its_own_flow_until_it_is_fixed_and_no_other_on
         };
         let function = cloud.function("audience-change", &hub, &own);
         let (path, is_sender) = (format!("/{flow}"), variable.starts_with("SENDER"));
-        // A queue needs no sender's credentials.
+        // Queue records do not need the credentials of senders.
         assert_eq!(outcome(&function, "/", "default").await, (503, !is_sender), "{variable}");
         assert_eq!(outcome(&function, &path, &flow).await, (200, false), "{variable}");
         let [(named, problem)] = &errors(&function)[..] else { panic!("one ERROR line: {:?}", errors(&function)) };
@@ -113,7 +113,7 @@ async fn an_unusable_secret_stops_its_own_flow_until_it_is_fixed_and_no_other_on
 }
 
 #[tokio::test]
-async fn a_missing_or_failing_secret_is_503_and_read_again_at_a_limited_rate() {
+async fn a_missing_or_failing_secret_returns_503_and_is_re_read_at_a_limited_rate() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let secrets = Proxy::start(cloud.endpoint(), shared::build_http_client(None).unwrap().client()).await;
@@ -128,7 +128,7 @@ async fn a_missing_or_failing_secret_is_503_and_read_again_at_a_limited_rate() {
         settings.extend(more);
         cloud.function("audience-change", &hub, &settings)
     };
-    // Missing.
+    // The secret is missing.
     let missing = function(&[]);
     for _ in 0..20 {
         assert_eq!(outcome(&missing, "/", "default").await, (503, true));
@@ -143,7 +143,7 @@ async fn a_missing_or_failing_secret_is_503_and_read_again_at_a_limited_rate() {
         let failing = function(&[]);
         assert_eq!(outcome(&failing, "/", "default").await, (503, true), "{fault:?}");
         assert_eq!(errors(&failing)[0].0, "EVENT_HUBS_SECRET_ID");
-        secrets.heal("secretsmanager.");
+        secrets.recover("secretsmanager.");
         until("it is read again", async || outcome(&failing, "/", "default").await == (200, false)).await;
         assert_eq!(failing.instances(), 1);
     }

@@ -1,4 +1,4 @@
-//! A setting that can't be used ends the process before its first invocation, with one ERROR line that names it.
+//! An unusable setting makes start-up fail, with one ERROR line that names the setting.
 
 use serde_json::json;
 
@@ -119,7 +119,7 @@ fn with_hub(setting: (&'static str, &'static str)) -> Vec<(&'static str, &'stati
 }
 
 #[tokio::test]
-async fn the_type_of_the_organisation_claim_is_text_or_list() {
+async fn an_organisation_claim_type_other_than_text_or_list_is_refused() {
     for value in ["both", "Text", "[a]"] {
         let line = init_failure_of("flow-service", &[("FLOWS_TABLE", "t"), ("ORG_CLAIM_TYPE", value)]).await;
         assert_eq!((&line["variable"], &line["problem"]), (&json!("ORG_CLAIM_TYPE"), &json!("expected text or list")));

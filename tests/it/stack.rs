@@ -1,4 +1,4 @@
-//! The stack that the template makes: as SAM translates it, with parameters put in and every reference followed.
+//! The stack that the template creates: translated by SAM, with parameters inserted and every reference resolved.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::harness::virtual_environment;
 
-/// The template as CloudFormation gets it from SAM, in JSON.
+/// The template that SAM passes to CloudFormation, in JSON.
 pub static TRANSLATED: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let translated = Command::new(virtual_environment().join("bin/python"))
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/translate_template.py"))
@@ -21,15 +21,15 @@ pub static TRANSLATED: LazyLock<Vec<u8>> = LazyLock::new(|| {
     translated.stdout
 });
 
-/// A stack as CloudFormation would make it of some parameters, but for what only AWS knows: `Ref` of a resource gives its
-/// name, `GetAtt` the name and the attribute with a slash between.
+/// A stack as CloudFormation would create it with some parameters, except for values that only AWS knows: `Ref` of a resource
+/// gives its name, `GetAtt` the name and the attribute with a slash between them.
 pub struct Stack {
     pub template: Value,
     parameters: BTreeMap<String, Value>,
 }
 
 impl Stack {
-    /// Parameters that are not given have their default.
+    /// A stack with these parameters; all others have their default.
     pub fn new(given: &[(&str, &str)]) -> Self {
         let template: Value = serde_json::from_slice(&TRANSLATED).unwrap();
         let mut parameters: BTreeMap<String, Value> = template["Parameters"]
@@ -39,7 +39,10 @@ impl Stack {
             .map(|(name, parameter)| (name.clone(), parameter.get("Default").cloned().unwrap_or("-".into())))
             .collect();
         for (name, value) in given {
-            assert!(parameters.insert((*name).to_owned(), (*value).into()).is_some(), "{name} is no parameter");
+            assert!(
+                parameters.insert((*name).to_owned(), (*value).into()).is_some(),
+                "{name} is not a parameter of the template"
+            );
         }
         for (name, value) in [("Region", "eu-central-1"), ("Partition", "aws"), ("AccountId", "123456789012")] {
             parameters.insert(format!("AWS::{name}"), value.into());
@@ -52,7 +55,7 @@ impl Stack {
     fn holds(&self, condition: &Value) -> bool {
         if let Some(name) = condition.as_str() {
             let condition = self.template["Conditions"].get(name);
-            return self.holds(condition.unwrap_or_else(|| panic!("there is no condition {name}")));
+            return self.holds(condition.unwrap_or_else(|| panic!("the template has no condition {name}")));
         }
         let (function, operands) = condition.as_object().unwrap().iter().next().unwrap();
         let all = || operands.as_array().unwrap().iter();
@@ -70,7 +73,7 @@ impl Stack {
         resource.get("Condition").is_none_or(|condition| self.holds(condition))
     }
 
-    /// The resources that there are, by name, without references.
+    /// The resources that are created, by name, with all references resolved.
     pub fn resources(&self) -> BTreeMap<&str, Value> {
         let resources = self.template["Resources"].as_object().unwrap().iter();
         let there = resources.filter(|(_, resource)| self.has(resource));
@@ -83,8 +86,9 @@ impl Stack {
     }
 
     fn resource<'n>(&self, name: &'n str) -> &'n str {
-        let resource = self.template["Resources"].get(name).unwrap_or_else(|| panic!("there is no {name}"));
-        assert!(self.has(resource), "{name} is not made with these parameters, and referred to");
+        let resource =
+            self.template["Resources"].get(name).unwrap_or_else(|| panic!("the template has no resource {name}"));
+        assert!(self.has(resource), "{name} is referred to, but not created with these parameters");
         name
     }
 
@@ -108,7 +112,7 @@ impl Stack {
         substituted.into()
     }
 
-    /// Follows every reference; one that leads nowhere fails the test.
+    /// Resolves every reference. The test fails if one does not resolve.
     pub fn resolve(&self, value: &Value) -> Value {
         let object = match value {
             Value::Array(values) => {
@@ -137,7 +141,7 @@ impl Stack {
                 let parts: Vec<&str> = parts.as_array().unwrap().iter().map(|part| part.as_str().unwrap()).collect();
                 parts.join(operands[0].as_str().unwrap()).into()
             }
-            (other, _) if other.starts_with("Fn::") => panic!("{other} is not known here"),
+            (other, _) if other.starts_with("Fn::") => panic!("{other} is not supported here"),
             (name, value) => json!({ name: self.resolve(value) }),
         }
     }

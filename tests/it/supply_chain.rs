@@ -1,4 +1,4 @@
-//! Whatever builds a release or checks it is pinned, and CI skips no check.
+//! Every tool that builds or checks a release is pinned, and CI skips no check.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! The line of an invocation as CloudWatch reads it, and the trace that goes on in the hub.
+//! The log line of an invocation as CloudWatch reads it, and the trace that continues in the hub.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use shared::contract::metrics::{METRICS, NAMESPACE};
 use crate::cloud::{Cloud, emulator, until};
 use crate::harness::*;
 
-/// Lines with that message, once there are `count`.
+/// The lines with that message, once there are `count` of them.
 async fn lines(function: &Function, message: &str, count: usize) -> Vec<Value> {
     let read = || -> Vec<Value> {
         let lines = function.logs();
@@ -24,8 +24,8 @@ async fn lines(function: &Function, message: &str, count: usize) -> Vec<Value> {
     lines
 }
 
-/// The metrics that CloudWatch makes of a line, after a look at all that the specification asks for. The dimension sets come
-/// first.
+/// The dimension sets of a line, and the metrics that CloudWatch extracts from it. Asserts that the line meets the
+/// specification.
 fn metrics(line: &Value) -> (Value, BTreeMap<String, u64>) {
     // <https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>
     let metadata = &line["_aws"];
@@ -63,7 +63,7 @@ fn metrics(line: &Value) -> (Value, BTreeMap<String, u64>) {
     (directive["Dimensions"].clone(), values)
 }
 
-/// The counts of a line; times are left out.
+/// The counts of a line, without times.
 fn counts(line: &Value) -> BTreeMap<String, u64> {
     let (dimensions, mut values) = metrics(line);
     assert_eq!(dimensions, json!([["Kind"]]));
@@ -78,7 +78,7 @@ fn expected(counts: &[(&str, u64)]) -> BTreeMap<String, u64> {
 /// The counts of one webhook.
 async fn counts_of_webhook(system: &System, event: &Value) -> BTreeMap<String, u64> {
     let before = lines_so_far(&system.function);
-    system.answer(event).await;
+    system.response_to(event).await;
     counts(&lines(&system.function, "webhook answered", before + 1).await[before])
 }
 
@@ -103,10 +103,10 @@ async fn a_delivered_webhook_leaves_one_line_with_its_metrics() {
     }
     assert_eq!(line["status"], 200);
     assert!(line["request_id"].is_string() && line["duration_ms"].is_u64() && line["timestamp"].is_string(), "{line}");
-    // Who does not authenticate makes no metric.
+    // An unauthenticated request produces no metric.
     let mut stranger = request(DOCUMENTED);
     stranger["headers"] = json!({});
-    system.answer(&stranger).await.problem(401);
+    system.response_to(&stranger).await.problem(401);
     let line = &lines(&system.function, "webhook answered", 2).await[1];
     assert!(line["_aws"].is_null() && line["status"] == 401, "{line}");
 }
@@ -138,7 +138,7 @@ async fn filtered_and_rejected_events_are_counted_by_reason() {
     let refused = [("Received", 1), ("Rejected", 1), ("RejectedRefused", 1), ("Requests", 1)];
     assert_eq!(counts_of_webhook(&system, &request(DOCUMENTED)).await, expected(&refused));
 
-    // A flow that nobody made is a reason of its own, and no value of a dimension.
+    // An unknown flow is a separate reason, and not a value of a dimension.
     let mut lost = record("a", DOCUMENTED);
     lost["messageAttributes"] = json!({ "flow": { "stringValue": "nowhere", "dataType": "String" } });
     lost["attributes"]["ApproximateReceiveCount"] = "2".into();
@@ -164,7 +164,7 @@ async fn filtered_and_rejected_events_are_counted_by_reason() {
 }
 
 #[tokio::test]
-async fn what_the_hub_does_is_counted() {
+async fn retries_throttling_and_errors_of_the_hub_are_counted() {
     let system = start(&[]).await;
     system.hub.script([status(429, Some(0), "slow down")]);
     let passing = [("Received", 1), ("Delivered", 1), ("Requests", 2), ("Retries", 1), ("Throttled", 1)];
@@ -178,7 +178,7 @@ async fn what_the_hub_does_is_counted() {
         system.hub.clear_faults();
         system.hub.script([lasting(fault)]);
         let mut lost = counts_of_webhook(&system, &request(DOCUMENTED)).await;
-        // How often it tries depends on the time that is left.
+        // The number of attempts depends on the time that is left.
         lost.retain(|name, _| !["Requests", "Retries"].contains(&name.as_str()));
         let nowhere_to_park = expected(&[("Received", 1), (class, 1), ("Errors5xx", 1)]);
         assert_eq!(lost, nowhere_to_park, "{class}");
@@ -186,7 +186,7 @@ async fn what_the_hub_does_is_counted() {
 }
 
 #[tokio::test]
-async fn what_is_rejected_and_can_not_be_kept_is_counted_when_it_comes_again() {
+async fn rejected_events_that_cannot_be_stored_are_not_counted_as_rejected() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;
     let absent = cloud.rejected.replace(cloud.rejected.rsplit('/').next().unwrap(), "absent");
@@ -198,14 +198,14 @@ async fn what_is_rejected_and_can_not_be_kept_is_counted_when_it_comes_again() {
     assert_eq!(system.failures(&[record("bad", "{}")]).await, ["bad"]);
     let line = &lines(&system.function, "queue batch handled", 1).await[0];
     assert_eq!(counts(line), expected(&[("Received", 1), ("BatchSize", 1)]));
-    // Nobody sends again what is bad as a whole.
+    // No sender retries a body that is invalid as a whole.
     let counted = counts_of_webhook(&system, &request("{}")).await;
     assert_eq!((counted["Rejected"], counted["RejectedUnmappable"]), (1, 1), "{counted:?}");
     assert_eq!(system.stored(), 0);
 }
 
 #[tokio::test]
-async fn parked_messages_are_counted_when_they_come_and_when_they_go() {
+async fn parked_messages_are_counted_when_they_are_parked_and_when_they_are_redelivered() {
     let cloud = Cloud::start().await;
     let system = with_cloud(&cloud, &emulator(&[HUB]).await);
     system.hub.script([lasting(status(404, None, "40400: Endpoint not found."))]);
@@ -218,7 +218,7 @@ async fn parked_messages_are_counted_when_they_come_and_when_they_go() {
     let line = &lines(&redelivery.function, "parked batch handled", 1).await[0];
     let counted = counts(line);
     assert_eq!((counted["Redelivered"], counted["BatchSize"]), (2, 1), "{counted:?}");
-    assert!(!counted.contains_key("Delivered"), "new events alone are delivered: {counted:?}");
+    assert!(!counted.contains_key("Delivered"), "only new events count as delivered: {counted:?}");
     assert!(metrics(line).1["OldestParkedAge"] < 600, "{line}");
     assert_eq!((&line["Kind"], &line["Flow"]), (&json!("redelivery"), &json!("default")));
     assert!((0.2..0.3).contains(&line["PaceUnits"].as_f64().unwrap()), "{line}");
@@ -235,7 +235,7 @@ async fn held_and_gathered_messages_and_probes_of_a_failing_hub_are_counted() {
     let redelivery = cloud.redeliver(&system.hub);
     let lines = lines(&redelivery.function, "parked batch handled", 3).await;
     let total = |name: &str| lines.iter().filter_map(|line| counts(line).get(name).copied()).sum::<u64>();
-    assert_eq!(total("Gathered"), 2, "two envelopes became one, once: {lines:?}");
+    assert_eq!(total("Gathered"), 2, "two envelopes were gathered into one, once: {lines:?}");
     assert!(total("Held") >= 3 && total("Requests") >= 2, "{lines:?}");
     assert!(lines.iter().all(|line| line["HubsDown"] == 1), "{lines:?}");
     assert!(total("Probes") >= 1 && total("Probes") == total("ProbesFailed"), "{lines:?}");
@@ -262,7 +262,7 @@ async fn metrics_do_not_depend_on_the_log_level() {
 }
 
 #[tokio::test]
-async fn a_callers_trace_goes_on_in_the_hub() {
+async fn a_valid_traceparent_of_the_caller_reaches_the_hub() {
     let system = start(&[]).await;
     let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let zeros = format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32));
@@ -286,7 +286,7 @@ async fn a_callers_trace_goes_on_in_the_hub() {
         if let Some(given) = given {
             event["headers"]["traceparent"] = given.into();
         }
-        assert_eq!(system.answer(&event).await, delivered(1), "{given:?}");
+        assert_eq!(system.response_to(&event).await, delivered(1), "{given:?}");
         let stored = system.hub.events(HUB);
         let trace = stored[0].properties.get("Diagnostic-Id").and_then(Value::as_str);
         assert_eq!(trace, given.filter(|_| arrives), "{given:?}");

@@ -26,12 +26,12 @@ fn stored() -> Reply {
     respond(201, "")
 }
 
-/// Long enough for other requests of a batch to be sent on connections of their own.
+/// A response after a delay in which other requests of a batch are sent on connections of their own.
 fn stored_slowly(_: &Request) -> Reply {
     Reply::Respond { status: 201, headers: String::new(), body: String::new(), delay: SLOW }
 }
 
-/// What a namespace says to the request that only opens a connection.
+/// The response of a namespace to the request that only opens a connection.
 fn opened(request: &Request) -> Option<Reply> {
     request.line.starts_with("GET ").then(|| respond(404, ""))
 }
@@ -41,14 +41,14 @@ fn sender(peer: &Peer) -> Function {
 }
 
 async fn post(function: &Function, profile: &str) -> u64 {
-    answer(function, &request(&event_of(profile))).await.status
+    response_of(function, &request(&event_of(profile))).await.status
 }
 
 /// Sends a batch; returns the ids that are reported as failed.
 async fn batch(function: &Function, records: &[Value]) -> Vec<String> {
-    let answer = function.invoke(json!({ "Records": records }).to_string().into_bytes()).await.unwrap();
-    let answer: Value = serde_json::from_slice(&answer).unwrap();
-    let failures = answer["batchItemFailures"].as_array().unwrap();
+    let response = function.invoke(json!({ "Records": records }).to_string().into_bytes()).await.unwrap();
+    let response: Value = serde_json::from_slice(&response).unwrap();
+    let failures = response["batchItemFailures"].as_array().unwrap();
     failures.iter().map(|failure| failure["itemIdentifier"].as_str().unwrap().to_owned()).collect()
 }
 
@@ -56,7 +56,7 @@ fn many() -> Vec<Value> {
     (0..300).map(|n| record(&format!("r{n}"), &event_of(&format!("p{n}")))).collect()
 }
 
-/// The lines of the log, once that of the invocation is there.
+/// The lines of the log, once the line of the invocation is there.
 async fn logs(function: &Function) -> Vec<Value> {
     until("the line of the invocation", async || function.logs().iter().any(|line| line.contains("webhook answered")))
         .await;
@@ -108,7 +108,7 @@ async fn a_healthy_pool_is_reused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_leads_to_a_bad_place_is_used_once() {
+async fn a_connection_with_a_bad_response_is_not_used_again() {
     for status in [401, 404, 410, 500, 502, 503, 504] {
         let bad = move |_: &Request| respond(status, "<Error><Code>0</Code><Detail>x</Detail></Error>");
         let hub = Peer::with_bad_connections(|request| opened(request).unwrap_or_else(stored), bad).await;
@@ -116,7 +116,7 @@ async fn a_connection_that_leads_to_a_bad_place_is_used_once() {
         assert_eq!(post(&function, "before").await, 200);
         assert_eq!(hub.mark_bad(), 1);
         let first = post(&function, "first").await;
-        // What a status means for the event does not change: only some of them are retried.
+        // The meaning of a status for the event does not change: only some statuses are retried.
         assert_eq!(first, if matches!(status, 404 | 410) { 503 } else { 200 }, "{status}");
         for n in 0..5 {
             assert_eq!(post(&function, &format!("after-{n}")).await, 200, "{status}");
@@ -211,8 +211,8 @@ async fn an_inlet_has_one_retry_on_a_new_connection() {
                 })
                 .collect();
             let event = json!({ "eventSource": "SelfManagedKafka", "records": partitions });
-            let answer = function.invoke(event.to_string().into_bytes()).await.unwrap();
-            serde_json::from_slice::<Value>(&answer).unwrap()["batchItemFailures"].clone()
+            let response = function.invoke(event.to_string().into_bytes()).await.unwrap();
+            serde_json::from_slice::<Value>(&response).unwrap()["batchItemFailures"].clone()
         };
         assert_eq!(ingest(8).await, json!([]));
         let known = inlet.connections();
@@ -243,7 +243,7 @@ async fn a_retry_does_not_share_the_connection_of_another_request() {
     assert_eq!(used, [0, 1, 2, 0, 3]);
 }
 
-/// A TLS server with a certificate that nobody trusts; `name` is in it.
+/// A TLS server with an untrusted certificate for `name`.
 fn untrusted_server(name: &str) -> std::net::SocketAddr {
     let rcgen::CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
@@ -294,7 +294,7 @@ async fn a_failed_connection_has_a_hint_if_an_operator_can_fix_it() {
         (to(format!("https://{plain}"), true), Some("TLS handshake")),
     ] {
         let function = function(&[("EVENT_HUBS_CONNECTION_STRING", &connection_string), ("SENDER_AUTH", SENDER_AUTH)]);
-        answer(&function, &request(DOCUMENTED)).await.problem(503);
+        response_of(&function, &request(DOCUMENTED)).await.problem(503);
         let hints = hints(&function).await;
         match named {
             None => assert!(hints.is_empty(), "{hints:?}"),
@@ -305,7 +305,7 @@ async fn a_failed_connection_has_a_hint_if_an_operator_can_fix_it() {
             }
         }
         let line = logs(&function).await.into_iter().find(|line| line["message"] == "webhook answered").unwrap();
-        assert_eq!(line["reason"], "unreachable", "the word does not change");
+        assert_eq!(line["reason"], "unreachable", "the reason stays the same");
     }
 }
 
@@ -330,7 +330,7 @@ async fn a_refused_request_has_a_hint_that_follows_from_its_text() {
         let body = format!("<Error><Code>{status}</Code><Detail>{detail} {TRACKING}</Detail></Error>");
         let hub = Peer::start(move |_| respond(status, &body)).await;
         let function = sender(&hub);
-        answer(&function, &request(DOCUMENTED)).await.problem(503);
+        response_of(&function, &request(DOCUMENTED)).await.problem(503);
         let line = logs(&function).await.into_iter().find(|line| line["message"] == "webhook answered").unwrap();
         assert_eq!(line["hub.problem"], problem, "{detail}");
         let hints = hints(&function).await;
@@ -377,7 +377,7 @@ async fn no_part_of_a_file_of_certificates_is_in_the_log() {
             |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
             |bytes: &[u8]| STANDARD.encode(&bytes[..15]),
         ];
-        // 16 bytes of the file in one of these forms; the project's own words for a PEM file are not a part of it.
+        // 16 bytes of the file in one of these forms; the project's own words about a PEM file are not part of it.
         let parts: BTreeSet<&[u8]> = text.as_bytes().windows(16).filter(|part| !part.contains(&b'-')).collect();
         for form in forms {
             assert!(parts.iter().all(|part| !line.contains(&form(part))), "{name}: {line}");
@@ -397,11 +397,11 @@ async fn a_byte_order_mark_before_certificates_is_skipped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_400_that_is_not_the_hubs_is_not_about_the_event() {
+async fn a_400_that_is_not_from_the_hub_does_not_reject_the_event() {
     let page = "<html><title>Bad Request</title><h2>Bad Request - Invalid Hostname</h2></html>";
     let hub = Peer::start(move |_| respond(400, page)).await;
     let function = sender(&hub);
-    assert!(answer(&function, &request(DOCUMENTED)).await.problem(503).contains("unexpected"));
+    assert!(response_of(&function, &request(DOCUMENTED)).await.problem(503).contains("unexpected"));
     let hints = hints(&function).await;
     assert!(hints[0].contains("check the endpoint"), "{hints:?}");
 }

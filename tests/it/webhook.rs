@@ -1,4 +1,4 @@
-//! The webhook trigger as its callers see it.
+//! The webhook trigger, from the point of view of its callers.
 
 use serde_json::{Value, json};
 
@@ -27,27 +27,27 @@ async fn every_fixture_arrives_as_the_documented_message() {
 }
 
 #[tokio::test]
-async fn bodies_come_as_text_or_base64_with_or_without_a_byte_order_mark() {
+async fn bodies_are_read_as_text_or_base64_with_or_without_a_byte_order_mark() {
     let system = start(&[]).await;
     let mut event = request("");
     event["isBase64Encoded"] = true.into();
     event["body"] = base64(format!("\u{feff}{DOCUMENTED}").as_bytes()).into();
-    assert_eq!(system.answer(&event).await, delivered(1));
+    assert_eq!(system.response_to(&event).await, delivered(1));
     assert_eq!(system.post(&format!("\u{feff} {DOCUMENTED}")).await, delivered(1));
     event["body"] = "{}!".into();
-    assert!(system.answer(&event).await.problem(400).contains("base64"));
+    assert!(system.response_to(&event).await.problem(400).contains("base64"));
     event["body"] = base64(b"{\"profileId\":\"\xff\"}").into();
-    assert!(system.answer(&event).await.problem(400).contains("not UTF-8 (at byte 14)"));
+    assert!(system.response_to(&event).await.problem(400).contains("not UTF-8 (at byte 14)"));
 }
 
 #[tokio::test]
-async fn arrays_are_taken_whole_or_not_at_all() {
+async fn an_array_with_an_invalid_element_is_refused_as_a_whole() {
     let system = start(&[]).await;
     let (a, b) = (event_of("a"), event_of("b"));
     assert_eq!(system.post(&format!("[{a},{b}]")).await, delivered(2));
     let wrong = r#"{"profileId":"c"}"#;
-    let answer = system.post(&format!("[{a},{wrong},{b},7]")).await;
-    assert_eq!(answer.problem(400), "[1] sourceId: missing or empty; [3] expected a JSON object");
+    let response = system.post(&format!("[{a},{wrong},{b},7]")).await;
+    assert_eq!(response.problem(400), "[1] sourceId: missing or empty; [3] expected a JSON object");
     assert_eq!(system.stored(), 2);
     assert_eq!(system.post("[]").await, handled("filtered", 0));
 }
@@ -62,7 +62,7 @@ async fn profiles_without_the_flows_id_are_filtered() {
 }
 
 #[tokio::test]
-async fn paths_and_methods() {
+async fn unknown_paths_return_404_and_get_returns_405() {
     let system = start(&[]).await;
     let at = |path: &str, stage: &str, method: &str| {
         let mut event = request(DOCUMENTED);
@@ -74,20 +74,20 @@ async fn paths_and_methods() {
     for (path, stage) in
         [("/", "$default"), ("/audience-change/default", "$default"), ("/prod/audience-change", "prod")]
     {
-        assert_eq!(system.answer(&at(path, stage, "PUT")).await, delivered(1), "{path}");
+        assert_eq!(system.response_to(&at(path, stage, "PUT")).await, delivered(1), "{path}");
     }
     for path in ["/audience-change/other", "/audience-change/default/more", "/audience-change/audience-change"] {
-        system.answer(&at(path, "$default", "POST")).await.problem(404);
+        system.response_to(&at(path, "$default", "POST")).await.problem(404);
     }
-    system.answer(&at("/audience-change", "$default", "GET")).await.problem(405);
-    system.answer(&json!({ "requestContext": {}, "rawPath": 1 })).await.problem(400);
+    system.response_to(&at("/audience-change", "$default", "GET")).await.problem(405);
+    system.response_to(&json!({ "requestContext": {}, "rawPath": 1 })).await.problem(400);
     let mut without_flag = request(DOCUMENTED);
     without_flag["isBase64Encoded"] = Value::Null;
-    assert_eq!(system.answer(&without_flag).await, delivered(1));
+    assert_eq!(system.response_to(&without_flag).await, delivered(1));
 }
 
 #[tokio::test]
-async fn nobody_sends_without_an_accepted_credential() {
+async fn a_webhook_without_an_accepted_credential_returns_401() {
     let auth = r#"[{"type":"bearer","secret":"new"},{"type":"bearer","secret":"old"},
         {"type":"basic","username":"u","secret":"p"},{"type":"header","name":"X-Api-Key","secret":"h"},
         {"type":"query","name":"code","secret":"a+b"},
@@ -108,7 +108,7 @@ async fn nobody_sends_without_an_accepted_credential() {
         (json!({}), "code=a+b"),
         (signed(DOCUMENTED), ""),
     ] {
-        assert_eq!(system.answer(&with(headers.clone(), query)).await, delivered(1), "{headers} {query}");
+        assert_eq!(system.response_to(&with(headers.clone(), query)).await, delivered(1), "{headers} {query}");
     }
     let stored = system.stored();
     for (headers, query) in [
@@ -119,25 +119,25 @@ async fn nobody_sends_without_an_accepted_credential() {
         (json!({ "x-api-key": "" }), ""),
         (signed("another body"), ""),
     ] {
-        system.answer(&with(headers, query)).await.problem(401);
+        system.response_to(&with(headers, query)).await.problem(401);
     }
     let mut broken = with(json!({}), "");
     broken["body"] = "not even JSON".into();
-    system.answer(&broken).await.problem(401);
+    system.response_to(&broken).await.problem(401);
     assert_eq!(system.stored(), stored);
 }
 
 #[tokio::test]
-async fn senders_that_nobody_configured_are_refused_and_open_flows_say_so() {
+async fn without_configured_senders_webhooks_return_401_and_open_flows_log_a_warning() {
     let system = start(&[("SENDER_AUTH", "")]).await;
     system.post(DOCUMENTED).await.problem(401);
     let warnings = system.function.logs().iter().filter(|line| line.contains("\"WARN\"")).count();
     assert_eq!(warnings, 1);
-    assert!(system.failures(&[record("a", DOCUMENTED)]).await.is_empty(), "queues work");
+    assert!(system.failures(&[record("a", DOCUMENTED)]).await.is_empty(), "queue records need no sender");
     let system = start(&[("SENDER_AUTH", "none")]).await;
     let mut anybody = request(DOCUMENTED);
     anybody["headers"] = json!({});
-    assert_eq!(system.answer(&anybody).await, delivered(1));
+    assert_eq!(system.response_to(&anybody).await, delivered(1));
 }
 
 /// Headers of a Standard Webhooks sender.
@@ -157,17 +157,20 @@ fn base64(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn compressed_bodies_are_415_whatever_the_header_says() {
+async fn compressed_bodies_return_415_with_any_header() {
     let system = start(&[]).await;
     let mut event = request("");
     event["isBase64Encoded"] = true.into();
     for begin in [&b"\x1f\x8b\x08\x00\xff"[..], b"\x28\xb5\x2f\xfd\xff", b"\x78\x9c\xab\xff"] {
         event["body"] = base64(begin).into();
-        assert!(system.answer(&event).await.problem(415).contains("compressed bodies are not accepted"), "{begin:?}");
+        assert!(
+            system.response_to(&event).await.problem(415).contains("compressed bodies are not accepted"),
+            "{begin:?}"
+        );
     }
     event["headers"]["content-encoding"] = "gzip".into();
     event["body"] = base64(DOCUMENTED.as_bytes()).into();
-    assert_eq!(system.answer(&event).await, delivered(1), "a gateway may have decompressed it");
+    assert_eq!(system.response_to(&event).await, delivered(1), "a gateway may have decompressed it");
 }
 
 #[tokio::test]
@@ -176,10 +179,10 @@ async fn a_401_names_the_schemes_that_are_accepted() {
         let system = start(&[("SENDER_AUTH", auth)]).await;
         let mut event = request(DOCUMENTED);
         event["headers"] = json!({});
-        let answer = system.function.invoke(event.to_string().into_bytes()).await.unwrap();
-        let answer: Value = serde_json::from_slice(&answer).unwrap();
-        assert_eq!(answer["statusCode"], 401);
-        answer["headers"]["www-authenticate"].clone()
+        let response = system.function.invoke(event.to_string().into_bytes()).await.unwrap();
+        let response: Value = serde_json::from_slice(&response).unwrap();
+        assert_eq!(response["statusCode"], 401);
+        response["headers"]["www-authenticate"].clone()
     };
     const BASIC: &str = r#"{"type":"basic","username":"u","secret":"s"}"#;
     const HEADER: &str = r#"{"type":"header","name":"x-key","secret":"s"}"#;
@@ -196,13 +199,13 @@ async fn credentials_that_a_gateway_joined_are_accepted() {
     let system = start(&[]).await;
     let mut event = request(DOCUMENTED);
     event["headers"]["authorization"] = format!("Bearer {SENDER_TOKEN},Bearer {SENDER_TOKEN}").into();
-    assert_eq!(system.answer(&event).await, delivered(1));
+    assert_eq!(system.response_to(&event).await, delivered(1));
     event["headers"]["authorization"] = "Bearer other,Bearer another".into();
-    system.answer(&event).await.problem(401);
+    system.response_to(&event).await.problem(401);
 }
 
 #[tokio::test]
-async fn events_of_payload_1_are_reported_once() {
+async fn events_of_payload_1_return_400_and_log_once() {
     let system = start(&[]).await;
     let rest_api = json!({
         "version": "1.0", "httpMethod": "POST", "path": "/", "headers": {}, "body": DOCUMENTED,
@@ -213,8 +216,8 @@ async fn events_of_payload_1_are_reported_once() {
         "requestContext": { "elb": { "targetGroupArn": "arn:aws:elasticloadbalancing:x" } }, "isBase64Encoded": false,
     });
     for event in [&rest_api, &load_balancer, &rest_api] {
-        system.answer(event).await.problem(400);
+        system.response_to(event).await.problem(400);
     }
-    let told = system.function.logs().into_iter().filter(|line| line.contains("PayloadFormatVersion")).count();
-    assert_eq!(told, 1);
+    let logged = system.function.logs().into_iter().filter(|line| line.contains("PayloadFormatVersion")).count();
+    assert_eq!(logged, 1);
 }

@@ -21,7 +21,7 @@ fn emulator() -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_webhook_and_a_batch_arrive_through_it() {
+async fn a_webhook_and_a_batch_are_delivered_through_the_runtime_interface_emulator() {
     let hub = Emulator::start(hub_config(), TcpListener::bind("127.0.0.1:0").await.unwrap()).await;
     let (front, runtime_api) = (free_port(), free_port());
     let _running = Command::new(emulator())
@@ -39,16 +39,16 @@ async fn a_webhook_and_a_batch_arrive_through_it() {
     let client = shared::build_http_client(None).unwrap().client();
     let invoke = async |event: &Value| -> Value {
         for _ in 0..100 {
-            if let Ok(answer) = client.post(&url).body(event.to_string()).send().await {
-                return serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+            if let Ok(response) = client.post(&url).body(event.to_string()).send().await {
+                return serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         panic!("the runtime interface emulator does not listen on port {front}");
     };
-    let answer = invoke(&request(DOCUMENTED)).await;
-    assert_eq!(answer["statusCode"], 200, "{answer}");
-    let answer = invoke(&json!({ "Records": [record("a", &event_of("p")), record("b", "unreadable")] })).await;
-    assert_eq!(answer["batchItemFailures"], json!([{ "itemIdentifier": "b" }]));
+    let response = invoke(&request(DOCUMENTED)).await;
+    assert_eq!(response["statusCode"], 200, "{response}");
+    let response = invoke(&json!({ "Records": [record("a", &event_of("p")), record("b", "unreadable")] })).await;
+    assert_eq!(response["batchItemFailures"], json!([{ "itemIdentifier": "b" }]));
     assert_eq!(hub.events(HUB).len(), 2);
 }

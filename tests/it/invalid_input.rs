@@ -1,4 +1,4 @@
-//! Input that nobody should send: a clear 4xx, never a panic, never a 5xx, and nothing of it in a log.
+//! Invalid input: it causes a clear 4xx, never a panic or a 5xx, and no part of it is in a log.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use proptest::test_runner::{Config, TestRunner};
 use crate::harness::*;
 use crate::peer::{Peer, Reply};
 
-/// Stands in bodies and credentials that must not be repeated anywhere.
+/// Part of bodies and credentials that must not appear in a log or a response.
 const MARKER: &str = "do-not-repeat-me";
 
 #[tokio::test]
-async fn malformed_bodies_are_4xx_that_say_what_is_wrong() {
+async fn malformed_bodies_return_400_with_the_cause() {
     let system = start(&[("AWS_LAMBDA_LOG_LEVEL", "TRACE")]).await;
     let documented = event_of(MARKER);
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
@@ -38,17 +38,17 @@ async fn malformed_bodies_are_4xx_that_say_what_is_wrong() {
         (&deep, "128 levels"),
         (&deep_member, "128 levels"),
     ] {
-        let answer = system.post(body).await;
-        let detail = answer.problem(400);
+        let response = system.post(body).await;
+        let detail = response.problem(400);
         assert!(detail.contains(expected), "{expected}: {detail}");
         assert!(!detail.contains(MARKER), "{detail}");
     }
     assert_eq!(system.requests(), 0);
-    nothing_is_repeated(&system);
+    marker_is_not_logged(&system);
 }
 
 #[tokio::test]
-async fn large_and_many_are_bounded() {
+async fn oversize_bodies_and_too_many_elements_return_4xx() {
     let system = start(&[]).await;
     let many = |count: usize, item: &dyn Fn(usize) -> String| (0..count).map(item).collect::<Vec<_>>().join(",");
     let members = event_of("p").replace("\"value1\"", &format!("1,{}", many(50_000, &|n| format!("\"m{n}\":{n}"))));
@@ -64,8 +64,8 @@ async fn large_and_many_are_bounded() {
     let expanding = event_of("p")
         .replace("value1", &"x".repeat(400_000))
         .replace("[\"4\"]", &format!("[{}]", many(19, &|n| n.to_string())));
-    let answer = system.post(&format!("[{expanding},{expanding},{expanding},{expanding}]")).await;
-    assert!(answer.problem(413).contains("fit the memory"), "{answer:?}");
+    let response = system.post(&format!("[{expanding},{expanding},{expanding},{expanding}]")).await;
+    assert!(response.problem(413).contains("fit the memory"), "{response:?}");
 }
 
 #[tokio::test]
@@ -77,14 +77,14 @@ async fn neither_bodies_nor_secrets_reach_the_log_at_any_level() {
     let mut event = request(&event_of(MARKER));
     event["rawQueryString"] = format!("code={MARKER}").into();
     event["headers"] = serde_json::json!({ "x-secret": MARKER });
-    assert_eq!(system.answer(&event).await, delivered(1));
+    assert_eq!(system.response_to(&event).await, delivered(1));
     event["rawQueryString"] = format!("code={MARKER}x").into();
-    system.answer(&event).await.problem(401);
+    system.response_to(&event).await.problem(401);
     system.hub.script([lasting(status(404, None, MARKER))]);
     system.post(&event_of(MARKER)).await.problem(503);
     let failures = system.failures(&[record("a", MARKER), record("b", &event_of(MARKER))]).await;
     assert_eq!(failures, ["a", "b"]);
-    nothing_is_repeated(&system);
+    marker_is_not_logged(&system);
     let lines = system.function.logs();
     let key = &hub_config().keys[0].key;
     assert!(lines.iter().all(|line| !line.contains("SharedAccessSignature") && !line.contains(key.as_str())));
@@ -93,7 +93,7 @@ async fn neither_bodies_nor_secrets_reach_the_log_at_any_level() {
 }
 
 #[tokio::test]
-async fn mutated_events_are_never_a_5xx() {
+async fn mutated_events_never_return_5xx() {
     let system = start(&[]).await;
     let mutations = (0..DOCUMENTED.len(), proptest::collection::vec(proptest::num::u8::ANY, 0..4), 0..8usize);
     let mut runner = TestRunner::new(Config::default());
@@ -105,22 +105,26 @@ async fn mutated_events_are_never_a_5xx() {
         let mut event = request("");
         event["isBase64Encoded"] = true.into();
         event["body"] = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &bytes).into();
-        let answer = system.answer(&event).await;
-        assert!(answer.status == 200 || answer.status == 400, "{answer:?} for {}", String::from_utf8_lossy(&bytes));
+        let response = system.response_to(&event).await;
+        assert!(
+            response.status == 200 || response.status == 400,
+            "{response:?} for {}",
+            String::from_utf8_lossy(&bytes)
+        );
     }
     assert!(!system.function.logs().iter().any(|line| line.contains("panicked")));
 }
 
-fn nothing_is_repeated(system: &System) {
+fn marker_is_not_logged(system: &System) {
     for line in system.function.logs() {
         assert!(!line.contains(MARKER), "{line}");
         assert!(!line.contains("panicked"), "{line}");
     }
 }
 
-/// A client that invokes the function directly may send such headers.
+/// Such headers are possible: a client that invokes the function directly may send them.
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_of_an_invocation_that_can_not_be_read_are_named() {
+async fn unreadable_headers_of_an_invocation_are_named_in_the_log() {
     for header in ["lambda-runtime-client-context: null", "lambda-runtime-cognito-identity: {\"do-not-repeat-me\":1}"] {
         let headers = format!(
             "lambda-runtime-aws-request-id: r\r\nlambda-runtime-deadline-ms: 9999999999999\r\nlambda-runtime-invoked-function-arn: a\r\n{header}\r\n"

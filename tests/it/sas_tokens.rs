@@ -1,4 +1,4 @@
-//! SAS tokens against tokens that three independent SDKs made.
+//! SAS tokens, compared with tokens of three independent SDKs.
 
 use serde::Deserialize;
 use shared::event_hubs::token::sas::{expiry, sign};

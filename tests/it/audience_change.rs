@@ -8,6 +8,9 @@ use shared::{Event, Mapped, Reason, Rejection};
 
 use crate::harness::*;
 
+/// The `sourceId` of the documented sample.
+const SOURCE_ID: &str = "dc0beb89-2d63-4ec7-899a-6e986ed8932f";
+
 fn options(json: &Value) -> Options {
     serde_json::from_value(json.clone()).unwrap()
 }
@@ -16,7 +19,7 @@ fn map<'a>(json: &'a str, options: &'a Options) -> Result<Mapped<'a>, Rejection>
     (KIND.map)(Event { json, flow: "default", headers: &[], max_bytes: 1_000_000 }, options)
 }
 
-/// The documented sample with `changes` made to it; a `null` change removes the field.
+/// The documented sample with `changes`. A `null` change removes the field.
 fn sample(changes: Value) -> String {
     let mut event: Value =
         serde_json::from_str(include_str!("../fixtures/audience-change/new_audience_documented.json")).unwrap();
@@ -29,7 +32,7 @@ fn sample(changes: Value) -> String {
     event.to_string()
 }
 
-/// The bodies that an event becomes.
+/// The bodies of an event's messages.
 fn bodies(event: &str, flow_options: Value) -> Result<Vec<Value>, String> {
     let options = options(&flow_options);
     let mapped = map(event, &options).map_err(|rejection| rejection.detail.into_owned())?;
@@ -68,7 +71,7 @@ fn the_body_is_compact_and_in_the_documented_order_and_values_keep_their_bytes()
 }
 
 #[test]
-fn ids_of_the_flows_number_are_chosen() {
+fn only_partner_ids_of_the_flows_partner_number_are_sent() {
     let ids = |partner_ids: Value, changes: Value, flow_options: Value| {
         let mut changes = changes;
         changes["partnerIds"] = partner_ids;
@@ -105,7 +108,7 @@ fn ids_of_the_flows_number_are_chosen() {
 fn names_and_properties_come_from_the_event_then_its_source_then_the_flow() {
     let flow = json!({
         "profileVars": ["kept"], "sourceName": "flow", "data": { "a": "flow", "b": "flow", "c": "flow" },
-        "sources": { "dc0beb89-2d63-4ec7-899a-6e986ed8932f": { "sourceName": "source", "data": { "b": "source", "c": "source" } } },
+        "sources": { SOURCE_ID: { "sourceName": "source", "data": { "b": "source", "c": "source" } } },
     });
     let body = |changes: Value| bodies(&sample(changes), flow.clone()).unwrap().remove(0);
     let named = body(json!({ "data": { "c": "event", "d": 1 }, "profileVars": { "kept": 1, "dropped": 2 } }));
@@ -117,7 +120,7 @@ fn names_and_properties_come_from_the_event_then_its_source_then_the_flow() {
 }
 
 #[test]
-fn empty_forms_are_one() {
+fn all_empty_forms_of_a_field_give_one_body() {
     for empty in [json!(""), json!({}), json!([]), Value::Null] {
         let event = sample(json!({ "profileVars": empty, "data": empty, "sourceName": empty, "sourceNumber": empty }));
         let body = bodies(&event, json!({})).unwrap().remove(0);
@@ -135,7 +138,7 @@ fn empty_forms_are_one() {
 }
 
 #[test]
-fn what_is_missing_or_wrong_is_named_and_not_repeated() {
+fn missing_or_invalid_fields_are_named_without_their_values() {
     for (changes, expected) in [
         (json!({ "profileId": null }), "profileId: missing or empty"),
         (json!({ "profileId": 5 }), "profileId: expected text"),
@@ -162,7 +165,7 @@ fn what_is_missing_or_wrong_is_named_and_not_repeated() {
 }
 
 #[test]
-fn ids_are_of_values_not_of_spelling() {
+fn ids_depend_on_values_and_not_on_their_formatting() {
     let id = |changes: Value| {
         let (event, options) = (sample(changes), Options::default());
         map(&event, &options).unwrap().messages[0].id.clone()
@@ -179,7 +182,7 @@ fn ids_are_of_values_not_of_spelling() {
 const DOCUMENTED_ID: &str = "318cfc70bc083cdc672a620b71ad2ed7649ca2524e0849e808b4ef336cc0debd";
 
 #[test]
-fn odd_timestamps_are_kept_and_counted() {
+fn odd_timestamps_are_passed_on_and_counted() {
     let time_and_notes = |timestamp: Value| {
         let (event, options) = (sample(json!({ "timestamp": timestamp })), Options::default());
         let mapped = map(&event, &options).unwrap();
@@ -193,7 +196,7 @@ fn odd_timestamps_are_kept_and_counted() {
     assert_eq!(time_and_notes(json!(i64::MAX)), (None, vec![]));
 }
 
-/// The number of messages and the size of their bodies, or the rejection's detail.
+/// The number of messages and the total size of their bodies, or the detail of the rejection.
 fn sizes(event: &str, flow_options: Value) -> Result<(usize, usize), String> {
     let options = options(&flow_options);
     let mapped = map(event, &options).map_err(|rejection| {
@@ -204,7 +207,7 @@ fn sizes(event: &str, flow_options: Value) -> Result<(usize, usize), String> {
 }
 
 #[test]
-fn many_partner_ids_are_bounded_by_the_bodies_that_they_make() {
+fn partner_ids_whose_messages_exceed_8_mb_are_rejected() {
     const TOO_LARGE: &str = "partnerIds: the messages of all ids would be larger than 8 MB";
     let with_ids = |ids: Vec<Value>| sample(json!({ "partnerIds": ids }));
     let numbered = |count: usize| (0..count).map(|n| json!(format!("00000000-0000-0000-0000-{n:012x}"))).collect();
@@ -219,11 +222,10 @@ fn many_partner_ids_are_bounded_by_the_bodies_that_they_make() {
     for count in [220, 300] {
         assert_eq!(sizes(&with_ids(numbered(count)), large(39_000)), Err(TOO_LARGE.to_owned()), "{count}");
     }
-    let by_source =
-        json!({ "sources": { "dc0beb89-2d63-4ec7-899a-6e986ed8932f": { "data": { "y": "y".repeat(39_000) } } } });
+    let by_source = json!({ "sources": { SOURCE_ID: { "data": { "y": "y".repeat(39_000) } } } });
     assert_eq!(sizes(&with_ids(numbered(220)), by_source), Err(TOO_LARGE.to_owned()));
 
-    // Ids of other lengths, some with characters that JSON escapes. The option fills what is left to the byte.
+    // Ids of other lengths, some with characters that JSON escapes. The option fills the rest of the limit to the byte.
     let odd = |n: usize| json!(["a", "\"\\\n", "é\u{1}", "0123456789"][n % 4].repeat(n % 7 + 1));
     let ids: Vec<Value> = (0..203).map(odd).collect();
     let (_, without) = sizes(&with_ids(ids.clone()), large(0)).unwrap();
@@ -241,7 +243,7 @@ fn many_partner_ids_are_bounded_by_the_bodies_that_they_make() {
 }
 
 #[test]
-fn time_grows_with_the_sum_of_profile_variables_and_names() {
+fn mapping_time_grows_with_the_sum_of_profile_variables_and_names() {
     let variables: serde_json::Map<_, _> = (0..20_000).map(|n| (format!("variable {n}"), json!(n))).collect();
     let event = sample(json!({ "profileVars": variables }));
     let fastest = |names: usize| {
@@ -254,7 +256,7 @@ fn time_grows_with_the_sum_of_profile_variables_and_names() {
     assert!(many < one * 2, "{many:?} with 1,000 names, {one:?} with one");
 }
 
-/// Any JSON, shaped like an event often enough to reach every field.
+/// Any JSON, similar enough to an event to reach every field.
 fn any_event() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -295,7 +297,7 @@ fn any_event() -> impl Strategy<Value = Value> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
     #[test]
-    fn any_event_is_mapped_or_rejected_by_name(event in any_event()) {
+    fn any_event_is_mapped_or_rejected_with_the_name_of_a_field(event in any_event()) {
         let (event, options) = (event.to_string(), Options::default());
         match map(&event, &options) {
             Ok(mapped) => for message in mapped.messages {

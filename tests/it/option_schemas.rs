@@ -1,5 +1,5 @@
-//! Each kind's options as JSON Schema, published beside it and generated from the types that read them.
-//! `UPDATE_SCHEMAS=1 cargo test -p tests schemas` writes the files anew.
+//! The JSON Schema of each kind's options, published in its folder and generated from the types that read them.
+//! `UPDATE_SCHEMAS=1 cargo test -p tests schemas` regenerates the files.
 
 use std::path::PathBuf;
 
@@ -13,11 +13,11 @@ fn is_published<O: JsonSchema>(kind: &str) {
         std::fs::write(&path, &generated).unwrap();
     }
     let published = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(published, generated, "{} is not what the types say", path.display());
+    assert_eq!(published, generated, "{} differs from the schema of the types; regenerate it", path.display());
 }
 
 #[test]
-fn options_are_published_as_the_types_say() {
+fn published_schemas_equal_those_of_the_types() {
     is_published::<audience_change::Options>("audience-change");
     is_published::<dataverse_event::Options>("dataverse-event");
     is_published::<profile_export::Options>("profile-export");

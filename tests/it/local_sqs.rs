@@ -1,4 +1,4 @@
-//! The local SQS gives boto3 the same results as moto for the calls that both know.
+//! The local SQS gives boto3 the same results as moto for the calls that both support.
 
 use local::sqs::{Config, Sqs};
 use tokio::net::TcpListener;
@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 use crate::aws::boto3;
 use crate::cloud::Cloud;
 
-/// Prints the results of one call after another, without what differs from run to run.
+/// Script that prints the results of its calls, without values that differ from run to run.
 const SCRIPT: &str = r#"
 import boto3, json, time
 from botocore.config import Config
@@ -114,7 +114,7 @@ print(json.dumps(results, default=lambda value: value.hex() if isinstance(value,
 "#;
 
 #[tokio::test]
-async fn boto3_gets_the_same_from_it_as_from_moto() {
+async fn boto3_gets_the_same_results_from_the_local_sqs_and_from_moto() {
     let cloud = Cloud::start().await;
     let sqs = Sqs::start(Config::default(), TcpListener::bind("127.0.0.1:0").await.unwrap()).await;
     let results = async |endpoint: &str| {
@@ -122,10 +122,10 @@ async fn boto3_gets_the_same_from_it_as_from_moto() {
         let results = tokio::task::spawn_blocking(move || boto3(&endpoint, SCRIPT)).await.unwrap();
         results.as_array().unwrap().clone()
     };
-    let (ours, theirs) = tokio::join!(results(sqs.url()), results(cloud.endpoint()));
-    assert!(ours.len() > 40, "the script ran to its end");
-    for (ours, theirs) in ours.iter().zip(&theirs) {
-        assert_eq!(ours, theirs, "the local SQS on the left, moto on the right");
+    let (local, moto) = tokio::join!(results(sqs.url()), results(cloud.endpoint()));
+    assert!(local.len() > 40, "the script ran to its end");
+    for (local, moto) in local.iter().zip(&moto) {
+        assert_eq!(local, moto, "the local SQS on the left, moto on the right");
     }
-    assert_eq!(ours.len(), theirs.len());
+    assert_eq!(local.len(), moto.len());
 }
