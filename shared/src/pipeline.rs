@@ -7,7 +7,7 @@ pub mod telemetry;
 use tokio::time::Instant;
 
 use crate::contract::parked::Head;
-use crate::contract::rejected::{Reject, Source};
+use crate::contract::rejected::{RejectedEvent, Source};
 use crate::event_hubs::response::Cause;
 use crate::flow::Flow;
 use crate::flow::flows::Flows;
@@ -33,8 +33,16 @@ impl<O> Pipeline<O> {
         parking.park(&head, messages, deadline).await
     }
 
-    pub fn reject<'r>(&'r self, flow: &'r str, rejection: Rejection, source: Source, body: &'r [u8]) -> Reject<'r> {
-        Reject { kind: self.kind.name, flow, rejection, source, body, received_at: None }
+    /// An event that was received now and can't be delivered.
+    pub fn reject<'r>(
+        &'r self,
+        flow: &'r str,
+        rejection: Rejection,
+        source: Source,
+        body: &'r [u8],
+    ) -> RejectedEvent<'r> {
+        let now = self.services.hubs.clock.rfc3339();
+        RejectedEvent::new(self.kind.name, flow, rejection, source, body, now)
     }
 
     /// One ERROR line for each cause that only an operator can fix.

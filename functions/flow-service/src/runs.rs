@@ -162,7 +162,7 @@ impl Runs {
         for _ in 0..MAX_PAGES {
             let page = match self.aws.call(Service::Logs, "FilterLogEvents", &request, began + READING).await {
                 Ok(answer) => serde_json::from_slice::<Page>(&answer).map_err(|_| SILENT)?,
-                Err(AwsError::Answer { code, .. }) if code == "ResourceNotFoundException" => {
+                Err(AwsError::Response { code, .. }) if code == "ResourceNotFoundException" => {
                     tracing::warn!(
                         log_group = self.log_group,
                         "there is no such log group: set LOG_GROUP to the functions'"

@@ -11,7 +11,7 @@ use shared::aws::reads::Reads;
 use shared::clock::Clock;
 use shared::contract::flow_item::FlowItem;
 use shared::contract::metrics;
-use shared::contract::rejected::{Reject, Source};
+use shared::contract::rejected::{RejectedEvent, Source};
 use shared::environment::{Environment, FLOWS_TABLE, SettingsError};
 use shared::event_hubs::response::Cause;
 use shared::flow::table::{FlowTableError, Opened};
@@ -280,16 +280,12 @@ impl PlatformIngest {
                 bodies.push(record.value().ok().flatten().unwrap_or_else(|| record.json.as_bytes().to_vec()));
             }
         }
-        let rejects: Vec<Reject<'_>> = places
+        let now = self.services.hubs.clock.rfc3339();
+        let rejects: Vec<RejectedEvent<'_>> = places
             .iter()
             .zip(&bodies)
-            .map(|((_, _, rejection), body)| Reject {
-                kind: KIND,
-                flow,
-                rejection: rejection.clone(),
-                source: Source::Kafka,
-                body,
-                received_at: None,
+            .map(|((_, _, rejection), body)| {
+                RejectedEvent::new(KIND, flow, rejection.clone(), Source::Kafka, body, now.as_str())
             })
             .collect();
         let kept = self.services.keep(&rejects, deadline).await;

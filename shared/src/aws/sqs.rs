@@ -232,7 +232,7 @@ impl Queue {
                 retention: Duration::from_secs(attributes.message_retention_period.parse().ok()?),
             })
         };
-        read(&response).ok_or_else(|| AwsError::Answer {
+        read(&response).ok_or_else(|| AwsError::Response {
             operation: OPERATION,
             status: 200,
             code: "unreadable".to_owned(),
@@ -261,7 +261,7 @@ impl Queue {
             let body = json!({ "QueueUrl": self.url, "Entries": entries.collect::<Vec<_>>() });
             let response = match self.aws.call(Service::Sqs, operation, &body, deadline).await {
                 Ok(response) => response,
-                Err(AwsError::Answer { code, .. }) if code.ends_with("BatchRequestTooLong") => {
+                Err(AwsError::Response { code, .. }) if code.ends_with("BatchRequestTooLong") => {
                     return Err(BatchTooLong);
                 }
                 Err(error) => break error.to_string(),

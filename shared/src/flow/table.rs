@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::aws::{Aws, AwsError, Service};
 use crate::clock::Clock;
-use crate::contract::flow_item::{Attributes, FlowItem};
+use crate::contract::flow_item::{self, Attributes, FlowItem};
 
 /// How long an item is used without a look at the table, in seconds: for as long a change may go unnoticed.
 const FRESH: u64 = 60;
@@ -96,11 +96,11 @@ impl FlowTable {
     async fn read(&self, id: &str, deadline: Instant) -> Result<Option<FlowItem>, FlowTableError> {
         const OPERATION: &str = "GetItem";
         let body = json!({
-            "TableName": self.table, "Key": { "pk": { "S": format!("FLOW#{id}") } }, "ConsistentRead": true,
+            "TableName": self.table, "Key": { flow_item::PARTITION_KEY: { "S": flow_item::key(id) } }, "ConsistentRead": true,
         });
         let answer = self.aws.call(Service::DynamoDb, OPERATION, &body, deadline).await?;
         let unusable = |problem: String| FlowTableError::Item { flow: id.to_owned(), problem };
-        let answer: Answer = serde_json::from_slice(&answer).map_err(|_| AwsError::Answer {
+        let answer: Answer = serde_json::from_slice(&answer).map_err(|_| AwsError::Response {
             operation: OPERATION,
             status: 200,
             code: "with something unreadable".to_owned(),

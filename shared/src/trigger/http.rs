@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::contract::metrics;
-use crate::contract::rejected::{Reject, Source};
+use crate::contract::rejected::{RejectedEvent, Source};
 use crate::event_hubs::Outcome;
 use crate::event_hubs::response::Refusal;
 use crate::flow::flows::NoFlow;
@@ -215,7 +215,7 @@ async fn answer<O: DeserializeOwned + Default>(
     let rejected = mapping.rejections.len();
     if let Some(rejection) = mapping.rejection() {
         told.reason = rejection.reason.word();
-        let rejects: Vec<Reject<'_>> = mapping
+        let rejects: Vec<RejectedEvent<'_>> = mapping
             .rejects()
             .into_iter()
             .map(|rejected| pipeline.reject(&flow.id, rejected.rejection, Source::Webhook, rejected.body))
@@ -294,7 +294,7 @@ async fn send<O>(
         for (_, refusal) in &refused_events {
             told.counts.reject(refusal.rejection().reason);
         }
-        let rejects: Vec<Reject<'_>> = refused_events
+        let rejects: Vec<RejectedEvent<'_>> = refused_events
             .iter()
             .map(|(event, refusal)| pipeline.reject(&flow.id, refusal.rejection(), Source::Webhook, event.as_bytes()))
             .collect();

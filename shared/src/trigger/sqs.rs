@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::contract::metrics;
-use crate::contract::rejected::{Reject, Source};
+use crate::contract::rejected::{RejectedEvent, Source};
 use crate::event_hubs::response::Cause;
 use crate::event_hubs::{Outcome, Report};
 use crate::flow::Flow;
@@ -146,7 +146,7 @@ pub async fn handle<O: DeserializeOwned + Default>(
         .into_values()
         .map(|sequence| sender.send_in_order(sequence.into_iter().filter_map(|load| to_send(&flows, load)).collect()));
     let (sent, in_order) = join(join_all(loads), join_all(sequences)).await;
-    let mut refused: Vec<(usize, Reject<'_>)> = Vec::new();
+    let mut refused: Vec<(usize, RejectedEvent<'_>)> = Vec::new();
     let mut rejected: Vec<(usize, Reason)> = Vec::new();
     for sent in &sent {
         sent.count(&mut counts[sent.place], &mut failed);
@@ -161,7 +161,7 @@ pub async fn handle<O: DeserializeOwned + Default>(
             failed[*record] = true;
         }
     }
-    rejected.extend(refused.iter().map(|(record, Reject { rejection, .. })| (*record, rejection.reason)));
+    rejected.extend(refused.iter().map(|(record, RejectedEvent { rejection, .. })| (*record, rejection.reason)));
     for (record, kept) in reject(pipeline, records, refused, request_id, parking_ends).await {
         failed[record] |= !kept;
     }
@@ -317,8 +317,8 @@ impl<'m, O> Sent<'_, 'm, O> {
     }
 
     /// The events that the hub refused, each once also if several messages were made from it.
-    fn refused<'r>(&'r self, pipeline: &'r Pipeline<O>) -> Vec<(usize, Reject<'r>)> {
-        let mut refused: Vec<(usize, Reject<'r>)> = Vec::new();
+    fn refused<'r>(&'r self, pipeline: &'r Pipeline<O>) -> Vec<(usize, RejectedEvent<'r>)> {
+        let mut refused: Vec<(usize, RejectedEvent<'r>)> = Vec::new();
         for (outcome, origin) in self.report.outcomes.iter().zip(&self.load.origins) {
             let Outcome::Refused(refusal) = outcome else { continue };
             let body = origin.event.as_bytes();
@@ -347,11 +347,11 @@ async fn flows<'n, O: DeserializeOwned + Default>(
 async fn reject<O>(
     pipeline: &Pipeline<O>,
     records: &[Record<'_>],
-    rejects: Vec<(usize, Reject<'_>)>,
+    rejects: Vec<(usize, RejectedEvent<'_>)>,
     request_id: &str,
     deadline: Instant,
 ) -> Vec<(usize, bool)> {
-    for (record, Reject { rejection, .. }) in rejects.iter().take(MOST_LINES) {
+    for (record, RejectedEvent { rejection, .. }) in rejects.iter().take(MOST_LINES) {
         tracing::warn!(
             request_id,
             message_id = records[*record].message_id.0.as_ref(),
@@ -360,7 +360,7 @@ async fn reject<O>(
             "an event can't be delivered",
         );
     }
-    let (of_records, rejects): (Vec<usize>, Vec<Reject<'_>>) = rejects.into_iter().unzip();
+    let (of_records, rejects): (Vec<usize>, Vec<RejectedEvent<'_>>) = rejects.into_iter().unzip();
     let kept = pipeline.services.keep(&rejects, deadline).await;
     of_records.into_iter().zip(kept).collect()
 }
