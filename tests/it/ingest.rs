@@ -225,7 +225,7 @@ async fn one_bad_record_holds_nothing_back_and_is_kept() {
     let counts = ["Received", "Delivered", "Rejected", "records.failed"].map(|name| line[name].as_u64());
     assert_eq!(counts, [Some(1000), Some(999), Some(1), Some(0)]);
     assert_eq!((&line["Kind"], &line["Flow"]), (&json!("platform-ingest"), &json!("default")));
-    assert!(logs.iter().any(|line| line.contains("profiles-0 at 500") && line.contains("holds back its partition")));
+    assert!(logs.iter().any(|line| line.contains("profiles-0 at 500") && line.contains("it blocks its partition")));
     assert!(!logs.iter().any(|line| line.contains("broken")), "no log shows a record");
 }
 
@@ -247,7 +247,7 @@ async fn every_element_of_a_207_is_read() {
     let kept = rejected(&cloud).await;
     assert_eq!(kept.len(), 1, "{kept:?}");
     assert_eq!(kept[0].0, "refused");
-    assert!(kept[0].1.starts_with("profiles-0 at 7: the inlet answers 422"), "{}", kept[0].1);
+    assert!(kept[0].1.starts_with("profiles-0 at 7: the inlet responds with 422"), "{}", kept[0].1);
 
     // As the documentation prints it, where failures have no id.
     inlet.script([elements(400, &[0, 2], true)]);
