@@ -545,5 +545,5 @@ async fn what_a_request_has_no_room_for_is_trimmed_before_it_is_rejected() {
         assert!(system.hub.events(HUB).iter().any(|event| event.body.len() > 100_000), "what fits is whole");
     }
     let system = start_kind("dataverse-event", hub_config(), &[("EVENT_HUBS_MAX_BATCH_BYTES", "1000")]).await;
-    assert!(system.post(create).await.problem(413).contains("larger than the hub takes"));
+    assert!(system.post(create).await.problem(413).contains("larger than the hub accepts"));
 }

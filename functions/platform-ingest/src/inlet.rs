@@ -164,7 +164,7 @@ impl Inlet {
         *request.headers_mut() = headers;
         *request.body_mut() = Some(body.into());
         let mut wait = None;
-        let answered = match self.http.send(request, attempt.via, attempt.bound).await {
+        let sent = match self.http.send(request, attempt.via, attempt.bound).await {
             Ok(response) => {
                 wait = response.retry_after(self.clock.now());
                 let status = response.status();
@@ -172,8 +172,8 @@ impl Inlet {
             }
             Err(error) => Err(error),
         };
-        let (status, body) = match answered {
-            Ok(answered) => answered,
+        let (status, body) = match sent {
+            Ok(sent) => sent,
             Err(error) => {
                 let cause = Cause::from(&error);
                 tally.problem = Some(error.to_string());

@@ -207,8 +207,8 @@ impl Sending<'_> {
         Next::Send
     }
 
-    /// After the last attempt of a request whose records may be at fault, halves the request, or suspects its only record
-    /// and continues with the next one. Returns whether it did so.
+    /// Halves a request whose records may be at fault after its last attempt, or suspects its only record and continues with
+    /// the next one. Returns whether it did so.
     fn isolate(&mut self, retry: Retry, count: usize) -> bool {
         let is_divisible = count > 1 || self.suspect.is_none();
         if !self.attempts.are_used_up() || !retry.may_be_the_records || !is_divisible {

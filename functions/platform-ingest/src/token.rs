@@ -138,7 +138,7 @@ impl Service {
             request.headers_mut().insert(CONTENT_TYPE, content_type);
             *request.body_mut() = Some(form.clone().into());
             let mut retry_after = None;
-            let answered = match self.http.send(request, attempt.via, attempt.bound).await {
+            let sent = match self.http.send(request, attempt.via, attempt.bound).await {
                 Ok(response) => {
                     let status = response.status();
                     retry_after = response.retry_after(self.clock.now());
@@ -146,7 +146,7 @@ impl Service {
                 }
                 Err(error) => Err(error),
             };
-            last = match answered {
+            last = match sent {
                 Ok((200, body)) => return read(&body, now),
                 Ok((status, _)) => {
                     let cause = match status {

@@ -47,7 +47,7 @@ pub struct FlowItem {
     pub partitioning: Option<String>,
     /// The tenant whose flow it is. The functions that handle events do not use it.
     pub tenant: Option<String>,
-    /// Of a flow from a hub: how Lambda reads the hub.
+    /// How Lambda reads the hub; only a flow from a hub has it.
     pub reading: Option<Reading>,
 }
 
