@@ -305,7 +305,7 @@ async fn what_the_inlet_fails_at_alone_is_told_from_an_outage() {
     assert_eq!(ids(&inlet), ["0/1", "0/2"]);
     let kept = rejected(&cloud).await;
     assert_eq!(kept.len(), 1);
-    assert!(kept[0].1.starts_with("profiles-0 at 0: the inlet answers 500"), "{}", kept[0].1);
+    assert!(kept[0].1.starts_with("profiles-0 at 0: the inlet responds with 500"), "{}", kept[0].1);
     // The last one: nothing shows that the inlet works.
     inlet.script([Fault { times: 4, ..Fault::from(answers(500)) }]);
     assert_eq!(failures(&function, &event(&entities(0, 3, 4))).await, [of(0, 3)]);
