@@ -8,7 +8,8 @@ use aws_sdk_sqs::primitives::{DateTime, DateTimeFormat};
 use aws_sdk_sqs::types::Message;
 use futures_util::future::join_all;
 use serde::Serialize;
-use shared::contract::parked::{Envelope, EnvelopeError, message_group, unpacked};
+use shared::contract::Unreadable;
+use shared::contract::parked::{Envelope, message_group, unpacked};
 use tokio::time::Instant;
 
 use crate::queue::{CallError, Counts, MAX_PER_CALL, Queue, Settle};
@@ -68,7 +69,7 @@ impl Filter {
         lists.iter().all(|list| list.is_empty()) && self.older_than.is_none() && !self.unreadable
     }
 
-    fn wants(&self, contents: &Result<Contents, EnvelopeError>, now: u64) -> bool {
+    fn wants(&self, contents: &Result<Contents, Unreadable>, now: u64) -> bool {
         let Ok(Contents { group, first_seen, .. }) = contents else {
             return self.unreadable || self.is_empty();
         };
@@ -116,7 +117,7 @@ pub struct Contents {
 pub struct Seen {
     pub id: String,
     pub body: String,
-    pub contents: Result<Contents, EnvelopeError>,
+    pub contents: Result<Contents, Unreadable>,
     pub is_wanted: bool,
 }
 
@@ -311,7 +312,7 @@ impl Scan {
     }
 }
 
-fn read(body: &str) -> Result<Contents, EnvelopeError> {
+fn read(body: &str) -> Result<Contents, Unreadable> {
     let json = unpacked(body)?;
     let envelope = Envelope::parse(&json)?;
     let messages = envelope.messages().count();

@@ -334,7 +334,7 @@ pub(crate) async fn call<T: for<'de> Deserialize<'de>>(
     let answer = aws.call(Service::Sqs, operation, body, Instant::now() + CALL_TIMEOUT).await?;
     // Some calls answer with nothing at all.
     let answer = if answer.trim_ascii().is_empty() { b"{}".to_vec() } else { answer };
-    serde_json::from_slice(&answer).map_err(|_| AwsError::Answer {
+    serde_json::from_slice(&answer).map_err(|_| AwsError::Response {
         operation,
         status: 200,
         code: "with something unreadable".to_owned(),

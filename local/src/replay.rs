@@ -10,7 +10,7 @@ use shared::aws::{Aws, AwsError};
 use shared::clock::Clock;
 use shared::contract::codec::pack;
 use shared::contract::parked::Head;
-use shared::contract::rejected::{Envelope, Source};
+use shared::contract::rejected::{RejectedEvent, Source};
 use shared::environment::Environment;
 use tokio::time::Instant;
 
@@ -151,16 +151,15 @@ impl Queues {
     }
 
     /// The call that sends a reject's event through again; or why there is none.
-    fn send_again(&self, reject: &Envelope<'_>) -> Result<Value, &'static str> {
+    fn send_again(&self, reject: &RejectedEvent<'_>) -> Result<Value, &'static str> {
         if reject.truncated {
             return Err("it was too large to be kept whole");
         }
-        let body = reject.body().map_err(|_| "its body can't be unpacked")?;
         let mut group = None;
         let (queue_url, text, flow) = match reject.source {
             Source::Parking => {
                 let queue_url = self.parking.as_ref().ok_or("name the parking queue with --parking-queue-url")?;
-                let text = pack(&body);
+                let text = pack(&reject.body);
                 // An envelope of another version is for redelivery to report.
                 group = Head::read(&text).ok().map(|head| head.group());
                 (queue_url, text, None)
@@ -168,7 +167,7 @@ impl Queues {
             Source::Kafka => return Err("it came from a hub: mend it and send it to the hub"),
             Source::Webhook | Source::Queue => {
                 let queue_url = self.kinds.get(&*reject.kind).ok_or("name its kind's queue with --queue KIND=URL")?;
-                let text = String::from_utf8(body).map_err(|_| "its body is not UTF-8")?;
+                let text = String::from_utf8(reject.body.to_vec()).map_err(|_| "its body is not UTF-8")?;
                 (queue_url, text, Some(&*reject.flow))
             }
         };
@@ -243,7 +242,7 @@ impl Run {
 
     /// Replays one reject, if the options want it; whether it is done with.
     async fn take(&mut self, queues: &Queues, options: &Options, message: &Message) -> bool {
-        let Ok(reject) = Envelope::parse(&message.body) else {
+        let Ok(reject) = RejectedEvent::parse(&message.body) else {
             self.failed += 1;
             println!("left: message {} is no reject envelope", message.message_id);
             return false;
@@ -251,7 +250,7 @@ impl Run {
         let wanted = |wanted: &[String], word: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == word);
         if !wanted(&options.kind, &reject.kind)
             || !wanted(&options.flow, &reject.flow)
-            || !wanted(&options.reason, &reject.reason)
+            || !wanted(&options.reason, reject.rejection.reason.word())
         {
             self.filtered += 1;
             return false;
@@ -278,7 +277,7 @@ fn sent_at(message: &Message) -> Option<Duration> {
 }
 
 /// All about a reject but its body.
-fn line(reject: &Envelope<'_>, problem: Option<&str>, dry_run: bool) -> String {
+fn line(reject: &RejectedEvent<'_>, problem: Option<&str>, dry_run: bool) -> String {
     let outcome = match problem {
         Some(problem) => format!("left ({problem})"),
         None if dry_run => "would be replayed".to_owned(),
@@ -286,11 +285,11 @@ fn line(reject: &Envelope<'_>, problem: Option<&str>, dry_run: bool) -> String {
     };
     format!(
         "{outcome}: {} {} of flow {}, {}, {} bytes: {}",
-        reject.reason,
+        reject.rejection.reason.word(),
         reject.kind,
         reject.flow.escape_debug(),
         reject.received_at,
-        reject.body().unwrap_or_default().len(),
-        reject.detail.escape_debug(),
+        reject.body.len(),
+        reject.rejection.detail.escape_debug(),
     )
 }

@@ -1,4 +1,4 @@
-//! The few AWS calls a data-plane function makes, as AWS's JSON protocols over the one HTTP client. The SDK would add
+//! The few AWS calls that a data-plane function makes, in AWS's JSON protocols over the one HTTP client. The SDK would add
 //! 1.8 MB to the package and three times the CPU per call.
 
 mod endpoint;
@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::environment::Environment;
 use crate::http::{Attempt, Attempts, Http, RetryPolicy, TransportError, TransportKind};
 
-/// An AWS service and how it is spoken to.
+/// An AWS service, and how its API is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Service {
     DynamoDb,
@@ -39,7 +39,7 @@ impl Service {
         }
     }
 
-    /// The suffix of `AWS_ENDPOINT_URL_…`, as every AWS SDK spells it.
+    /// The suffix of `AWS_ENDPOINT_URL_…` that every AWS SDK uses.
     fn endpoint_suffix(self) -> &'static str {
         match self {
             Self::DynamoDb => "DYNAMODB",
@@ -66,7 +66,7 @@ impl Service {
     }
 }
 
-/// Why a call failed. Bodies are never part of it.
+/// Why a call failed. It never contains a body.
 #[derive(Debug, thiserror::Error)]
 pub enum AwsError {
     #[error("AWS credentials are missing: set {0}")]
@@ -74,30 +74,31 @@ pub enum AwsError {
     #[error("AWS_REGION is missing")]
     NoRegion,
     #[error("{operation} answered {status} {code}")]
-    Answer { operation: &'static str, status: u16, code: String },
-    #[error("{operation} got no response from {endpoint}: {}", told(source))]
-    NoAnswer { operation: &'static str, endpoint: String, source: TransportError },
+    Response { operation: &'static str, status: u16, code: String },
+    #[error("{operation} got no response from {endpoint}: {}", explained(source))]
+    NoResponse { operation: &'static str, endpoint: String, source: TransportError },
     #[error("{operation} at {endpoint} is not possible: {problem}")]
     Unusable { operation: &'static str, endpoint: String, problem: &'static str },
 }
 
-/// What a setting's error shows of a failed connection.
-fn told(error: &TransportError) -> String {
+/// The text that a setting's error shows of a failed connection.
+fn explained(error: &TransportError) -> String {
     match error.kind.hint("AWS_REGION and AWS_ENDPOINT_URL") {
         Some(hint) => hint,
-        None if error.kind == TransportKind::Unreachable => format!("can't connect ({error})"),
+        None if error.kind == TransportKind::Unreachable => format!("failed to connect ({error})"),
         None => error.to_string(),
     }
 }
 
-/// What a service calls it when it is asked too much; the status is a 400 then.
+/// Parts of the codes of a throttled request, whose status is 400.
 const THROTTLED: [&str; 4] = ["Throttl", "ThroughputExceeded", "LimitExceeded", "TooManyRequests"];
+
 impl AwsError {
     /// Whether another attempt may succeed.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::NoAnswer { .. } => true,
-            Self::Answer { status, code, .. } => {
+            Self::NoResponse { .. } => true,
+            Self::Response { status, code, .. } => {
                 *status >= 500 || *status == 429 || THROTTLED.iter().any(|word| code.contains(word))
             }
             Self::NoCredentials(_) | Self::NoRegion | Self::Unusable { .. } => false,
@@ -133,15 +134,15 @@ impl Aws {
         Self { http, environment, clock, retry: RETRY }
     }
 
-    /// For calls that search, which take their time.
+    /// Sets the timeout of one attempt, for calls that search and so take longer.
     pub fn with_attempt_timeout(self, attempt_timeout: Duration) -> Self {
         Self { retry: RetryPolicy { attempt_timeout, ..self.retry }, ..self }
     }
 
-    /// Sends one `operation` (such as `GetSecretValue`) with a JSON `body` and returns the JSON answer.
+    /// Sends one `operation` (such as `GetSecretValue`) with a JSON `body` and returns the JSON response.
     ///
     /// # Errors
-    /// After three attempts or at `deadline`; at once for what a repeat can't heal.
+    /// Fails after three attempts or at `deadline`, and at once if a retry would fail too.
     pub async fn call(
         &self,
         service: Service,
@@ -154,20 +155,20 @@ impl Aws {
         let mut last = None;
         while let Some(attempt) = attempts.begin() {
             let error = match self.attempt(service, operation, &body, attempt).await {
-                Ok(answer) => return Ok(answer),
+                Ok(response) => return Ok(response),
                 Err(error) => error,
             };
             let is_lost =
-                matches!(&error, AwsError::NoAnswer { source, .. } if source.kind == TransportKind::ConnectionLost);
+                matches!(&error, AwsError::NoResponse { source, .. } if source.kind == TransportKind::ConnectionLost);
             if !error.is_transient() || !attempts.again(is_lost, None).await {
                 return Err(error);
             }
             last = Some(error);
         }
-        Err(last.unwrap_or_else(|| self.no_answer(service, operation, TransportError::timeout())))
+        Err(last.unwrap_or_else(|| self.no_response(service, operation, TransportError::timeout())))
     }
 
-    /// Whether calls can be signed at all; to be asked once, at the start.
+    /// Checks that calls can be signed, once, at start-up.
     pub fn check(&self) -> Result<(), AwsError> {
         for name in [ACCESS_KEY_ID, SECRET_ACCESS_KEY] {
             self.environment.get(name).ok_or(AwsError::NoCredentials(name))?;
@@ -179,16 +180,16 @@ impl Aws {
     pub async fn secret(&self, secret_id: &str, deadline: Instant) -> Result<SecretString, AwsError> {
         const OPERATION: &str = "GetSecretValue";
         #[derive(Deserialize)]
-        struct Answer {
+        struct Response {
             #[serde(rename = "SecretString")]
             text: SecretString,
         }
-        // The version that is in force is AWS's default, but not that of every stand-in.
+        // The current version is AWS's default, but not the default of every emulator.
         let body = serde_json::json!({ "SecretId": secret_id, "VersionStage": "AWSCURRENT" });
-        let answer = self.call(Service::SecretsManager, OPERATION, &body, deadline).await?;
-        serde_json::from_slice::<Answer>(&answer)
-            .map(|answer| answer.text)
-            .map_err(|_| self.unusable(Service::SecretsManager, OPERATION, "the secret holds no text"))
+        let response = self.call(Service::SecretsManager, OPERATION, &body, deadline).await?;
+        serde_json::from_slice::<Response>(&response).map(|response| response.text).map_err(|_| {
+            self.unusable(Service::SecretsManager, OPERATION, "the secret has no SecretString; store it as text")
+        })
     }
 
     async fn attempt(
@@ -206,27 +207,27 @@ impl Aws {
         self.sign(&mut request, service, operation)?;
         let request = reqwest::Request::try_from(request)
             .map_err(|_| self.unusable(service, operation, "the endpoint is not a URL"))?;
-        let no_answer = |error| self.no_answer(service, operation, error);
-        let response = self.http.send(request, attempt.via, attempt.bound).await.map_err(no_answer)?;
+        let no_response = |error| self.no_response(service, operation, error);
+        let response = self.http.send(request, attempt.via, attempt.bound).await.map_err(no_response)?;
         let status = response.status();
-        let answer = response.read(MAX_RESPONSE, attempt.bound).await.whole().map_err(no_answer)?;
+        let body = response.read(MAX_RESPONSE, attempt.bound).await.whole().map_err(no_response)?;
         if (200..300).contains(&status) {
-            return Ok(answer);
+            return Ok(body);
         }
         #[derive(Deserialize)]
         struct Problem {
             #[serde(rename = "__type")]
             code: String,
         }
-        let code = serde_json::from_slice::<Problem>(&answer).map(|problem| problem.code).unwrap_or_default();
-        // AWS's codes are words; what a proxy answers may be anything.
+        let code = serde_json::from_slice::<Problem>(&body).map(|problem| problem.code).unwrap_or_default();
+        // AWS's codes are words; the response of a proxy may contain anything.
         let code = code.rsplit('#').next().unwrap_or_default();
         let is_code = |character: &char| character.is_ascii_alphanumeric() || matches!(character, '.' | '_' | '-');
         let code = code.chars().take_while(is_code).take(MAX_CODE).collect();
-        Err(AwsError::Answer { operation, status, code })
+        Err(AwsError::Response { operation, status, code })
     }
 
-    /// Signed at each send and never cached: credentials of a sandbox change while it lives.
+    /// Signs a request. A signature is never cached: the credentials of a sandbox change while it lives.
     fn sign(
         &self,
         request: &mut http::Request<Vec<u8>>,
@@ -269,7 +270,7 @@ impl Aws {
             .ok_or(AwsError::NoRegion)
     }
 
-    /// Where a service is called.
+    /// The URL at which a service is called.
     pub fn endpoint(&self, service: Service) -> Result<String, AwsError> {
         let configured = self
             .environment
@@ -289,8 +290,8 @@ impl Aws {
         self.environment.get(variable).is_some_and(|value| value.trim().eq_ignore_ascii_case("true"))
     }
 
-    fn no_answer(&self, service: Service, operation: &'static str, source: TransportError) -> AwsError {
-        AwsError::NoAnswer { operation, endpoint: self.endpoint(service).unwrap_or_default(), source }
+    fn no_response(&self, service: Service, operation: &'static str, source: TransportError) -> AwsError {
+        AwsError::NoResponse { operation, endpoint: self.endpoint(service).unwrap_or_default(), source }
     }
 
     fn unusable(&self, service: Service, operation: &'static str, problem: &'static str) -> AwsError {

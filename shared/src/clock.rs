@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use time::OffsetDateTime;
 
-/// Where the time of day comes from. Token expiry is judged by it at use: a monotonic clock may stand still while the
+/// The source of the time of day. The expiry of a token is compared with it at use: a monotonic clock may stop while the
 /// sandbox is frozen between invocations.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
@@ -38,7 +38,7 @@ impl Clock {
     }
 }
 
-/// Milliseconds since 1970 as RFC 3339, in UTC with milliseconds; `None` for years that it can't spell.
+/// Milliseconds since 1970 as RFC 3339, in UTC with milliseconds; `None` for a year that RFC 3339 does not have.
 pub fn rfc3339(milliseconds: i64) -> Option<String> {
     let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(milliseconds) * 1_000_000).ok()?;
     let (year, month, day) = time.to_calendar_date();

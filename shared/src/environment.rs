@@ -1,9 +1,9 @@
-//! Variables of the environment: their names, how they are looked up, and what is wrong with one.
+//! Environment variables: their names, their lookup, and the error of an unusable one.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Looks variables up; tests put their own in.
+/// Looks variables up. Tests supply their own lookup.
 #[derive(Clone)]
 pub struct Environment(Arc<Lookup>);
 
@@ -25,7 +25,7 @@ impl Environment {
     }
 }
 
-/// A value that can't be used, by the name of its variable.
+/// A variable whose value can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{variable}: {problem}")]
 pub struct SettingsError {

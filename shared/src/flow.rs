@@ -33,11 +33,16 @@ pub struct Flow<O> {
 /// # Errors
 /// Fails if the flow's secret can't be read by `deadline`, or does not fit the item.
 pub async fn open_hub(hubs: &Hubs, item: &FlowItem, deadline: Instant) -> Result<EventHub, SettingsError> {
-    let partitioning = match &item.partitioning {
-        None => Partitioning::default(),
-        Some(text) => text.parse().map_err(|problem| SettingsError::new("partitioning", problem))?,
-    };
+    let partitioning = partitioning(item)?;
     let source = SecretSource::secret("connectionSecretId", &item.connection_secret_id);
     let wanted = Wanted { setting: "hub", hub: Some(item.hub.clone()), host: item.host.clone() };
     hubs.open(source, wanted, partitioning, deadline).await
+}
+
+/// How the messages of a flow of the table are grouped.
+fn partitioning(item: &FlowItem) -> Result<Partitioning, SettingsError> {
+    match &item.partitioning {
+        None => Ok(Partitioning::default()),
+        Some(text) => text.parse().map_err(|problem| SettingsError::new("partitioning", problem)),
+    }
 }

@@ -12,7 +12,7 @@ use futures_util::future::{join, join_all};
 use tokio::time::Instant;
 
 use crate::contract::parked::Head;
-use crate::contract::rejected::{Reject, Source};
+use crate::contract::rejected::{RejectedEvent, Source};
 use crate::event_hubs::response::{Cause, Refusal};
 use crate::event_hubs::{self, Report};
 use crate::flow::Flow;
@@ -229,7 +229,7 @@ impl<O> Pipeline<O> {
         }
         // The events of a body that is retried are refused again, and stored then.
         refused.retain(|(part, ..)| outcomes[*part].1.unsent == 0);
-        let rejects: Vec<Reject<'_>> = refused
+        let rejects: Vec<RejectedEvent<'_>> = refused
             .iter()
             .map(|(_, event, refusal)| self.reject(&flow.id, refusal.rejection(), source, event.as_bytes()))
             .collect();
@@ -253,8 +253,10 @@ impl<O> Pipeline<O> {
         parking.park(&head, messages, deadline).await
     }
 
-    fn reject<'r>(&'r self, flow: &'r str, rejection: Rejection, source: Source, body: &'r [u8]) -> Reject<'r> {
-        Reject { kind: self.kind.name, flow, rejection, source, body, received_at: None }
+    /// An event that was received now and can't be delivered.
+    fn reject<'r>(&'r self, flow: &'r str, rejection: Rejection, source: Source, body: &'r [u8]) -> RejectedEvent<'r> {
+        let now = self.services.hubs.clock.rfc3339();
+        RejectedEvent::new(self.kind.name, flow, rejection, source, body, now)
     }
 
     /// Logs one ERROR line for each cause that only an operator can fix.

@@ -546,5 +546,5 @@ async fn a_context_too_large_for_a_request_is_trimmed_before_it_is_rejected() {
         );
     }
     let system = start_kind("dataverse-event", hub_config(), &[("EVENT_HUBS_MAX_BATCH_BYTES", "1000")]).await;
-    assert!(system.post(create).await.problem(413).contains("larger than the hub takes"));
+    assert!(system.post(create).await.problem(413).contains("larger than the hub accepts"));
 }

@@ -60,7 +60,7 @@ async fn oversize_bodies_and_too_many_elements_return_4xx() {
     let tiny = format!("[{}]", many(60_000, &|_| "1".to_owned()));
     assert!(system.post(&tiny).await.problem(400).contains("50000 elements"));
     let large = event_of("p").replace("value1", &"x".repeat(5_500_000));
-    assert!(system.post(&large).await.problem(413).contains("larger than the hub takes"));
+    assert!(system.post(&large).await.problem(413).contains("larger than the hub accepts"));
     let expanding = event_of("p")
         .replace("value1", &"x".repeat(400_000))
         .replace("[\"4\"]", &format!("[{}]", many(19, &|n| n.to_string())));

@@ -6,6 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use shared::clock::Clock;
+use shared::contract::flow_item::FlowItem;
 use tokio::join;
 use tokio::time::{Instant, sleep};
 
@@ -28,7 +29,7 @@ use crate::specs::{
     CONNECTION_SPECS, ConnectionSpec, EVENT_HUBS, FLOW_SPECS, FROM_HUB, FlowSpec, TO_HUB, VERSION, connection_spec,
     flow_spec,
 };
-use crate::store::{Document, Entity, FlowItem, MAX_BYTES, MAX_WRITES, Name, Store, Unwritten, Write};
+use crate::store::{Document, Entity, MAX_BYTES, MAX_WRITES, Name, Store, Unwritten, Write, flow_size};
 use crate::tenant::{Caller, OrgClaim, Tenant};
 
 /// Rounds of read, decide and write before a request gives way to the others.
@@ -569,7 +570,7 @@ impl Api {
         }
         let sources = self.sources()?;
         let Some(served) = sources.served(&flow.id).await? else { return Ok(None) };
-        self.write(tenant, vec![Write::SetState { id: &flow.id, state: "disabled" }]).await?;
+        self.write(tenant, vec![Write::SetState { id: &flow.id, enabled: false }]).await?;
         Box::pin(sources.remove(&flow.id)).await?;
         Ok(Some(served.key()))
     }
@@ -918,7 +919,7 @@ impl Api {
                 let ends = Ends { source, target, connection };
                 flows::item(flow, &ends, tenant, &self.hosts, self.max_bytes)?
             };
-            bytes += item.size();
+            bytes += flow_size(&item);
             reached.push(Write::PutFlow { item: item.into(), seen: versions.get(id).copied() });
         }
         if bytes > MAX_BYTES {
@@ -964,7 +965,7 @@ impl Api {
         // A flow from a hub that is not served has no item.
         let has_item = new.member("flowSpec")["id"] == TO_HUB || self.store.flow_version(&new.id).await?.is_some();
         if has_item {
-            writes.push(Write::SetState { id: &new.id, state });
+            writes.push(Write::SetState { id: &new.id, enabled: state == "enabled" });
         }
         self.store.write(tenant, writes).await?;
         Ok(json!({}))

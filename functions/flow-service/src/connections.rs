@@ -1,7 +1,8 @@
 //! What a connection, a source connection or a target connection says: checked, with its secrets taken out.
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value, json};
+use shared::contract::secret::{bearer_sender_auth, connection_secret};
 use shared::event_hubs::connection::is_hub_name;
 use shared::event_hubs::connection_string::{ConnectionString, Credential};
 use shared::{Partitioning, SenderAuth};
@@ -122,13 +123,12 @@ impl Credentials {
         let emulator = if *is_emulator { ";UseDevelopmentEmulator=true" } else { "" };
         let text =
             format!("Endpoint=sb://{name}/;SharedAccessKeyName={};SharedAccessKey={key}{emulator}", self.key_name);
-        json!({ "username": "$ConnectionString", "password": text }).to_string().into()
+        connection_secret(&text)
     }
 }
 
 /// A connection string stands for the parameters that it is made of. It goes over those that are as `before`.
 fn expand(text: Value, params: &mut Map<String, Value>, before: Option<&Value>) -> Result<(), ApiError> {
-    use secrecy::ExposeSecret;
     let parsed = ConnectionString::parse(text.as_str().unwrap_or_default());
     let parsed = parsed.map_err(|error| ApiError::Unusable(format!("auth.params.connectionString: {error}")))?;
     let Credential::Key { name, key } = parsed.credential else {
@@ -354,7 +354,7 @@ impl Senders {
             );
         }
         let text = match given {
-            _ if is_generated => json!([{ "type": "bearer", "secret": token() }]).to_string(),
+            _ if is_generated => bearer_sender_auth(&token()).expose_secret().to_owned(),
             Some(Value::String(text)) if text == "none" => text,
             Some(list @ Value::Array(_)) => list.to_string(),
             _ => return unusable("params.senderAuth: expected `generate`, `none` or a list of credentials"),
@@ -383,7 +383,6 @@ pub fn without_secrets(text: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use secrecy::ExposeSecret;
 
     fn connection(params: Value) -> Document {
         json!({ "auth": { "specName": SAS, "params": params } }).as_object().unwrap().clone()

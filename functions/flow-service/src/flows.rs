@@ -1,12 +1,13 @@
 //! A flow and what it refers to become the item that the data plane reads.
 
 use serde_json::{Value, json};
+use shared::contract::flow_item::FlowItem;
 
 use crate::connections::{Credentials, check_options, hub_of, options_of, partitioning_of};
 use crate::errors::{ApiError, unusable};
 use crate::namespace::Hosts;
 use crate::specs::{FlowSpec, PROFILE_EXPORT, connection_spec, options_schema};
-use crate::store::{Entity, FlowItem};
+use crate::store::Entity;
 use crate::tenant::Tenant;
 
 /// A flow to a hub, with all that it is made of.
@@ -50,15 +51,15 @@ pub fn item(
     let Some(secret) = &ends.connection.secret else { return unusable("the connection has no key") };
     Ok(FlowItem {
         id: flow.id.clone(),
-        kind: kind.name,
-        state: flow.text("state").to_owned(),
-        options: Value::Object(options).to_string(),
+        kind: kind.name.to_owned(),
+        enabled: flow.is_enabled(),
+        options: Some(Value::Object(options).to_string()),
         auth_secret_id: ends.source.secret.as_ref().map(|secret| secret.name.clone()),
         connection_secret_id: secret.name.clone(),
-        host: credentials.host.name,
+        host: Some(credentials.host.name),
         hub: hub_of(ends.target, credentials.hub.as_deref())?,
-        partitioning: partitioning_of(ends.target)?,
-        tenant: tenant.key(),
+        partitioning: Some(partitioning_of(ends.target)?),
+        tenant: Some(tenant.key()),
         reading: None,
     })
 }
@@ -162,12 +163,15 @@ mod tests {
         let source =
             json!({ "connectionSpec": { "id": PROFILE_STORE }, "params": { "options": { "split": "membership" } } });
         let item = of(flow.clone(), source, target.clone()).unwrap();
-        assert_eq!((item.kind, item.host.as_str()), ("profile-export", "contoso.servicebus.windows.net"));
-        assert_eq!(item.options, r#"{"audiences":["a","b"],"split":"membership"}"#);
-        assert_eq!((item.hub.as_str(), item.partitioning.as_str()), ("h", "keys:16"));
+        assert_eq!(
+            (item.kind.as_str(), item.host.as_deref()),
+            ("profile-export", Some("contoso.servicebus.windows.net"))
+        );
+        assert_eq!(item.options.as_deref(), Some(r#"{"audiences":["a","b"],"split":"membership"}"#));
+        assert_eq!((item.hub.as_str(), item.partitioning.as_deref()), ("h", Some("keys:16")));
         // Other kinds know no audiences.
         let source = json!({ "connectionSpec": { "id": DATAVERSE }, "data": { "format": "xml" } });
-        assert_eq!(of(flow, source, target).unwrap().options, r#"{"messageFormat":"xml"}"#);
+        assert_eq!(of(flow, source, target).unwrap().options.as_deref(), Some(r#"{"messageFormat":"xml"}"#));
     }
 
     #[test]

@@ -9,8 +9,10 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::types::AttributeValue;
 
+use shared::contract::flow_item::{self, FlowItem};
+
 use crate::errors::ApiError;
-use crate::store::{LATEST, failed, flow_key, text};
+use crate::store::{attributes, failed, text};
 
 const INDEX: &str = "collection";
 const PENDING: &str = "PENDING";
@@ -40,6 +42,19 @@ pub struct Served {
 }
 
 impl Served {
+    /// What an item says; `None` for the item of another flow.
+    pub fn of(item: &FlowItem) -> Option<Self> {
+        let reading = item.reading.as_ref()?;
+        Some(Self {
+            enabled: item.enabled,
+            host: item.host.clone()?,
+            hub: item.hub.clone(),
+            group: reading.group.clone(),
+            latest: reading.latest,
+            secret_arn: item.connection_secret_id.clone(),
+        })
+    }
+
     pub fn key(&self) -> String {
         key(&self.host, &self.hub, &self.group)
     }
@@ -62,19 +77,8 @@ impl Groups {
 
     /// What the flow's item says, `None` without an item, or with one that is of no flow from a hub.
     pub async fn served(&self, flow: &str) -> Result<Option<Served>, ApiError> {
-        let Some(item) = self.get(flow_key(flow)).await? else { return Ok(None) };
-        let attribute = |name: &str| Some(item.get(name)?.as_s().ok()?.clone());
-        let served = || {
-            Some(Served {
-                enabled: attribute("state")? == "enabled",
-                host: attribute("host")?,
-                hub: attribute("hub")?,
-                group: attribute("consumerGroup")?,
-                latest: attribute("reset")? == LATEST,
-                secret_arn: attribute("connectionSecretId")?,
-            })
-        };
-        Ok(served())
+        let Some(item) = self.get(flow_item::key(flow)).await? else { return Ok(None) };
+        Ok(FlowItem::read(&attributes(item)).ok().as_ref().and_then(Served::of))
     }
 
     pub async fn read(&self, key: &str) -> Result<Option<Claim>, ApiError> {

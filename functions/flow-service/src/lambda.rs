@@ -11,6 +11,7 @@ use aws_sdk_lambda::types::{
     OnFailure, ProvisionedPollerConfig, SelfManagedEventSource, SelfManagedKafkaEventSourceConfig,
     SourceAccessConfiguration, SourceAccessType,
 };
+use shared::contract::alias;
 
 use crate::errors::ApiError;
 
@@ -87,7 +88,7 @@ impl Lambda {
         for mapping in self.mappings(&alias).await? {
             self.delete_mapping(&mapping).await?;
         }
-        let delete = || self.client.delete_alias().function_name(&self.function).name(alias_name(flow));
+        let delete = || self.client.delete_alias().function_name(&self.function).name(alias::of(flow));
         unless_in_use("DeleteAlias", async || delete().send().await).await?;
         Ok(())
     }
@@ -95,7 +96,7 @@ impl Lambda {
     /// Makes the alias; gives its ARN.
     async fn new_alias(&self, flow: &str) -> Result<String, ApiError> {
         const OPERATION: &str = "CreateAlias";
-        let create = self.client.create_alias().function_name(&self.function).name(alias_name(flow));
+        let create = self.client.create_alias().function_name(&self.function).name(alias::of(flow));
         match create.function_version(LATEST).send().await {
             Ok(alias) => alias.alias_arn.ok_or_else(|| without(OPERATION)),
             // Somebody else has made it meanwhile.
@@ -108,7 +109,7 @@ impl Lambda {
 
     /// Its ARN.
     async fn existing_alias(&self, flow: &str) -> Result<Option<String>, ApiError> {
-        let get = self.client.get_alias().function_name(&self.function).name(alias_name(flow));
+        let get = self.client.get_alias().function_name(&self.function).name(alias::of(flow));
         match get.send().await {
             Ok(alias) => Ok(alias.alias_arn),
             Err(error) if is_missing(&error) => Ok(None),
@@ -182,10 +183,6 @@ impl Lambda {
         let delete = || self.client.delete_event_source_mapping().set_uuid(mapping.uuid.clone());
         unless_in_use("DeleteEventSourceMapping", async || delete().send().await).await.map(drop)
     }
-}
-
-fn alias_name(flow: &str) -> String {
-    format!("flow-{flow}")
 }
 
 fn access(source: &Source) -> SourceAccessConfiguration {

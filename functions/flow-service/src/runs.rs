@@ -10,6 +10,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use shared::aws::{Aws, AwsError, Service};
 use shared::clock::Clock;
+use shared::contract::log_line::{self, LogLine};
+use shared::contract::metrics;
 use tokio::time::Instant;
 
 use crate::errors::ApiError;
@@ -47,21 +49,37 @@ pub struct Runs {
     kept: Mutex<HashMap<String, (SystemTime, Arc<Read>)>>,
 }
 
-/// What an invocation said of a flow, as `shared::telemetry` writes it.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-struct Line {
-    flow: String,
-    kind: String,
+/// The counts of one line about a flow.
+#[derive(Debug, Default)]
+struct Counts {
+    /// Redelivery's, whose lines count no new events.
+    is_redelivery: bool,
     received: u64,
     filtered: u64,
     rejected: u64,
     delivered: u64,
     parked: u64,
     redelivered: u64,
-    errors_timeout: u64,
-    errors_invalid_credentials: u64,
-    errors_other: u64,
+    /// Messages that could not be delivered at once.
+    errors: u64,
+}
+
+impl Counts {
+    /// The counts of a line; `None` if one of them is not a count.
+    fn of(line: &LogLine<'_>) -> Option<Self> {
+        Some(Self {
+            is_redelivery: line.text(log_line::KIND).is_some_and(|kind| kind == log_line::REDELIVERY),
+            received: line.count(metrics::RECEIVED)?,
+            filtered: line.count(metrics::FILTERED)?,
+            rejected: line.count(metrics::REJECTED)?,
+            delivered: line.count(metrics::DELIVERED)?,
+            parked: line.count(metrics::PARKED)?,
+            redelivered: line.count(metrics::REDELIVERED)?,
+            errors: line.count(metrics::ERRORS_TIMEOUT)?
+                + line.count(metrics::ERRORS_INVALID_CREDENTIALS)?
+                + line.count(metrics::ERRORS_OTHER)?,
+        })
+    }
 }
 
 #[derive(Deserialize)]
@@ -97,16 +115,15 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, timestamp: u64, line: &Line) {
+    fn add(&mut self, timestamp: u64, line: &Counts) {
         // Redelivery, which has no new events, and counts what the hub did not take in the line of a batch's first flow.
-        if line.kind == "redelivery" {
+        if line.is_redelivery {
             self.redelivered += line.redelivered;
             self.refused += line.rejected;
             self.last_redelivery = self.last_redelivery.max(timestamp);
             return;
         }
-        let errors = line.errors_timeout + line.errors_invalid_credentials + line.errors_other;
-        let failed = line.rejected + errors.saturating_sub(line.parked);
+        let failed = line.rejected + line.errors.saturating_sub(line.parked);
         if line.received + line.delivered + line.parked + failed == 0 {
             // Such as a caller that could not authenticate.
             return;
@@ -162,7 +179,7 @@ impl Runs {
         for _ in 0..MAX_PAGES {
             let page = match self.aws.call(Service::Logs, "FilterLogEvents", &request, began + READING).await {
                 Ok(answer) => serde_json::from_slice::<Page>(&answer).map_err(|_| SILENT)?,
-                Err(AwsError::Answer { code, .. }) if code == "ResourceNotFoundException" => {
+                Err(AwsError::Response { code, .. }) if code == "ResourceNotFoundException" => {
                     tracing::warn!(
                         log_group = self.log_group,
                         "there is no such log group: set LOG_GROUP to the functions'"
@@ -175,9 +192,11 @@ impl Runs {
                 }
             };
             for event in page.events {
-                let Ok(line) = serde_json::from_str::<Line>(&event.message) else { continue };
-                if line.flow == flow.id {
-                    hours.entry(event.timestamp / RUN).or_default().add(event.timestamp, &line);
+                let Some(line) = LogLine::read(&event.message) else { continue };
+                if line.text(log_line::FLOW).is_some_and(|of| of == flow.id)
+                    && let Some(counts) = Counts::of(&line)
+                {
+                    hours.entry(event.timestamp / RUN).or_default().add(event.timestamp, &counts);
                 }
             }
             match page.next_token {
@@ -281,7 +300,7 @@ mod tests {
     use super::*;
     use crate::routes::Collection;
 
-    fn runs(lines: &[(u64, Line)]) -> Vec<Value> {
+    fn runs(lines: &[(u64, Counts)]) -> Vec<Value> {
         let flow = Entity {
             collection: Collection::Flows,
             id: "f".to_owned(),
@@ -297,12 +316,12 @@ mod tests {
         items(&flow, hours).into_iter().map(|item| item["metrics"].clone()).collect()
     }
 
-    fn of_redelivery(redelivered: u64, rejected: u64) -> Line {
-        Line { kind: "redelivery".to_owned(), redelivered, rejected, ..Line::default() }
+    fn of_redelivery(redelivered: u64, rejected: u64) -> Counts {
+        Counts { is_redelivery: true, redelivered, rejected, ..Counts::default() }
     }
 
-    fn parked(parked: u64) -> Line {
-        Line { received: parked, parked, errors_other: parked, ..Line::default() }
+    fn parked(parked: u64) -> Counts {
+        Counts { received: parked, parked, errors: parked, ..Counts::default() }
     }
 
     #[track_caller]
@@ -326,11 +345,11 @@ mod tests {
 
     #[test]
     fn what_nobody_took_has_failed() {
-        let unsent = Line { received: 2, errors_timeout: 2, ..Line::default() };
+        let unsent = Counts { received: 2, errors: 2, ..Counts::default() };
         check(&runs(&[(1, unsent)])[0], "failed", [2, 0, 2, 0]);
-        let delivered = Line { received: 2, delivered: 1, rejected: 1, ..Line::default() };
+        let delivered = Counts { received: 2, delivered: 1, rejected: 1, ..Counts::default() };
         check(&runs(&[(1, delivered)])[0], "success", [2, 1, 1, 0]);
         check(&runs(&[(1, parked(1)), (1, of_redelivery(0, 1))])[0], "failed", [1, 0, 1, 0]);
-        assert!(runs(&[(1, Line::default())]).is_empty());
+        assert!(runs(&[(1, Counts::default())]).is_empty());
     }
 }

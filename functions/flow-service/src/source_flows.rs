@@ -7,8 +7,10 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use reqwest::Url;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use shared::clock::Clock;
+use shared::contract::flow_item::{FlowItem, LATEST, Reading};
+use shared::contract::inlet::{Format, INLET_DOMAIN, InletOptions, KIND, MAX_BATCH, TOKEN_DOMAIN, option};
 
 use crate::connections::{Credentials, hub_of};
 use crate::errors::{ApiError, unusable};
@@ -17,22 +19,19 @@ use crate::lambda::{Lambda, Source};
 use crate::namespace::Hosts;
 use crate::secrets::Secrets;
 use crate::specs::{DATA_LAKE, EVENT_HUBS};
-use crate::store::{Entity, FlowItem, LATEST, Reading};
+use crate::store::Entity;
 use crate::tenant::Tenant;
 
-/// The function that serves them, as it is called in items.
-const KIND: &str = "platform-ingest";
 /// No legal name for Lambda's sources.
 const DEFAULT_GROUP: &str = "$Default";
 const MAX_GROUP: usize = 200;
 const KAFKA_PORT: u16 = 9093;
-const COLLECTION_DOMAIN: &str = ".adobedc.net";
-const IMS_DOMAIN: &str = ".adobelogin.com";
 /// Longer than any request goes on.
 const ABANDONED: Duration = Duration::from_secs(60);
 
 /// The members of a target connection that stand for the function's options of the same names.
-const OPTIONS: [&str; 6] = ["inletUrl", "inletFlowId", "batchMax", "imsSecretId", "imsTokenUrl", "imsScope"];
+const OPTIONS: [&str; 6] =
+    [option::URL, option::FLOW_ID, option::BATCH_MAX, option::IMS_SECRET_ID, option::IMS_TOKEN_URL, option::IMS_SCOPE];
 
 /// What a flow from a hub is made of.
 pub struct SourceEnds<'a> {
@@ -44,7 +43,7 @@ pub struct SourceEnds<'a> {
 
 /// Whether the target says which inlet its flows feed. Without it they are only kept.
 pub fn has_inlet(target: &Entity) -> bool {
-    target.member("params").get("inletUrl").is_some()
+    target.member("params").get(option::URL).is_some()
 }
 
 /// Checks the source or target connection of a flow from a hub, as far as it stands alone.
@@ -74,18 +73,18 @@ fn check_group(group: &str) -> Result<(), ApiError> {
 }
 
 /// The function's options that a target connection gives: those of its own, checked.
-fn inlet(target: &Entity, tenant: &Tenant, hosts: &Hosts, secrets: &Secrets) -> Result<Map<String, Value>, ApiError> {
+fn inlet(target: &Entity, tenant: &Tenant, hosts: &Hosts, secrets: &Secrets) -> Result<InletOptions, ApiError> {
     let params = target.member("params");
     let mut options = Map::new();
     for name in OPTIONS {
         let Some(value) = params.get(name) else { continue };
         let problem = match (name, value.as_str()) {
-            ("batchMax", _) => (!value.as_u64().is_some_and(|most| (1..=1000).contains(&most)))
-                .then(|| "expected a number from 1 to 1000".to_owned()),
+            (option::BATCH_MAX, _) => (!value.as_u64().is_some_and(|most| (1..=MAX_BATCH as u64).contains(&most)))
+                .then(|| format!("expected a number from 1 to {MAX_BATCH}")),
             (_, None | Some("")) => Some("expected text".to_owned()),
-            ("inletUrl", Some(text)) => inlet_problem(text, hosts),
-            ("imsTokenUrl", Some(text)) => url(text, IMS_DOMAIN, hosts).err(),
-            ("imsSecretId", Some(text)) => {
+            (option::URL, Some(text)) => inlet_problem(text, hosts),
+            (option::IMS_TOKEN_URL, Some(text)) => url(text, TOKEN_DOMAIN, hosts).err(),
+            (option::IMS_SECRET_ID, Some(text)) => {
                 // Whoever is of the organisation may use its clients, and nobody else.
                 let prefix = format!("{}ims/{}/", secrets.prefix(), tenant.organisation);
                 let name = text.strip_prefix(&prefix).unwrap_or_default();
@@ -93,7 +92,7 @@ fn inlet(target: &Entity, tenant: &Tenant, hosts: &Hosts, secrets: &Secrets) -> 
                 let is_ours = !name.is_empty() && name.bytes().all(plain);
                 (!is_ours).then(|| format!("expected the name of a secret, {prefix} and one word"))
             }
-            ("inletFlowId", Some(text)) if !text.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            (option::FLOW_ID, Some(text)) if !text.bytes().all(|byte| byte.is_ascii_graphic()) => {
                 Some("expected letters, digits and marks without spaces".to_owned())
             }
             _ => None,
@@ -103,16 +102,17 @@ fn inlet(target: &Entity, tenant: &Tenant, hosts: &Hosts, secrets: &Secrets) -> 
         }
         options.insert(name.to_owned(), value.clone());
     }
-    if !options.contains_key("imsSecretId")
-        && let Some(name) = ["imsTokenUrl", "imsScope"].into_iter().find(|name| options.contains_key(*name))
+    if !options.contains_key(option::IMS_SECRET_ID)
+        && let Some(name) =
+            [option::IMS_TOKEN_URL, option::IMS_SCOPE].into_iter().find(|name| options.contains_key(*name))
     {
         return unusable(format!("params.{name}: is of no use without params.imsSecretId"));
     }
-    Ok(options)
+    Ok(serde_json::from_value(Value::Object(options)).expect("each option was checked"))
 }
 
 fn inlet_problem(text: &str, hosts: &Hosts) -> Option<String> {
-    let url = match url(text, COLLECTION_DOMAIN, hosts) {
+    let url = match url(text, INLET_DOMAIN, hosts) {
         Ok(url) => url,
         Err(problem) => return Some(problem),
     };
@@ -154,33 +154,37 @@ fn item(
     };
     check_group(&group)?;
     let mut options = inlet(ends.target, tenant, hosts, secrets)?;
-    if !options.contains_key("inletUrl") {
+    if options.inlet_url.is_none() {
         return unusable("targetConnectionIds: the flow is served, and the target has no params.inletUrl");
     }
-    options.entry("inletFlowId").or_insert_with(|| flow.id.as_str().into());
-    options.insert("sandbox".to_owned(), tenant.sandbox.as_str().into());
+    options.inlet_flow_id.get_or_insert_with(|| flow.id.clone());
+    options.sandbox = Some(tenant.sandbox.clone());
     let is_xdm = params.get("dataType").and_then(Value::as_str) == Some("xdm");
     if is_xdm {
         let (schema, dataset) = (&ends.target.member("data")["schema"], &ends.target.member("params")["dataSetId"]);
-        let of_xdm = json!({
-            "format": "xdm", "schemaId": schema["id"], "schemaContentType": schema["version"], "datasetId": dataset,
-            "orgId": tenant.organisation,
-        });
-        options.extend(of_xdm.as_object().cloned().unwrap_or_default());
-    } else if options.get("batchMax").is_some_and(|most| most != 1) {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        options = InletOptions {
+            format: Some(Format::Xdm),
+            schema_id: text(&schema["id"]),
+            schema_content_type: text(&schema["version"]),
+            dataset_id: text(dataset),
+            org_id: Some(tenant.organisation.clone()),
+            ..options
+        };
+    } else if options.batch_max.is_some_and(|most| most != 1) {
         return unusable("params.batchMax: raw records are sent singly; leave it out, or read xdm");
     }
     Ok(FlowItem {
         id: flow.id.clone(),
-        kind: KIND,
-        state: flow.text("state").to_owned(),
-        options: Value::Object(options).to_string(),
+        kind: KIND.to_owned(),
+        enabled: flow.is_enabled(),
+        options: Some(options.to_json()),
         auth_secret_id: None,
         connection_secret_id: String::new(),
-        host: credentials.host.name,
+        host: Some(credentials.host.name),
         hub,
-        partitioning: "none".to_owned(),
-        tenant: tenant.key(),
+        partitioning: Some("none".to_owned()),
+        tenant: Some(tenant.key()),
         reading: Some(Reading { group, latest: params.get("reset").is_some_and(|reset| reset == LATEST) }),
     })
 }
@@ -188,7 +192,7 @@ fn item(
 /// The key of the consumer group that an item says.
 pub fn group_key(item: &FlowItem) -> String {
     let group = item.reading.as_ref().map_or("", |reading| reading.group.as_str());
-    key(&item.host, &item.hub, group)
+    key(item.host.as_deref().unwrap_or_default(), &item.hub, group)
 }
 
 /// Makes Lambda follow the items.
@@ -227,15 +231,7 @@ impl SourceFlows {
     pub async fn begin(&self, item: &FlowItem) -> Result<Claim, ApiError> {
         self.finish_abandoned().await;
         let claim = self.take(group_key(item), &item.id, None).await?;
-        let reading = item.reading.as_ref();
-        let served = Served {
-            enabled: true,
-            host: item.host.clone(),
-            hub: item.hub.clone(),
-            group: reading.map(|reading| reading.group.clone()).unwrap_or_default(),
-            latest: reading.is_some_and(|reading| reading.latest),
-            secret_arn: item.connection_secret_id.clone(),
-        };
+        let served = Served { enabled: true, ..Served::of(item).expect("the item is of a flow from a hub") };
         if let Err(error) = self.lambda.follow(&item.id, &source(&served)).await {
             self.finish_or_tell(&claim).await;
             return Err(error);

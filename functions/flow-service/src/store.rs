@@ -13,6 +13,7 @@ use aws_sdk_dynamodb::types::{
     AttributeValue, ConditionCheck, Delete, KeysAndAttributes, Put, TransactWriteItem, Update,
 };
 use serde_json::{Map, Value};
+use shared::contract::flow_item::{self, Attribute, Attributes, FlowItem};
 use tokio::time::sleep;
 
 use crate::connections::MAX_OPTIONS;
@@ -45,9 +46,6 @@ const MAX_OBJECT: usize = 64 * 1024;
 const _: () = assert!(MAX_OBJECT + MAX_FLOWS * (MAX_OPTIONS + MARGIN) + MARGIN < MAX_BYTES);
 /// The index that lists are read from.
 const INDEX: &str = "collection";
-/// As a source connection says it.
-pub const LATEST: &str = "latest";
-pub const EARLIEST: &str = "earliest";
 pub const SILENT: ApiError = ApiError::Unavailable("the store does not answer now; send it again");
 
 pub type Document = Map<String, Value>;
@@ -77,6 +75,11 @@ impl Entity {
 
     pub fn etag(&self) -> &str {
         self.text("etag")
+    }
+
+    /// Whether a flow is enabled.
+    pub fn is_enabled(&self) -> bool {
+        self.text("state") == flow_item::state(true)
     }
 
     pub fn spec_id(&self) -> &str {
@@ -113,37 +116,9 @@ impl Entity {
     }
 }
 
-/// What the data plane reads of a flow.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FlowItem {
-    pub id: String,
-    pub kind: &'static str,
-    pub state: String,
-    /// JSON.
-    pub options: String,
-    pub auth_secret_id: Option<String>,
-    pub connection_secret_id: String,
-    pub host: String,
-    pub hub: String,
-    pub partitioning: String,
-    pub tenant: String,
-    /// Of a flow from a hub.
-    pub reading: Option<Reading>,
-}
-
-/// How a flow reads its hub.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reading {
-    pub group: String,
-    /// Where a group without offsets begins.
-    pub latest: bool,
-}
-
-impl FlowItem {
-    /// In bytes, or a little more.
-    pub fn size(&self) -> usize {
-        self.options.len() + MARGIN
-    }
+/// Maximum size of the item of a flow, in bytes, or a little more.
+pub fn flow_size(item: &FlowItem) -> usize {
+    item.options.as_ref().map_or(0, String::len) + MARGIN
 }
 
 pub enum Write<'a> {
@@ -179,7 +154,7 @@ pub enum Write<'a> {
     /// Of a flow's item.
     SetState {
         id: &'a str,
-        state: &'static str,
+        enabled: bool,
     },
     DeleteFlow {
         id: String,
@@ -224,10 +199,6 @@ fn collection_key(tenant: &Tenant, collection: Collection) -> String {
     format!("TENANT#{}#{}", tenant.key(), collection.name())
 }
 
-pub fn flow_key(id: &str) -> String {
-    format!("FLOW#{id}")
-}
-
 impl Store {
     pub fn new(client: Client, table: String) -> Self {
         Self { client, table }
@@ -266,12 +237,12 @@ impl Store {
 
     /// Those of the flows that have an item, by id.
     pub async fn flow_versions(&self, ids: &[String]) -> Result<BTreeMap<String, u64>, ApiError> {
-        let items = self.items(ids.iter().map(|id| flow_key(id)).collect(), Some("pk, #v")).await?;
-        let version = |item: &Item| {
-            let id = item.get("pk")?.as_s().ok()?.strip_prefix(&flow_key(""))?.to_owned();
-            Some((id, item.get("version")?.as_n().ok()?.parse().ok()?))
+        let items = self.items(ids.iter().map(|id| flow_item::key(id)).collect(), Some("pk, #v")).await?;
+        let version = |item| {
+            let attributes = attributes(item);
+            Some((flow_item::id(&attributes)?.to_owned(), flow_item::version(&attributes)?))
         };
-        Ok(items.iter().filter_map(version).collect())
+        Ok(items.into_iter().filter_map(version).collect())
     }
 
     /// The items of those keys that have one. `#v` is the version.
@@ -282,7 +253,7 @@ impl Store {
             let asked = keys.into_iter().map(|key| HashMap::from([("pk".to_owned(), text(key))])).collect();
             let mut asked = KeysAndAttributes::builder().set_keys(Some(asked)).consistent_read(true);
             if let Some(projection) = projection {
-                asked = asked.projection_expression(projection).expression_attribute_names("#v", "version");
+                asked = asked.projection_expression(projection).expression_attribute_names("#v", flow_item::VERSION);
             }
             let asked = asked.build().expect("keys are given");
             let answer = self.client.batch_get_item().request_items(&self.table, asked).send().await;
@@ -457,33 +428,37 @@ impl Store {
                     .expect("all is given"),
             ),
             Write::PutFlow { item, seen } => {
-                let version = AttributeValue::N((seen.unwrap_or(0) + 1).to_string());
-                let put = Put::builder().table_name(&self.table).set_item(Some(flow_item(*item, version)));
+                let attributes = item.attributes(seen.unwrap_or(0) + 1);
+                let put = Put::builder().table_name(&self.table).set_item(Some(sdk_item(attributes)));
                 let put = match seen {
                     None => put.condition_expression("attribute_not_exists(pk)"),
                     Some(seen) => put
                         .condition_expression("#v = :v")
-                        .expression_attribute_names("#v", "version")
+                        .expression_attribute_names("#v", flow_item::VERSION)
                         .expression_attribute_values(":v", AttributeValue::N(seen.to_string())),
                 };
                 builder.put(put.build().expect("all is given"))
             }
-            Write::SetState { id, state } => builder.update(
+            Write::SetState { id, enabled } => builder.update(
                 Update::builder()
                     .table_name(&self.table)
-                    .key("pk", text(flow_key(id)))
-                    // Whoever writes all of the item anew has read its version.
+                    .key("pk", text(flow_item::key(id)))
+                    // A request that writes the whole item has read its version.
                     .update_expression("SET #s = :s ADD #v :one")
                     .condition_expression("attribute_exists(pk)")
-                    .expression_attribute_names("#s", "state")
-                    .expression_attribute_names("#v", "version")
-                    .expression_attribute_values(":s", text(state))
+                    .expression_attribute_names("#s", flow_item::STATE)
+                    .expression_attribute_names("#v", flow_item::VERSION)
+                    .expression_attribute_values(":s", text(flow_item::state(enabled)))
                     .expression_attribute_values(":one", AttributeValue::N("1".to_owned()))
                     .build()
                     .expect("all is given"),
             ),
             Write::DeleteFlow { id } => builder.delete(
-                Delete::builder().table_name(&self.table).key("pk", text(flow_key(&id))).build().expect("all is given"),
+                Delete::builder()
+                    .table_name(&self.table)
+                    .key("pk", text(flow_item::key(&id)))
+                    .build()
+                    .expect("all is given"),
             ),
             Write::HoldsGroup(claim) => builder.condition_check(
                 ConditionCheck::builder()
@@ -540,27 +515,23 @@ fn entity(collection: Collection, item: &Item) -> Option<Entity> {
     })
 }
 
-fn flow_item(item: FlowItem, version: AttributeValue) -> Item {
-    let mut attributes = HashMap::from([
-        ("pk".to_owned(), text(flow_key(&item.id))),
-        ("kind".to_owned(), text(item.kind)),
-        ("state".to_owned(), text(item.state)),
-        ("options".to_owned(), text(item.options)),
-        ("connectionSecretId".to_owned(), text(item.connection_secret_id)),
-        ("host".to_owned(), text(item.host)),
-        ("hub".to_owned(), text(item.hub)),
-        ("partitioning".to_owned(), text(item.partitioning)),
-        ("tenant".to_owned(), text(item.tenant)),
-        ("version".to_owned(), version),
-    ]);
-    if let Some(id) = item.auth_secret_id {
-        attributes.insert("authSecretId".to_owned(), text(id));
-    }
-    if let Some(Reading { group, latest }) = item.reading {
-        attributes.insert("consumerGroup".to_owned(), text(group));
-        attributes.insert("reset".to_owned(), text(if latest { LATEST } else { EARLIEST }));
-    }
-    attributes
+fn sdk_item(attributes: Attributes) -> Item {
+    let value = |attribute| match attribute {
+        Attribute::Text(text) => Some(AttributeValue::S(text)),
+        Attribute::Number(digits) => Some(AttributeValue::N(digits)),
+        Attribute::Other => None,
+    };
+    attributes.into_iter().filter_map(|(name, attribute)| Some((name, value(attribute)?))).collect()
+}
+
+/// The attributes of an item as flow items have them.
+pub fn attributes(item: Item) -> Attributes {
+    let attribute = |value| match value {
+        AttributeValue::S(text) => Attribute::Text(text),
+        AttributeValue::N(digits) => Attribute::Number(digits),
+        _ => Attribute::Other,
+    };
+    item.into_iter().map(|(name, value)| (name, attribute(value))).collect()
 }
 
 /// The caller is not told why; the log is, by the code alone.

@@ -1,4 +1,4 @@
-//! The XDM envelope around an entity, and the members that make its repeats harmless.
+//! The XDM envelope around an entity, and the members that make duplicates harmless.
 
 use serde::Deserialize;
 use serde_json::json;
@@ -10,17 +10,17 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::kafka_event::Record;
 
-/// As CloudEvents names its id in AMQP, where a colon or an underscore may stand, and in Kafka.
+/// Names of the CloudEvents id: in AMQP, where a colon or an underscore is allowed, and in Kafka.
 const ID: [&str; 3] = ["cloudEvents:id", "cloudEvents_id", "ce_id"];
 const TIME: [&str; 3] = ["cloudEvents:time", "cloudEvents_time", "ce_time"];
 
-/// Schema, dataset and flow: what is the same around every entity.
+/// The part of the envelope that is the same around every entity: schema, dataset and flow.
 #[derive(Debug)]
 pub struct Envelope {
     head: String,
 }
 
-/// What goes into an envelope's header.
+/// The contents of an envelope's header.
 #[derive(Debug)]
 pub struct Header<'a> {
     pub schema_id: &'a str,
@@ -32,7 +32,7 @@ pub struct Header<'a> {
 
 const TAIL: &str = "}}";
 
-/// What is looked at of an entity.
+/// The members of an entity that are read.
 #[derive(Deserialize)]
 struct Members<'a> {
     #[serde(rename = "_id", borrow)]
@@ -98,7 +98,7 @@ fn push_member(out: &mut Vec<u8>, name: &str, text: &str) {
     out.push(b',');
 }
 
-/// The same for every repeat of a record: the id of its event, else a hash of its place.
+/// The id of a record, the same for every duplicate: the id of its event, else a hash of its place.
 fn id(record: &Record<'_>) -> String {
     record.header(&ID).filter(|id| !id.is_empty()).unwrap_or_else(|| {
         let (topic, partition) = record.place();
@@ -106,10 +106,10 @@ fn id(record: &Record<'_>) -> String {
     })
 }
 
-/// When the event was, else when the record was written.
+/// The time of the event, else the time at which the record was written.
 fn time(record: &Record<'_>) -> Option<String> {
-    let told = record.header(&TIME).filter(|time| OffsetDateTime::parse(time, &Rfc3339).is_ok());
-    told.or_else(|| {
+    let of_event = record.header(&TIME).filter(|time| OffsetDateTime::parse(time, &Rfc3339).is_ok());
+    of_event.or_else(|| {
         let nanoseconds = i128::from(record.timestamp()?) * 1_000_000;
         OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok()?.format(&Rfc3339).ok()
     })
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_entity_is_refused() {
+    fn a_value_that_is_not_an_entity_is_refused() {
         assert!(wrap_with(r#"{"header":{},"body":{"xdmEntity":{}}}"#, "null").unwrap_err().detail.contains("envelope"));
         assert!(wrap_with(r#"{"_id":7}"#, "null").unwrap_err().detail.contains("`_id`"));
         assert!(wrap_with(r#"{"_id":"a","_id":"b"}"#, "null").is_err());

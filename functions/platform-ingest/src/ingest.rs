@@ -1,5 +1,5 @@
-//! One batch of records after another: partitions side by side, the records of one in their order, and of each partition the
-//! first that must come again.
+//! One batch of records after another: partitions concurrently, the records of one in their order. The response names the
+//! first record of each partition that Lambda must deliver again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -10,41 +10,30 @@ use lambda_runtime::Diagnostic;
 use shared::aws::reads::Reads;
 use shared::clock::Clock;
 use shared::contract::flow_item::FlowItem;
-use shared::contract::metrics;
-use shared::contract::rejected::{Reject, Source};
+use shared::contract::inlet::{InletOptions, KIND};
+use shared::contract::rejected::{RejectedEvent, Source};
+use shared::contract::{alias, log_line, metrics};
 use shared::environment::{Environment, FLOWS_TABLE, SettingsError};
 use shared::event_hubs::response::Cause;
 use shared::flow::table::{FlowTableError, Opened};
-use shared::http::{Attempts, RetryPolicy};
 use shared::json;
 use shared::lambda::diagnostic;
 use shared::lambda::settings::Settings;
 use shared::pipeline::services::Services;
 use shared::pipeline::telemetry::{Counts, Line};
 use shared::trigger::deadline::sending_ends;
-use shared::{DEFAULT_FLOW, Function, Invocation, Reason, Rejection};
+use shared::{DEFAULT_FLOW, Function, Invocation, Rejection};
 use tokio::time::Instant;
 
-use crate::KIND;
-use crate::inlet::{Again, Answer as InletAnswer, Inlet, Tally, Verdict};
-use crate::kafka_event::{Answer, Failure, Partition, partitions};
-use crate::record;
-use crate::settings::{BatchFailures, INLET_URL, LocalHosts, OptionError, Options};
+use crate::inlet::Inlet;
+use crate::kafka_event::{Failure, Partition, Response, partitions};
+use crate::sending::{self, Ending};
+use crate::settings::{self, BatchFailures, INLET_URL, LocalHosts, OptionError};
 
-/// Number of attempts of one request: the first, and the three retries that the documentation asks for after a 503.
-const ATTEMPTS: u32 = 4;
-const RETRY: RetryPolicy = RetryPolicy {
-    attempts: ATTEMPTS,
-    first_wait: Duration::from_millis(300),
-    max_wait: Duration::from_secs(10),
-    ..RetryPolicy::DEFAULT
-};
-/// As long a flow may be looked up.
-const LOOKING_UP: Duration = Duration::from_secs(5);
-/// What is left of the function's time for answering.
-const ANSWERING: Duration = Duration::from_millis(300);
-/// How an alias names its flow.
-const ALIAS: &str = "flow-";
+/// Maximum time to look up a flow.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Part of the function's time that only the response may use; storing rejected records ends before it.
+const RESPONSE_RESERVE: Duration = Duration::from_millis(300);
 
 /// Posts the records of Kafka batches to their flow's inlet.
 pub struct PlatformIngest {
@@ -52,18 +41,18 @@ pub struct PlatformIngest {
     hosts: LocalHosts,
     failures: BatchFailures,
     /// The options of the default flow, and its inlet once the client's secret could be read.
-    of_default: Option<(Options, Mutex<Option<Arc<Inlet>>>)>,
+    of_default: Option<(InletOptions, Mutex<Option<Arc<Inlet>>>)>,
     of_flows: Opened<Inlet>,
     /// The reads of the client secrets that could not be read, by flow.
     unread: Mutex<HashMap<String, Reads>>,
 }
 
-/// Why nothing of a batch can be sent now.
+/// Why no record of a batch can be sent now.
 #[derive(Debug, thiserror::Error)]
 enum Unresolved {
-    #[error("the function was invoked by no alias flow-{{id}}, and {INLET_URL} is not set")]
+    #[error("the function was not invoked through an alias flow-{{id}}, and {INLET_URL} is not set")]
     NoDefault,
-    #[error("the function was invoked by a flow's alias, and {FLOWS_TABLE} is not set")]
+    #[error("the function was invoked through a flow's alias, and {FLOWS_TABLE} is not set")]
     NoTable,
     #[error("there is no such flow")]
     Unknown,
@@ -81,38 +70,21 @@ enum Unresolved {
     Table(#[from] FlowTableError),
     #[error(transparent)]
     Secret(#[from] SettingsError),
-    #[error("its client secret could not be read several times; it is read again in some seconds")]
+    #[error("the client secret could not be read several times; it is read again in some seconds")]
     Unread,
-}
-
-/// A record that can be sent, by its position in its partition.
-struct Item {
-    position: usize,
-    body: Vec<u8>,
-}
-
-/// What became of the records of a partition.
-#[derive(Default)]
-struct Ending {
-    accepted: usize,
-    /// Rejections, by position in the partition.
-    rejected: Vec<(usize, Rejection)>,
-    /// The first position that must come again, and why, if that is the inlet's doing.
-    stopped: Option<(usize, Option<Cause>)>,
-    tally: Tally,
 }
 
 impl PlatformIngest {
     /// # Errors
-    /// A setting that is missing or can't be used is an error. A client secret that can't be read is not: it may be right at the next
-    /// read, and flows of the table don't need it.
+    /// Fails if a setting is missing or can't be used. A client secret that can't be read is not an error: the next read may
+    /// succeed, and flows of the table do not need it.
     pub async fn open(environment: Environment, clock: Clock, deadline: Instant) -> Result<Self, SettingsError> {
         let settings = Settings::read(&environment)?;
         let hosts = LocalHosts::read(&environment);
         let failures = BatchFailures::read(&environment)?;
-        let options = match Options::from_environment(&environment)? {
+        let options = match settings::options_of_environment(&environment)? {
             Some(options) => {
-                options.target(&hosts).map_err(OptionError::of_environment)?;
+                settings::target(&options, &hosts).map_err(OptionError::of_environment)?;
                 Some(options)
             }
             None if settings.flows_table.is_none() => {
@@ -126,10 +98,14 @@ impl PlatformIngest {
         let function =
             Self { services, hosts, failures, of_default, of_flows: Opened::default(), unread: Mutex::default() };
         if function.of_default.is_some()
-            && let Err(error) = function.inlet(DEFAULT_FLOW, deadline.min(Instant::now() + LOOKING_UP)).await
+            && let Err(error) = function.inlet(DEFAULT_FLOW, deadline.min(Instant::now() + LOOKUP_TIMEOUT)).await
         {
             let variable = if let Unresolved::Secret(error) = &error { error.variable } else { INLET_URL };
-            tracing::error!(variable, problem = %error, "the default flow's records stay in the hub until its secret can be read");
+            tracing::error!(
+                variable,
+                problem = %error,
+                "failed to open the default flow's inlet; its records stay in the hub until the client secret can be read"
+            );
         }
         Ok(function)
     }
@@ -158,13 +134,13 @@ impl PlatformIngest {
 
     async fn open_flow(&self, flow: &str, item: &FlowItem, deadline: Instant) -> Result<Inlet, Unresolved> {
         let options = item.options.as_deref().ok_or(Unresolved::NoOptions)?;
-        let options: Options = json::from_config(options).map_err(Unresolved::Options)?;
+        let options: InletOptions = json::from_config(options).map_err(Unresolved::Options)?;
         self.open_inlet(flow, &options, deadline).await
     }
 
     /// Opens a flow's inlet, unless that has failed too often in the last seconds.
-    async fn open_inlet(&self, flow: &str, options: &Options, deadline: Instant) -> Result<Inlet, Unresolved> {
-        let target = options.target(&self.hosts)?;
+    async fn open_inlet(&self, flow: &str, options: &InletOptions, deadline: Instant) -> Result<Inlet, Unresolved> {
+        let target = settings::target(options, &self.hosts)?;
         let now = self.services.hubs.clock.unix_seconds();
         if !lock(&self.unread).entry(flow.to_owned()).or_default().may_read(now) {
             return Err(Unresolved::Unread);
@@ -174,47 +150,56 @@ impl PlatformIngest {
         Ok(inlet)
     }
 
-    async fn handle(
+    async fn handle(&self, flow: &str, partitions: &[Partition<'_>], invocation: Invocation<'_>) -> Response {
+        let deadline = sending_ends(invocation.time_up);
+        let inlet = match self.inlet(flow, deadline.min(Instant::now() + LOOKUP_TIMEOUT)).await {
+            Ok(inlet) => inlet,
+            Err(problem) => return self.return_all(flow, partitions, &problem, invocation.request_id),
+        };
+        let shut = OnceLock::new();
+        let sendings = partitions.iter().map(|partition| sending::send(&inlet, partition, deadline, &shut));
+        let mut endings = join_all(sendings).await;
+        let storing_ends = invocation.time_up.checked_sub(RESPONSE_RESERVE).unwrap_or(deadline);
+        let mut counts = Counts { received: count(partitions), ..Counts::default() };
+        self.store_rejected(flow, partitions, &mut endings, &mut counts, storing_ends).await;
+        self.report(flow, partitions, endings, counts, invocation)
+    }
+
+    /// Returns every record to Lambda, since the flow can't be resolved now.
+    fn return_all(&self, flow: &str, partitions: &[Partition<'_>], problem: &Unresolved, request_id: &str) -> Response {
+        const TEXT: &str = "failed to resolve the flow of a batch; its records stay in the hub";
+        let received = count(partitions);
+        let mut counts = Counts { received, ..Counts::default() };
+        match problem {
+            // An operator disabled the flow: it counts as no error.
+            Unresolved::Disabled => tracing::warn!(request_id, flow, %problem, "{TEXT}"),
+            _ => {
+                tracing::error!(request_id, flow, %problem, "{TEXT}");
+                counts.causes.insert(Cause::Unexpected, received);
+            }
+        }
+        let mut line = self.line(flow, request_id);
+        line.counts(&counts);
+        line.number(log_line::RECORDS_FAILED, received as u128);
+        line.write(log_line::message::KAFKA_BATCH);
+        let firsts = partitions.iter().filter_map(|partition| Some((partition, partition.records.first()?)));
+        let failures = firsts.map(|(partition, record)| Failure::new(&partition.name, record.offset));
+        Response { batch_item_failures: failures.collect() }
+    }
+
+    /// Logs the outcomes of a batch and names the records that Lambda must deliver again.
+    fn report(
         &self,
         flow: &str,
         partitions: &[Partition<'_>],
-        Invocation { request_id, began, time_up, .. }: Invocation<'_>,
-    ) -> Answer {
-        let deadline = sending_ends(time_up);
-        let received = partitions.iter().map(|partition| partition.records.len()).sum::<usize>();
-        let inlet = match self.inlet(flow, deadline.min(Instant::now() + LOOKING_UP)).await {
-            Ok(inlet) => inlet,
-            Err(problem) => {
-                match problem {
-                    Unresolved::Disabled => tracing::warn!(request_id, flow, "{problem}: its records stay in the hub"),
-                    _ => tracing::error!(request_id, flow, %problem, "the flow's records stay in the hub"),
-                }
-                let mut counts = Counts { received, ..Counts::default() };
-                // A disabled flow is no error.
-                if !matches!(problem, Unresolved::Disabled) {
-                    counts.causes.insert(Cause::Unexpected, received);
-                }
-                let mut line = Line::new(&self.services, KIND, Some(flow), request_id);
-                line.property("trigger", "kafka");
-                line.counts(&counts);
-                line.number("records.failed", received as u128);
-                line.write("batch ingested");
-                let firsts = partitions.iter().filter_map(|partition| Some((partition, partition.records.first()?)));
-                let failures = firsts.map(|(partition, record)| Failure::new(&partition.name, record.offset));
-                return Answer { batch_item_failures: failures.collect() };
-            }
-        };
-        let shut = OnceLock::new();
-        let sendings = partitions.iter().map(|partition| ingest(&inlet, partition, deadline, &shut));
-        let mut endings = join_all(sendings).await;
-        let keeping_ends = time_up.checked_sub(ANSWERING).unwrap_or(deadline);
-        let mut counts = Counts { received, ..Counts::default() };
-        self.keep(flow, partitions, &mut endings, &mut counts, keeping_ends).await;
-
+        endings: Vec<Ending>,
+        mut counts: Counts,
+        Invocation { request_id, began, .. }: Invocation<'_>,
+    ) -> Response {
         let mut failures = Vec::new();
         let mut failed = 0;
         let (mut problem, mut transaction) = (None, None);
-        for (partition, ending) in partitions.iter().zip(&mut endings) {
+        for (partition, ending) in partitions.iter().zip(endings) {
             if let Some((position, cause)) = ending.stopped {
                 failures.push(Failure::new(&partition.name, partition.records[position].offset));
                 let records = partition.records.len() - position;
@@ -226,42 +211,42 @@ impl PlatformIngest {
             counts.delivered += ending.accepted;
             counts.requests += ending.tally.requests;
             counts.retries += ending.tally.retries;
-            counts.hints.extend(ending.tally.hints.iter().map(|(cause, hint)| (*cause, hint.clone().into())));
-            problem = ending.tally.problem.take().or(problem);
-            transaction = ending.tally.transaction.take().or(transaction);
+            counts.hints.extend(ending.tally.hints.into_iter().map(|(cause, hint)| (cause, hint.into())));
+            problem = ending.tally.problem.or(problem);
+            transaction = ending.tally.transaction.or(transaction);
         }
         for cause in counts.causes.keys() {
             let observed = counts.hints.get(cause).map(|hint| hint.as_ref());
             if let Some(hint) = observed.or(hint(*cause)) {
                 let reason = cause.word();
-                tracing::error!(
-                    request_id,
-                    flow,
-                    reason,
-                    hint,
-                    "failed to send to the inlet; the records stay in the hub"
-                );
+                let text = "failed to send to the inlet; the records stay in the hub";
+                tracing::error!(request_id, flow, reason, hint, "{text}");
             }
         }
-        let mut line = Line::new(&self.services, KIND, Some(flow), request_id);
-        line.property("trigger", "kafka");
-        line.count(metrics::BATCH_SIZE, received);
+        let mut line = self.line(flow, request_id);
+        line.count(metrics::BATCH_SIZE, counts.received);
         line.counts(&counts);
-        for (name, text) in [("inlet.problem", problem), ("inlet.transaction", transaction)] {
+        for (name, text) in [(log_line::INLET_PROBLEM, problem), (log_line::INLET_TRANSACTION, transaction)] {
             if let Some(text) = text {
                 line.property(name, &text);
             }
         }
-        line.number("partitions", partitions.len() as u128);
-        line.number("records.failed", failed as u128);
-        line.number("duration_ms", began.elapsed().as_millis());
-        line.write("batch ingested");
-        Answer { batch_item_failures: failures }
+        line.number(log_line::PARTITIONS, partitions.len() as u128);
+        line.number(log_line::RECORDS_FAILED, failed as u128);
+        line.number(log_line::DURATION_MS, began.elapsed().as_millis());
+        line.write(log_line::message::KAFKA_BATCH);
+        Response { batch_item_failures: failures }
     }
 
-    /// Keeps what can never be ingested and stands before what comes again; a record that can't be kept comes again, and all
-    /// behind it.
-    async fn keep(
+    fn line(&self, flow: &str, request_id: &str) -> Line {
+        let mut line = Line::new(&self.services, KIND, Some(flow), request_id);
+        line.property(log_line::TRIGGER, "kafka");
+        line
+    }
+
+    /// Stores the rejected records that come before the first record to be delivered again. A record that can't be stored
+    /// must be delivered again, and all after it.
+    async fn store_rejected(
         &self,
         flow: &str,
         partitions: &[Partition<'_>],
@@ -280,23 +265,19 @@ impl PlatformIngest {
                 bodies.push(record.value().ok().flatten().unwrap_or_else(|| record.json.as_bytes().to_vec()));
             }
         }
-        let rejects: Vec<Reject<'_>> = places
+        let now = self.services.hubs.clock.rfc3339();
+        let rejects: Vec<RejectedEvent<'_>> = places
             .iter()
             .zip(&bodies)
-            .map(|((_, _, rejection), body)| Reject {
-                kind: KIND,
-                flow,
-                rejection: rejection.clone(),
-                source: Source::Kafka,
-                body,
-                received_at: None,
+            .map(|((_, _, rejection), body)| {
+                RejectedEvent::new(KIND, flow, rejection.clone(), Source::Kafka, body, now.as_str())
             })
             .collect();
-        let kept = self.services.store_rejected(&rejects, deadline).await;
-        let mut lost = places.iter().zip(&kept).filter(|(_, kept)| !**kept).map(|(place, _)| place).peekable();
+        let stored = self.services.store_rejected(&rejects, deadline).await;
+        let mut lost = places.iter().zip(&stored).filter(|(_, stored)| !**stored).map(|(place, _)| place).peekable();
         if let Some((.., rejection)) = lost.peek() {
             let (reason, detail) = (rejection.reason.word(), rejection.detail.as_ref());
-            tracing::error!(flow, reason, detail, "a rejected record can't be kept, and holds back its partition");
+            tracing::error!(flow, reason, detail, "failed to store a rejected record; it blocks its partition");
         }
         for (index, position, _) in lost {
             let stopped = &mut endings[*index].stopped;
@@ -304,10 +285,15 @@ impl PlatformIngest {
                 *stopped = Some((*position, None));
             }
         }
-        for ((_, _, rejection), _) in places.iter().zip(&kept).filter(|(_, kept)| **kept) {
+        for ((_, _, rejection), _) in places.iter().zip(&stored).filter(|(_, stored)| **stored) {
             counts.reject(rejection.reason);
         }
     }
+}
+
+/// Number of records of a batch.
+fn count(partitions: &[Partition<'_>]) -> usize {
+    partitions.iter().map(|partition| partition.records.len()).sum()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -315,184 +301,33 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Function for PlatformIngest {
-    type Response = Answer;
+    type Response = Response;
 
-    async fn invoke(&self, event: &str, invocation: Invocation<'_>) -> Result<Answer, Diagnostic> {
+    async fn invoke(&self, event: &str, invocation: Invocation<'_>) -> Result<Response, Diagnostic> {
         let partitions = partitions(event).map_err(|error| diagnostic("UnknownEvent", &error.to_string()))?;
-        let answer = self.handle(flow_of(invocation.invoked_arn), &partitions, invocation).await;
+        let response = self.handle(flow_of(invocation.invoked_arn), &partitions, invocation).await;
         match self.failures {
-            BatchFailures::Whole if !answer.batch_item_failures.is_empty() => {
-                Err(diagnostic("RecordsFailed", "some records were not ingested: the batch must come again"))
+            BatchFailures::Whole if !response.batch_item_failures.is_empty() => {
+                Err(diagnostic("RecordsFailed", "some records were not ingested; Lambda must retry the whole batch"))
             }
-            _ => Ok(answer),
+            _ => Ok(response),
         }
     }
 }
 
 /// The flow that an invoked ARN names by its alias, `…:function:platform-ingest:flow-{id}`.
 fn flow_of(invoked_arn: &str) -> &str {
-    let alias = invoked_arn.split(':').nth(7).unwrap_or_default();
-    alias.strip_prefix(ALIAS).filter(|id| !id.is_empty()).unwrap_or(DEFAULT_FLOW)
+    invoked_arn.split(':').nth(7).and_then(alias::flow).unwrap_or(DEFAULT_FLOW)
 }
 
-/// Sends the records of a partition, one request after another, until all have an end or one must come again. `shut` tells the
-/// partitions of each other that the inlet takes nothing.
-async fn ingest(inlet: &Inlet, partition: &Partition<'_>, deadline: Instant, shut: &OnceLock<Cause>) -> Ending {
-    let mut ending = Ending::default();
-    let mut items = Vec::with_capacity(partition.records.len());
-    for (position, record) in partition.records.iter().enumerate() {
-        let body = record::value(record).and_then(|value| inlet.body(record::object(&value)?, record));
-        match body {
-            Ok(body) => items.push(Item { position, body }),
-            Err(rejection) => ending.rejected.push((position, rejection)),
-        }
-    }
-    send(inlet, &items, deadline, shut, &mut ending).await;
-    ending
-}
-
-async fn send(inlet: &Inlet, items: &[Item], deadline: Instant, shut: &OnceLock<Cause>, ending: &mut Ending) {
-    let (mut next, mut most) = (0, inlet.most());
-    let mut attempts = Attempts::new(RETRY, deadline);
-    // One that the inlet fails at, alone: rejected if it takes the one behind it, else the inlet is down.
-    let mut suspect: Option<usize> = None;
-    while next < items.len() {
-        let stop = |cause| Some((items[suspect.unwrap_or(next)].position, Some(cause)));
-        if let Some(cause) = shut.get() {
-            ending.stopped = stop(*cause);
-            return;
-        }
-        let Some(attempt) = attempts.begin() else {
-            ending.stopped = stop(Cause::Timeout);
-            return;
-        };
-        let left = &items[next..];
-        let count = inlet.fitting(left.iter().map(|item| item.body.as_slice()), most);
-        let bodies: Vec<&[u8]> = left[..count].iter().map(|item| item.body.as_slice()).collect();
-        let again = match inlet.post(&bodies, attempt, &mut ending.tally).await {
-            InletAnswer::Each(verdicts) => {
-                // What comes behind one that must be sent again is sent again with it, so that the last word is in order.
-                let (done, open) = settle(inlet, &verdicts, left, ending);
-                next += done;
-                if done > 0 {
-                    attempts.reset();
-                    reject_suspect(&mut suspect, items, ending);
-                }
-                match open {
-                    None => {
-                        most = (most * 2).min(inlet.most());
-                        continue;
-                    }
-                    // Alone its answer can't be mistaken.
-                    Some(Verdict::Unknown) if count > 1 => {
-                        most = 1;
-                        attempts.reset();
-                        continue;
-                    }
-                    Some(Verdict::Refused(_)) => {
-                        ending.stopped = Some((items[suspect.unwrap_or(next)].position, Some(Cause::Forbidden)));
-                        return;
-                    }
-                    Some(Verdict::Again(again)) => {
-                        attempts.count_one();
-                        again
-                    }
-                    Some(_) => Again { cause: Cause::Unexpected, wait: None, may_be_the_records: true },
-                }
-            }
-            InletAnswer::Refused(_) if count > 1 => {
-                most = count / 2;
-                attempts.reset();
-                continue;
-            }
-            InletAnswer::Refused(status) if inlet.refused(status, &mut ending.tally) => {
-                ending.rejected.push((left[0].position, refused(status)));
-                next += 1;
-                attempts.reset();
-                reject_suspect(&mut suspect, items, ending);
-                continue;
-            }
-            InletAnswer::Refused(_) => {
-                ending.stopped = stop(Cause::Forbidden);
-                return;
-            }
-            InletAnswer::TokenRefused(generation) if attempts.renew_once() => {
-                attempts.uncount();
-                ending.tally.retries += 1;
-                inlet.renew(generation, deadline).await;
-                continue;
-            }
-            InletAnswer::TokenRefused(_) => {
-                ending.stopped = stop(*shut.get_or_init(|| Cause::Unauthorized));
-                return;
-            }
-            InletAnswer::Again(again) => again,
-            InletAnswer::Stop(cause) => {
-                ending.stopped = stop(*shut.get_or_init(|| cause));
-                return;
-            }
-        };
-        if attempts.are_used_up() && again.may_be_the_records && (count > 1 || suspect.is_none()) {
-            // One attempt for each part: the whole has had its own.
-            attempts.leave_one();
-            if count > 1 {
-                most = count / 2;
-            } else {
-                suspect = Some(next);
-                next += 1;
-            }
-            continue;
-        }
-        if !attempts.again(again.cause == Cause::ConnectionLost, again.wait).await {
-            ending.stopped = Some((items[suspect.unwrap_or(next)].position, Some(again.cause)));
-            return;
-        }
-        ending.tally.retries += 1;
-    }
-    // Nothing behind it shows that the inlet works.
-    ending.stopped = suspect.map(|suspect| (items[suspect].position, Some(Cause::Unavailable)));
-}
-
-/// Books the records up to the first that is not done with: their number, and what was said of that one.
-fn settle(inlet: &Inlet, verdicts: &[Verdict], items: &[Item], ending: &mut Ending) -> (usize, Option<Verdict>) {
-    if verdicts.contains(&Verdict::Accepted) {
-        inlet.accepted();
-    }
-    for (index, (verdict, item)) in verdicts.iter().zip(items).enumerate() {
-        match verdict {
-            Verdict::Accepted => ending.accepted += 1,
-            Verdict::Refused(status) if inlet.refused(*status, &mut ending.tally) => {
-                ending.rejected.push((item.position, refused(*status)));
-            }
-            open => return (index, Some(*open)),
-        }
-    }
-    (verdicts.len(), None)
-}
-
-fn reject_suspect(suspect: &mut Option<usize>, items: &[Item], ending: &mut Ending) {
-    if let Some(suspect) = suspect.take() {
-        ending.rejected.push((items[suspect].position, refused(500)));
-    }
-}
-
-fn refused(status: u16) -> Rejection {
-    match status {
-        413 => Rejection::too_large("the record is larger than the inlet takes"),
-        status => {
-            Rejection { reason: Reason::Refused, detail: format!("the inlet answers {status} to this record").into() }
-        }
-    }
-}
-
-/// What an operator should look at; `None` where time heals.
+/// What an operator should look at, if nothing more is known than the cause; `None` where time alone helps.
 fn hint(cause: Cause) -> Option<&'static str> {
     match cause {
         Cause::Unauthorized | Cause::Forbidden | Cause::TokenExpired => {
             Some("the inlet or the token endpoint refuses the client: check IMS_SECRET_ID, IMS_SCOPE and the sandbox")
         }
         Cause::NotFound => Some("the inlet does not exist: check INLET_URL"),
-        Cause::Unexpected => Some("the inlet gave an answer that is not documented: check INLET_URL"),
+        Cause::Unexpected => Some("the inlet gave a response that is not documented: check INLET_URL"),
         _ => None,
     }
 }

@@ -1,4 +1,4 @@
-//! One request to a streaming inlet, and what its answer says of each record. Repeats are the caller's.
+//! One request to a streaming inlet, and what the response says about each record. The caller decides on retries.
 //!
 //! <https://experienceleague.adobe.com/docs/experience-platform/ingestion/tutorials/streaming-multiple-messages.html>
 
@@ -24,17 +24,17 @@ use crate::kafka_event::Record;
 use crate::settings::{INLET_FLOW_ID, INLET_ORG_ID, INLET_SCHEMA_ID, INLET_URL, Shape, Target};
 use crate::token::{self, NoToken, Tokens};
 
-/// The service takes 1 MB per request.
+/// Maximum size of a request, in bytes: the service accepts 1 MB.
 pub const MAX_BYTES: usize = 1_000_000;
 const BATCH: (&[u8], &[u8]) = (b"{\"messages\":[", b"]}");
 /// Maximum size of a response that is read, in bytes: a thousand elements with their messages.
-const MAX_ANSWER: usize = 4_000_000;
+const MAX_RESPONSE: usize = 4_000_000;
 /// Number of refusals in a row after which they are blamed on the configuration, and not on the records.
 const MAX_REFUSALS: u32 = 100;
 const FLOW_ID: HeaderName = HeaderName::from_static("x-adobe-flow-id");
 const SANDBOX: HeaderName = HeaderName::from_static("x-sandbox-name");
 
-/// An inlet and the way in.
+/// An inlet: its address, its headers and its tokens.
 pub struct Inlet {
     http: Http,
     clock: Clock,
@@ -45,50 +45,49 @@ pub struct Inlet {
     refusals: AtomicU32,
 }
 
-/// What an answer says of the records of its request.
+/// The outcome of a request.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// Of each by itself, in their order.
+pub enum Outcome {
+    /// The verdict on each record, in their order.
     Each(Vec<Verdict>),
-    /// One of them is wrong, or all together are too large; the status.
+    /// One record is invalid, or all together are too large; the status.
     Refused(u16),
-    /// Later, perhaps.
-    Again(Again),
-    /// Not before an operator has fixed something.
+    Retry(Retry),
+    /// No record is accepted before an operator has fixed something.
     Stop(Cause),
     /// The inlet refuses the token of this generation.
     TokenRefused(u64),
 }
 
-/// What became of one record.
+/// What a response says about one record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Accepted,
-    /// For good; the status.
+    /// The record is never accepted; the status.
     Refused(u16),
-    Again(Again),
-    /// The answer does not tell.
+    Retry(Retry),
+    /// The response does not say.
     Unknown,
 }
 
-/// A repeat may help.
+/// A failure after which a retry may succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Again {
+pub struct Retry {
     pub cause: Cause,
-    /// What the inlet asks for.
+    /// The wait that the inlet asks for.
     pub wait: Option<Duration>,
-    /// It may be the record's fault all the same: a 500 is said to come of schema mismatches too.
+    /// Whether a record may be at fault all the same: reports say that schema mismatches cause a 500 too.
     pub may_be_the_records: bool,
 }
 
-/// What it took, for the log.
+/// The requests of a partition, for the log.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub requests: u32,
     pub retries: u32,
-    /// What went wrong last: a status, or why there was none.
+    /// The last failure: a status, or why the response is missing.
     pub problem: Option<String>,
-    /// The inlet's name for the last request that it took: its `batchId` or `xactionId`.
+    /// The inlet's id of the last request that it accepted: its `batchId` or `xactionId`.
     pub transaction: Option<String>,
     /// What an operator should look at, by cause, as far as the failures themselves show it.
     pub hints: BTreeMap<Cause, String>,
@@ -115,40 +114,40 @@ impl Inlet {
         Ok(Self { http, clock, shape: target.shape, headers, tokens, refusals: AtomicU32::new(0) })
     }
 
-    /// What is sent of a record whose value is the object `text`.
+    /// The body to send for a record whose value is the object `text`.
     pub fn body(&self, text: &str, record: &Record<'_>) -> Result<Vec<u8>, Rejection> {
         let body = match &self.shape {
             Shape::Raw { .. } => text.as_bytes().to_vec(),
             Shape::Single { envelope, .. } | Shape::Batch { envelope, .. } => envelope.wrap(text, record)?,
         };
-        let around = if self.most() > 1 { BATCH.0.len() + BATCH.1.len() } else { 0 };
+        let around = if self.max_records() > 1 { BATCH.0.len() + BATCH.1.len() } else { 0 };
         if body.len() + around > MAX_BYTES {
-            return Err(Rejection::too_large(format!("the record makes a request of more than {MAX_BYTES} bytes")));
+            return Err(Rejection::too_large(format!("the record produces a request of more than {MAX_BYTES} bytes")));
         }
         Ok(body)
     }
 
-    /// Records in a request.
-    pub fn most(&self) -> usize {
+    /// Maximum number of records of a request.
+    pub fn max_records(&self) -> usize {
         match &self.shape {
             Shape::Raw { .. } | Shape::Single { .. } => 1,
             Shape::Batch { most, .. } => *most,
         }
     }
 
-    /// How many of `bodies` fit a request, at most `most` of them and at least one.
-    pub fn fitting<'b>(&self, bodies: impl Iterator<Item = &'b [u8]>, most: usize) -> usize {
+    /// Number of the first `bodies` that fit a request: at most `max_records`, and at least one.
+    pub fn fitting<'b>(&self, bodies: impl Iterator<Item = &'b [u8]>, max_records: usize) -> usize {
         let mut size = BATCH.0.len() + BATCH.1.len();
         let fits = |body: &&[u8]| {
-            // With its comma.
+            // The body and its comma.
             size += body.len() + 1;
             size - 1 <= MAX_BYTES
         };
-        bodies.take(most).take_while(fits).count().max(1)
+        bodies.take(max_records).take_while(fits).count().max(1)
     }
 
-    /// Sends `bodies` in one request; more than one only where [`Inlet::most`] allows it.
-    pub async fn post(&self, bodies: &[&[u8]], attempt: Attempt, tally: &mut Tally) -> Answer {
+    /// Sends `bodies` in one request; more than one only where [`Inlet::max_records`] allows it.
+    pub async fn post(&self, bodies: &[&[u8]], attempt: Attempt, tally: &mut Tally) -> Outcome {
         let (url, body) = self.request(bodies);
         let (mut headers, mut generation) = (self.headers.clone(), None);
         if let Some(tokens) = &self.tokens {
@@ -165,35 +164,35 @@ impl Inlet {
         *request.headers_mut() = headers;
         *request.body_mut() = Some(body.into());
         let mut wait = None;
-        let answered = match self.http.send(request, attempt.via, attempt.bound).await {
+        let sent = match self.http.send(request, attempt.via, attempt.bound).await {
             Ok(response) => {
                 wait = response.retry_after(self.clock.now());
                 let status = response.status();
-                response.read(MAX_ANSWER, attempt.bound).await.whole().map(|body| (status, body))
+                response.read(MAX_RESPONSE, attempt.bound).await.whole().map(|body| (status, body))
             }
             Err(error) => Err(error),
         };
-        let (status, answer) = match answered {
-            Ok(answered) => answered,
+        let (status, body) = match sent {
+            Ok(sent) => sent,
             Err(error) => {
                 let cause = Cause::from(&error);
                 tally.problem = Some(error.to_string());
                 if let Some(hint) = error.kind.hint(INLET_URL) {
                     tally.hints.insert(cause, hint);
                 }
-                return Answer::Again(Again { cause, wait: None, may_be_the_records: false });
+                return Outcome::Retry(Retry { cause, wait: None, may_be_the_records: false });
             }
         };
         let disposition = classify(status, wait);
-        if disposition != Disposition::Taken {
+        if disposition != Disposition::Success {
             tally.problem = Some(format!("answered {status}"));
         }
         match disposition {
-            Disposition::Taken => self.verdicts(status, &answer, bodies.len(), tally),
-            Disposition::Refused => Answer::Refused(status),
-            Disposition::Again(again) => Answer::Again(again),
-            Disposition::Stop(cause) => Answer::Stop(cause),
-            Disposition::Renew => generation.map_or(Answer::Stop(Cause::Unauthorized), Answer::TokenRefused),
+            Disposition::Success => self.verdicts(status, &body, bodies.len(), tally),
+            Disposition::Refused => Outcome::Refused(status),
+            Disposition::Retry(retry) => Outcome::Retry(retry),
+            Disposition::Stop(cause) => Outcome::Stop(cause),
+            Disposition::Renew => generation.map_or(Outcome::Stop(Cause::Unauthorized), Outcome::TokenRefused),
         }
     }
 
@@ -245,90 +244,90 @@ impl Inlet {
         }
     }
 
-    /// What a response says of each record. Others than the inlet may give a 200, such as a filtering proxy: it counts only
-    /// with the members that the documentation shows.
-    fn verdicts(&self, status: u16, answer: &[u8], sent: usize, tally: &mut Tally) -> Answer {
-        let answer: Taken<'_> = serde_json::from_slice(answer).unwrap_or_default();
-        let transaction = identifier(answer.batch_id).or_else(|| identifier(answer.xaction_id));
-        let is_the_inlets = identifier(answer.inlet_id).is_some();
-        let verdicts = match (&self.shape, answer.responses) {
+    /// What a response says about each record. A peer other than the inlet, such as a filtering proxy, may respond with 200:
+    /// it counts only with the members that the documentation shows.
+    fn verdicts(&self, status: u16, body: &[u8], sent: usize, tally: &mut Tally) -> Outcome {
+        let response: SuccessBody<'_> = serde_json::from_slice(body).unwrap_or_default();
+        let transaction = identifier(response.batch_id).or_else(|| identifier(response.xaction_id));
+        let is_the_inlets = identifier(response.inlet_id).is_some();
+        let verdicts = match (&self.shape, response.responses) {
             (_, Some(elements)) if is_the_inlets => read_elements(&elements, sent),
-            // What it received counts; it is validated later.
+            // Receiving counts as accepting; the inlet validates later.
             (Shape::Raw { .. } | Shape::Single { .. }, None)
-                if is_the_inlets && status == 200 && identifier(answer.xaction_id).is_some() =>
+                if is_the_inlets && status == 200 && identifier(response.xaction_id).is_some() =>
             {
                 vec![Verdict::Accepted; sent]
             }
             _ => {
                 tally.problem = Some(format!("answered {status}, which is not the inlet's own response"));
-                return Answer::Stop(Cause::Unexpected);
+                return Outcome::Stop(Cause::Unexpected);
             }
         };
         tally.transaction = transaction.map(|name| name.chars().take(100).collect()).or(tally.transaction.take());
         let failed = verdicts.iter().filter(|verdict| **verdict != Verdict::Accepted).count();
         if failed > 0 {
-            tally.problem = Some(format!("did not take {failed} of {sent}"));
+            tally.problem = Some(format!("did not accept {failed} of {sent}"));
         }
-        Answer::Each(verdicts)
+        Outcome::Each(verdicts)
     }
 }
 
-/// Why nothing is sent without a token.
-fn no_token(NoToken { cause, problem, hint }: NoToken, tally: &mut Tally) -> Answer {
+/// The outcome of a request that was not sent, because no token could be fetched.
+fn no_token(NoToken { cause, problem, hint }: NoToken, tally: &mut Tally) -> Outcome {
     tally.problem = Some(format!("no token: {problem}"));
     if let Some(hint) = hint {
         tally.hints.insert(cause, hint);
     }
     match cause {
-        Cause::Unauthorized | Cause::Unexpected => Answer::Stop(cause),
-        cause => Answer::Again(Again { cause, wait: None, may_be_the_records: false }),
+        Cause::Unauthorized | Cause::Unexpected => Outcome::Stop(cause),
+        cause => Outcome::Retry(Retry { cause, wait: None, may_be_the_records: false }),
     }
 }
 
-/// A member's text, if it is one and not empty.
+/// A member's text; `None` if it is empty or not text.
 fn identifier(member: Option<&RawValue>) -> Option<String> {
     json::text(member?.get()).filter(|text| !text.is_empty()).map(Cow::into_owned)
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Disposition {
-    Taken,
+    Success,
     Renew,
     Refused,
-    Again(Again),
+    Retry(Retry),
     Stop(Cause),
 }
 
-/// What an answer's status says of the whole request.
+/// What a response's status says about the whole request.
 fn classify(status: u16, wait: Option<Duration>) -> Disposition {
     match status {
-        200 | 207 => Disposition::Taken,
+        200 | 207 => Disposition::Success,
         // The pages disagree on which of them an expired token gets.
         401 | 403 => Disposition::Renew,
         400 | 413 => Disposition::Refused,
         404 | 410 => Disposition::Stop(Cause::NotFound),
-        // Of validation in a region that has none.
+        // Validation was asked for in a region that does not offer it.
         501 => Disposition::Stop(Cause::Unexpected),
-        status => match again(status, wait) {
-            Some(again) => Disposition::Again(again),
+        status => match retry(status, wait) {
+            Some(retry) => Disposition::Retry(retry),
             None => Disposition::Stop(Cause::Unexpected),
         },
     }
 }
 
-fn again(status: u16, wait: Option<Duration>) -> Option<Again> {
+fn retry(status: u16, wait: Option<Duration>) -> Option<Retry> {
     let cause = match status {
         408 => Cause::Timeout,
         429 => Cause::Throttled,
         500..=599 => Cause::Unavailable,
         _ => return None,
     };
-    Some(Again { cause, wait, may_be_the_records: status == 500 })
+    Some(Retry { cause, wait, may_be_the_records: status == 500 })
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Taken<'a> {
+struct SuccessBody<'a> {
     #[serde(borrow)]
     inlet_id: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -361,8 +360,8 @@ impl Element<'_> {
             None => Verdict::Unknown,
             Some(status) => match number(status) {
                 Some(200..=299) => Verdict::Accepted,
-                Some(status) => match again(status, None) {
-                    Some(again) => Verdict::Again(again),
+                Some(status) => match retry(status, None) {
+                    Some(retry) => Verdict::Retry(retry),
                     None => Verdict::Refused(status),
                 },
                 None => without_status(),
@@ -370,7 +369,7 @@ impl Element<'_> {
         }
     }
 
-    /// The place of its record in the request, as the end of its id tells: `…-0`, `…:0`.
+    /// The place of its record in the request, which is the end of its id: `…-0`, `…:0`.
     fn place(&self, sent: usize) -> Option<usize> {
         let id = json::text(self.xaction_id?.get())?;
         let (_, place) = id.rsplit_once(['-', ':'])?;
@@ -379,7 +378,7 @@ impl Element<'_> {
 }
 
 fn without_status() -> Verdict {
-    Verdict::Again(Again { cause: Cause::Unexpected, wait: None, may_be_the_records: true })
+    Verdict::Retry(Retry { cause: Cause::Unexpected, wait: None, may_be_the_records: true })
 }
 
 /// A number, or its digits as text: both occur.
@@ -387,8 +386,8 @@ fn number(status: &RawValue) -> Option<u16> {
     status.get().trim_matches('"').parse().ok()
 }
 
-/// What the elements of an answer say of each of the records that were `sent`. Elements may be fewer than records, in another
-/// order, or without an id; what can't be told for sure is not guessed.
+/// What the elements of a response say about each of the records that were `sent`. Elements may be fewer than records, in
+/// another order, or without an id; an ambiguous one counts for no record.
 fn read_elements(elements: &[&RawValue], sent: usize) -> Vec<Verdict> {
     let elements: Vec<Element<'_>> =
         elements.iter().map(|element| serde_json::from_str(element.get()).unwrap_or_default()).collect();
@@ -412,27 +411,27 @@ mod tests {
     use super::*;
     use Verdict::{Accepted, Refused, Unknown};
 
-    fn elements(answer: &str, sent: usize) -> Vec<Verdict> {
-        let answer: Taken<'_> = serde_json::from_str(answer).unwrap();
-        read_elements(&answer.responses.unwrap(), sent)
+    fn elements(response: &str, sent: usize) -> Vec<Verdict> {
+        let response: SuccessBody<'_> = serde_json::from_str(response).unwrap();
+        read_elements(&response.responses.unwrap(), sent)
     }
 
-    const LATER: Verdict = Verdict::Again(Again { cause: Cause::Unavailable, wait: None, may_be_the_records: false });
+    const LATER: Verdict = Verdict::Retry(Retry { cause: Cause::Unavailable, wait: None, may_be_the_records: false });
 
     #[test]
-    fn published_answers_are_read() {
+    fn published_responses_are_read() {
         let read = |file: &str, sent| elements(file, sent);
         let all_ok = include_str!("../../../tests/fixtures/kafka/answers/batch.response.207.all-ok.json");
         assert_eq!(read(all_ok, 2), [Accepted, Accepted]);
         let by_status = include_str!("../../../tests/fixtures/kafka/answers/batch.response.207.partial.status.json");
         assert_eq!(read(by_status, 2), [Refused(400), Accepted]);
-        // Of five records; which of the others were refused is not told.
+        // Five records; the response does not show which of the others were refused.
         let by_code = include_str!("../../../tests/fixtures/kafka/answers/batch.response.207.partial.statusCode.json");
         assert_eq!(read(by_code, 5), [Unknown, Unknown, Unknown, Accepted, Unknown]);
     }
 
     #[test]
-    fn each_element_is_told_by_id_or_position_or_not_at_all() {
+    fn an_element_counts_for_the_record_that_its_id_or_position_names_or_for_none() {
         let read = |responses: &str, sent| elements(&format!(r#"{{"responses":{responses}}}"#), sent);
         for (responses, expected) in [
             (r#"[{"xactionId":"x-1"},{"xactionId":"x-0","status":"503"}]"#, vec![LATER, Accepted]),
@@ -441,7 +440,7 @@ mod tests {
             (r#"[{"message":"m"},{}]"#, vec![without_status(), Unknown]),
             (r#"[{"status":"gone"},null]"#, vec![without_status(), Unknown]),
             (r#"[{"xactionId":""},{"xactionId":7}]"#, vec![Unknown, Unknown]),
-            // Twice the same place, which proves nothing.
+            // The same place twice proves nothing.
             (r#"[{"xactionId":"x:1","status":400},{"xactionId":"y:1"}]"#, vec![Refused(400), Accepted]),
             (r#"[{"xactionId":"x:1"},{"xactionId":"y:1"},{"xactionId":"z:0"}]"#, vec![Accepted, Unknown]),
             (r#"[{"xactionId":"x-7"}]"#, vec![Unknown, Unknown]),
@@ -456,10 +455,10 @@ mod tests {
 
     #[test]
     fn each_status_ends_as_documented() {
-        let later = |cause| Disposition::Again(Again { cause, wait: None, may_be_the_records: false });
+        let later = |cause| Disposition::Retry(Retry { cause, wait: None, may_be_the_records: false });
         for (status, expected) in [
-            (200, Disposition::Taken),
-            (207, Disposition::Taken),
+            (200, Disposition::Success),
+            (207, Disposition::Success),
             (202, Disposition::Stop(Cause::Unexpected)),
             (302, Disposition::Stop(Cause::Unexpected)),
             (400, Disposition::Refused),
@@ -477,9 +476,9 @@ mod tests {
             assert_eq!(classify(status, None), expected, "{status}");
         }
         let wait = Some(Duration::from_secs(7));
-        let Disposition::Again(again) = classify(503, wait) else { panic!("a 503 is tried again") };
-        assert_eq!(again.wait, wait);
-        let Disposition::Again(again) = classify(500, None) else { panic!("a 500 is tried again") };
-        assert!(again.may_be_the_records);
+        let Disposition::Retry(retry) = classify(503, wait) else { panic!("a 503 is retried") };
+        assert_eq!(retry.wait, wait);
+        let Disposition::Retry(retry) = classify(500, None) else { panic!("a 500 is retried") };
+        assert!(retry.may_be_the_records);
     }
 }

@@ -1,4 +1,4 @@
-//! The event that Lambda's Kafka sources hand over, and the answer they read. Event Hubs writes more into it than typed
+//! The event of Lambda's Kafka sources, and the response that they read. Event Hubs writes more into it than typed
 //! readers expect: null headers, header bytes as signed or unsigned numbers, a timestamp of -1.
 //!
 //! <https://docs.aws.amazon.com/lambda/latest/dg/with-kafka.html>
@@ -11,30 +11,30 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use shared::json::{self, Members, Object, Text};
 
-/// Both spellings occur.
+/// Both forms occur.
 const SOURCES: [&str; 2] = ["SelfManagedKafka", "aws:SelfManagedKafka"];
 
 /// The records of one partition, by offset.
 #[derive(Debug)]
 pub struct Partition<'a> {
-    /// Topic and partition, such as `profiles-0`: what the answer has to name.
+    /// Topic and partition, such as `profiles-0`: the response has to name it.
     pub name: Cow<'a, str>,
     pub records: Vec<Record<'a>>,
 }
 
-/// One record. Only its offset was looked at.
+/// One record. Only its offset was read.
 #[derive(Debug)]
 pub struct Record<'a> {
     pub offset: i64,
-    /// As it stands in the event.
+    /// Its text in the event.
     pub json: &'a str,
     members: WireRecord<'a>,
 }
 
-/// The event is not what a Kafka source sends. It never holds any of its text.
+/// Why an event is not a batch of Kafka records. It never contains any of the event's text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NoKafkaEvent {
-    #[error("the event is no batch of Kafka records: its eventSource is not SelfManagedKafka")]
+pub enum NotAKafkaEvent {
+    #[error("the event is not a batch of Kafka records: its eventSource is not SelfManagedKafka")]
     Source,
     #[error("the batch of Kafka records can't be read: {0}")]
     Batch(String),
@@ -67,17 +67,17 @@ struct WireRecord<'a> {
 }
 
 /// The partitions of an event.
-pub fn partitions(event: &str) -> Result<Vec<Partition<'_>>, NoKafkaEvent> {
+pub fn partitions(event: &str) -> Result<Vec<Partition<'_>>, NotAKafkaEvent> {
     let Object(wire): Object<Wire<'_>> =
-        serde_json::from_str(event).map_err(|error| NoKafkaEvent::Batch(json::explain(&error)))?;
+        serde_json::from_str(event).map_err(|error| NotAKafkaEvent::Batch(json::explain(&error)))?;
     if !wire.source.is_some_and(|Text(source)| SOURCES.contains(&source.as_ref())) {
-        return Err(NoKafkaEvent::Source);
+        return Err(NotAKafkaEvent::Source);
     }
     let mut partitions = Vec::with_capacity(wire.records.0.len());
     for (name, records) in wire.records.0 {
         let records: Option<Vec<Record<'_>>> = records.into_iter().map(|json| Record::read(json.get())).collect();
-        let mut records = records.ok_or_else(|| NoKafkaEvent::Offset(name.clone().into_owned()))?;
-        // What is confirmed is all before an offset.
+        let mut records = records.ok_or_else(|| NotAKafkaEvent::Offset(name.clone().into_owned()))?;
+        // Lambda takes all records before the named offset as handled.
         records.sort_by_key(|record| record.offset);
         partitions.push(Partition { name, records });
     }
@@ -97,7 +97,7 @@ impl<'a> Record<'a> {
         (topic, self.members.partition.map_or("", RawValue::get))
     }
 
-    /// When it was written, in milliseconds since 1970-01-01T00:00:00Z, if anybody knows.
+    /// Time at which it was written, in milliseconds since 1970-01-01T00:00:00Z; `None` if the event does not say.
     pub fn timestamp(&self) -> Option<i64> {
         self.members.timestamp?.get().parse().ok().filter(|timestamp| *timestamp >= 0)
     }
@@ -105,7 +105,7 @@ impl<'a> Record<'a> {
     /// Its value, `None` for a null one.
     ///
     /// # Errors
-    /// When it is not base64.
+    /// Fails if it is not base64.
     pub fn value(&self) -> Result<Option<Vec<u8>>, &'static str> {
         const PROBLEM: &str = "the record's value is not base64";
         let Some(value) = self.members.value else { return Ok(None) };
@@ -128,8 +128,9 @@ impl<'a> Record<'a> {
     }
 }
 
-/// A property that was sent by AMQP or HTTPS arrives as AMQP encodes it; of those, strings are read. Everything else is taken
-/// as it is.
+/// The text of a property. A property that was sent over AMQP or HTTPS arrives in AMQP's encoding, of which strings are
+/// read. Other bytes are plain text.
+///
 /// <https://learn.microsoft.com/azure/event-hubs/event-hubs-exchange-events-different-protocols>
 fn property_text(bytes: &[u8]) -> Option<&str> {
     let text = match bytes {
@@ -140,11 +141,10 @@ fn property_text(bytes: &[u8]) -> Option<&str> {
     std::str::from_utf8(text).ok()
 }
 
-/// What Lambda reads of an answer to a Kafka batch: of each partition the first record that must come again, and all behind it
-/// with it.
+/// The response to a Kafka batch: the first record of each partition that Lambda must deliver again, with all after it.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Answer {
+pub struct Response {
     pub batch_item_failures: Vec<Failure>,
 }
 
@@ -237,20 +237,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_batch_is_told() {
+    fn an_event_that_is_not_a_batch_is_refused_with_its_problem() {
         let problem = |text: &str| partitions(text).unwrap_err();
-        assert_eq!(problem(r#"{"Records":[]}"#), NoKafkaEvent::Source);
-        assert_eq!(problem(r#"{"eventSource":"aws:sqs","records":{}}"#), NoKafkaEvent::Source);
-        assert!(matches!(problem("[]"), NoKafkaEvent::Batch(_)));
+        assert_eq!(problem(r#"{"Records":[]}"#), NotAKafkaEvent::Source);
+        assert_eq!(problem(r#"{"eventSource":"aws:sqs","records":{}}"#), NotAKafkaEvent::Source);
+        assert!(matches!(problem("[]"), NotAKafkaEvent::Batch(_)));
         let no_offset = r#"{"eventSource":"SelfManagedKafka","records":{"t-0":[{"topic":"t"}]}}"#;
-        assert_eq!(problem(no_offset), NoKafkaEvent::Offset("t-0".into()));
+        assert_eq!(problem(no_offset), NotAKafkaEvent::Offset("t-0".into()));
     }
 
     #[test]
-    fn the_answer_names_partition_and_offset() {
-        let answer = Answer { batch_item_failures: vec![Failure::new("profiles-0", 15)] };
+    fn the_response_names_partition_and_offset() {
+        let response = Response { batch_item_failures: vec![Failure::new("profiles-0", 15)] };
         assert_eq!(
-            serde_json::to_string(&answer).unwrap(),
+            serde_json::to_string(&response).unwrap(),
             r#"{"batchItemFailures":[{"itemIdentifier":{"partition":"profiles-0","offset":15}}]}"#,
         );
     }

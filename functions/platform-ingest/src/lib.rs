@@ -5,10 +5,8 @@ mod ingest;
 mod inlet;
 pub mod kafka_event;
 mod record;
+mod sending;
 pub mod settings;
 mod token;
 
 pub use ingest::PlatformIngest;
-
-/// Of this function, in flow items and rejects.
-pub const KIND: &str = "platform-ingest";

@@ -21,7 +21,7 @@ pub fn object(value: &[u8]) -> Result<&str, Rejection> {
     Ok(text)
 }
 
-/// The bytes of a record's value. Nothing stands for a null one, which deletes in a compacted topic.
+/// The bytes of a record's value. A null value, which means deletion in a compacted topic, can't be ingested.
 pub fn value(record: &Record<'_>) -> Result<Vec<u8>, Rejection> {
     match record.value() {
         Ok(Some(value)) => Ok(value),

@@ -1,20 +1,14 @@
-//! Where records go: what the environment says of the default flow, and what the control API's table says of the others.
+//! The destination of records: the environment configures the default flow, the control API's table the other flows.
 //!
 //! # The item of a flow
 //!
-//! Lambda's events name neither flow nor source mapping. So each flow of the control API has an alias `flow-{id}` of this
-//! function, its source mapping points at the alias, and the invoked ARN tells the flow. Its item in the table (`FLOWS_TABLE`)
-//! has the key `pk = "FLOW#{id}"` and these attributes, all of type `S`:
+//! Lambda's events name neither flow nor source mapping. So each flow of the control API has an alias of this function, its
+//! source mapping points at the alias, and the invoked ARN names the flow. Its item in the table (`FLOWS_TABLE`) has the
+//! `kind` `platform-ingest`. Every record of a disabled flow is returned as failed, and so stays in the hub. The source
+//! mapping uses `connectionSecretId` and `hub`; this function does not.
 //!
-//! | attribute | |
-//! |---|---|
-//! | `kind` | `platform-ingest` |
-//! | `state` | `enabled` or `disabled`. Of a disabled flow every record comes back as failed, and so stays in the hub |
-//! | `options` | JSON text, below |
-//! | `connectionSecretId`, `hub` | the hub that is read and the secret of its connection string. Required in every flow item; the source mapping uses them, this function does not |
-//!
-//! `options` is an object of these members. An unknown one, or a value that can't be used, makes all records of the flow stay
-//! in the hub, with an ERROR line that names the member.
+//! `options` is an object of these members. An unknown member, or an unusable value, makes all records of the flow stay in
+//! the hub, with an ERROR line that names the member.
 //!
 //! | member | variable of the default flow | |
 //! |---|---|---|
@@ -26,23 +20,23 @@
 //! | `datasetId` | `INLET_DATASET_ID` | required for `xdm` |
 //! | `orgId` | `INLET_ORG_ID` | required for `xdm`: `…@AdobeOrg` |
 //! | `sandbox` | `INLET_SANDBOX` | the header `x-sandbox-name`; absent: not sent |
-//! | `batchMax` | `INLET_BATCH_MAX` | number of records in a request, 1 to 1000, default 100; 1 is the single endpoint. `raw` is always sent singly and takes only 1 |
-//! | `imsSecretId` | `IMS_SECRET_ID` | name or ARN of the secret `{"client_id":…,"client_secret":…}`; absent: the inlet wants no token |
+//! | `batchMax` | `INLET_BATCH_MAX` | maximum number of records of a request, 1 to 1000, default 100; 1 is the single endpoint. `raw` is always sent singly and accepts only 1 |
+//! | `imsSecretId` | `IMS_SECRET_ID` | name or ARN of the secret `{"client_id":…,"client_secret":…}`; absent: the inlet needs no token |
 //! | `imsTokenUrl` | `IMS_TOKEN_URL` | default `https://ims-na1.adobelogin.com/ims/token/v3` |
 //! | `imsScope` | `IMS_SCOPE` | default: the scopes that Adobe's own client asks for |
 //!
-//! An item is used for 60 s before the table is asked again, and goes on being used while the table does not answer.
+//! An item is cached for 60 s, and longer while the table does not respond.
 //!
-//! Records are sent to `*.adobedc.net` and client secrets to `*.adobelogin.com`, over https. `EMULATOR_HOSTS` names further
-//! hosts, with port, that are spoken to over plain http: for local use.
+//! Records are sent to `*.adobedc.net` and client secrets to `*.adobelogin.com`, over https. `EMULATOR_HOSTS` names
+//! additional hosts, with their ports, that are sent to over plain http: for local use.
 
 use reqwest::Url;
-use serde::Deserialize;
+use shared::contract::inlet::{Format, INLET_DOMAIN, InletOptions, MAX_BATCH, TOKEN_DOMAIN, option};
 use shared::environment::{Environment, SettingsError};
 
 use crate::envelope::{Envelope, Header};
 
-/// Where records of the default flow go; unset, there is no default flow.
+/// URL of the default flow's inlet. Unset, no default flow exists.
 pub const INLET_URL: &str = "INLET_URL";
 pub const IMS_SECRET_ID: &str = "IMS_SECRET_ID";
 pub const IMS_TOKEN_URL: &str = "IMS_TOKEN_URL";
@@ -54,38 +48,11 @@ const BATCH_MAX: &str = "INLET_BATCH_MAX";
 const EMULATOR_HOSTS: &str = "EMULATOR_HOSTS";
 const BATCH_FAILURES: &str = "BATCH_FAILURES";
 
-const COLLECTION_DOMAIN: &str = ".adobedc.net";
-const IMS_DOMAIN: &str = ".adobelogin.com";
 const TOKEN_URL: &str = "https://ims-na1.adobelogin.com/ims/token/v3";
 const SCOPE: &str = "openid,AdobeID,read_organizations,additional_info.projectedProductContext,session";
 const CONTENT_TYPE: &str = "application/vnd.adobe.xed-full+json;version=1";
+/// Number of records of a request where the option does not set it.
 const DEFAULT_BATCH_MAX: usize = 100;
-const MOST_BATCH_MAX: usize = 1000;
-
-/// The options of a flow, as they are written. The module's text tells what each is.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Options {
-    inlet_url: Option<String>,
-    inlet_flow_id: Option<String>,
-    format: Option<Format>,
-    schema_id: Option<String>,
-    schema_content_type: Option<String>,
-    dataset_id: Option<String>,
-    org_id: Option<String>,
-    sandbox: Option<String>,
-    batch_max: Option<usize>,
-    ims_secret_id: Option<String>,
-    ims_token_url: Option<String>,
-    ims_scope: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Format {
-    Raw,
-    Xdm,
-}
 
 /// An option that can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -95,7 +62,7 @@ pub struct OptionError {
     problem: String,
 }
 
-/// Where, how and with whose token records are sent.
+/// The destination of records, their form, and the client whose token is sent.
 #[derive(Debug)]
 pub struct Target {
     pub shape: Shape,
@@ -106,7 +73,7 @@ pub struct Target {
 /// The forms of a request.
 #[derive(Debug)]
 pub enum Shape {
-    /// One object, its flow named by a header.
+    /// One object; a header names its flow.
     Raw { url: Url, flow_id: String },
     /// One envelope.
     Single { url: Url, envelope: Envelope },
@@ -114,7 +81,7 @@ pub enum Shape {
     Batch { url: Url, envelope: Envelope, most: usize },
 }
 
-/// Where tokens come from.
+/// The token service and its client.
 #[derive(Debug)]
 pub struct Ims {
     pub token_url: Url,
@@ -122,16 +89,17 @@ pub struct Ims {
     pub secret_id: String,
 }
 
-/// What Lambda makes of a batch of which something failed.
+/// How Lambda handles a batch in which records failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BatchFailures {
-    /// It reads which records, as a source mapping in provisioned mode does that has `ReportBatchItemFailures`.
+    /// It reads the failed records from the response, as a source mapping in provisioned mode with
+    /// `ReportBatchItemFailures` does.
     Partial,
-    /// It would take any answer for a success: only an error makes the batch come again.
+    /// It ignores the response: only an error makes it retry the batch.
     Whole,
 }
 
-/// Hosts that an explicit local setting allows beside Adobe's.
+/// Hosts that an explicit local setting allows in addition to Adobe's.
 #[derive(Debug, Default)]
 pub struct LocalHosts(Vec<String>);
 
@@ -141,7 +109,7 @@ impl LocalHosts {
         Self(text.split(',').map(|host| host.trim().to_ascii_lowercase()).filter(|host| !host.is_empty()).collect())
     }
 
-    /// A URL without credentials, query or fragment, on a host of `domain` or an allowed one.
+    /// Parses a URL without credentials, query or fragment, on a host of `domain` or an allowed one.
     fn url(&self, text: &str, domain: &str) -> Result<Url, String> {
         let url = Url::parse(text).map_err(|error| format!("not a URL: {error}"))?;
         let bare = url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
@@ -169,99 +137,94 @@ impl BatchFailures {
     }
 }
 
-impl Options {
-    /// Those of the default flow, `None` without a default flow.
-    pub fn from_environment(environment: &Environment) -> Result<Option<Self>, SettingsError> {
-        let Some(inlet_url) = environment.get(INLET_URL) else { return Ok(None) };
-        let format = match environment.get(FORMAT).as_deref() {
-            None => None,
-            Some("raw") => Some(Format::Raw),
-            Some("xdm") => Some(Format::Xdm),
-            Some(_) => return Err(SettingsError::new(FORMAT, "expected raw or xdm")),
+/// The options of the default flow; `None` without a default flow.
+pub fn options_of_environment(environment: &Environment) -> Result<Option<InletOptions>, SettingsError> {
+    let Some(inlet_url) = environment.get(INLET_URL) else { return Ok(None) };
+    let format = match environment.get(FORMAT).as_deref() {
+        None => None,
+        Some("raw") => Some(Format::Raw),
+        Some("xdm") => Some(Format::Xdm),
+        Some(_) => return Err(SettingsError::new(FORMAT, "expected raw or xdm")),
+    };
+    let batch_max = environment.get(BATCH_MAX).map(|text| text.trim().parse()).transpose();
+    let read = |member| environment.get(variable(member));
+    Ok(Some(InletOptions {
+        inlet_url: Some(inlet_url),
+        inlet_flow_id: read(option::FLOW_ID),
+        format,
+        schema_id: read(option::SCHEMA_ID),
+        schema_content_type: read(option::SCHEMA_CONTENT_TYPE),
+        dataset_id: read(option::DATASET_ID),
+        org_id: read(option::ORG_ID),
+        sandbox: read(option::SANDBOX),
+        batch_max: batch_max.map_err(|_| SettingsError::new(BATCH_MAX, "expected a number"))?,
+        ims_secret_id: read(option::IMS_SECRET_ID),
+        ims_token_url: read(option::IMS_TOKEN_URL),
+        ims_scope: read(option::IMS_SCOPE),
+    }))
+}
+
+/// Checks the options and reads the destination from them.
+pub fn target(options: &InletOptions, hosts: &LocalHosts) -> Result<Target, OptionError> {
+    let url = hosts.url(needed(option::URL, &options.inlet_url)?, INLET_DOMAIN);
+    let url = url.and_then(|url| collection(&url)).map_err(|problem| OptionError::new(option::URL, problem))?;
+    let flow_id = needed(option::FLOW_ID, &options.inlet_flow_id)?;
+    in_header(option::FLOW_ID, flow_id)?;
+    if let Some(sandbox) = &options.sandbox {
+        in_header(option::SANDBOX, sandbox)?;
+    }
+    let shape = match options.format.unwrap_or(Format::Raw) {
+        Format::Raw => raw(options, url, flow_id)?,
+        Format::Xdm => xdm(options, url, flow_id)?,
+    };
+    Ok(Target { shape, sandbox: options.sandbox.clone(), ims: ims(options, hosts)? })
+}
+
+fn raw(options: &InletOptions, url: Url, flow_id: &str) -> Result<Shape, OptionError> {
+    let of_xdm = [
+        (option::SCHEMA_ID, &options.schema_id),
+        (option::SCHEMA_CONTENT_TYPE, &options.schema_content_type),
+        (option::DATASET_ID, &options.dataset_id),
+        (option::ORG_ID, &options.org_id),
+    ];
+    if let Some((member, _)) = of_xdm.into_iter().find(|(_, value)| value.is_some()) {
+        return Err(OptionError::new(member, "raw records have no envelope: leave it out, or set the format to xdm"));
+    }
+    if options.batch_max.is_some_and(|most| most != 1) {
+        return Err(OptionError::new(option::BATCH_MAX, "raw records are sent singly: leave it out"));
+    }
+    Ok(Shape::Raw { url, flow_id: flow_id.to_owned() })
+}
+
+fn xdm(options: &InletOptions, url: Url, flow_id: &str) -> Result<Shape, OptionError> {
+    let envelope = Envelope::new(&Header {
+        schema_id: needed(option::SCHEMA_ID, &options.schema_id)?,
+        content_type: options.schema_content_type.as_deref().unwrap_or(CONTENT_TYPE),
+        org_id: needed(option::ORG_ID, &options.org_id)?,
+        dataset_id: needed(option::DATASET_ID, &options.dataset_id)?,
+        flow_id,
+    });
+    match options.batch_max.unwrap_or(DEFAULT_BATCH_MAX) {
+        1 => Ok(Shape::Single { url, envelope }),
+        most if (1..=MAX_BATCH).contains(&most) => Ok(Shape::Batch { url: batch(&url), envelope, most }),
+        _ => Err(OptionError::new(option::BATCH_MAX, format!("expected a number from 1 to {MAX_BATCH}"))),
+    }
+}
+
+fn ims(options: &InletOptions, hosts: &LocalHosts) -> Result<Option<Ims>, OptionError> {
+    let Some(secret_id) = &options.ims_secret_id else {
+        let left = [(option::IMS_TOKEN_URL, &options.ims_token_url), (option::IMS_SCOPE, &options.ims_scope)];
+        return match left.into_iter().find(|(_, value)| value.is_some()) {
+            Some((member, _)) => Err(OptionError::new(member, "is of no use without the secret of the client")),
+            None => Ok(None),
         };
-        let batch_max = environment.get(BATCH_MAX).map(|text| text.trim().parse()).transpose();
-        let read = |member| environment.get(variable(member));
-        Ok(Some(Self {
-            inlet_url: Some(inlet_url),
-            inlet_flow_id: read("inletFlowId"),
-            format,
-            schema_id: read("schemaId"),
-            schema_content_type: read("schemaContentType"),
-            dataset_id: read("datasetId"),
-            org_id: read("orgId"),
-            sandbox: read("sandbox"),
-            batch_max: batch_max.map_err(|_| SettingsError::new(BATCH_MAX, "expected a number"))?,
-            ims_secret_id: read("imsSecretId"),
-            ims_token_url: read("imsTokenUrl"),
-            ims_scope: read("imsScope"),
-        }))
-    }
-
-    /// Checks all of it.
-    pub fn target(&self, hosts: &LocalHosts) -> Result<Target, OptionError> {
-        let url = hosts.url(needed("inletUrl", &self.inlet_url)?, COLLECTION_DOMAIN);
-        let url = url.and_then(|url| collection(&url)).map_err(|problem| OptionError::new("inletUrl", problem))?;
-        let flow_id = needed("inletFlowId", &self.inlet_flow_id)?;
-        in_header("inletFlowId", flow_id)?;
-        if let Some(sandbox) = &self.sandbox {
-            in_header("sandbox", sandbox)?;
-        }
-        let shape = match self.format.unwrap_or(Format::Raw) {
-            Format::Raw => self.raw(url, flow_id)?,
-            Format::Xdm => self.xdm(url, flow_id)?,
-        };
-        Ok(Target { shape, sandbox: self.sandbox.clone(), ims: self.ims(hosts)? })
-    }
-
-    fn raw(&self, url: Url, flow_id: &str) -> Result<Shape, OptionError> {
-        let of_xdm = [
-            ("schemaId", &self.schema_id),
-            ("schemaContentType", &self.schema_content_type),
-            ("datasetId", &self.dataset_id),
-            ("orgId", &self.org_id),
-        ];
-        if let Some((member, _)) = of_xdm.into_iter().find(|(_, value)| value.is_some()) {
-            return Err(OptionError::new(
-                member,
-                "raw records have no envelope: leave it out, or set the format to xdm",
-            ));
-        }
-        if self.batch_max.is_some_and(|most| most != 1) {
-            return Err(OptionError::new("batchMax", "raw records are sent singly: leave it out"));
-        }
-        Ok(Shape::Raw { url, flow_id: flow_id.to_owned() })
-    }
-
-    fn xdm(&self, url: Url, flow_id: &str) -> Result<Shape, OptionError> {
-        let envelope = Envelope::new(&Header {
-            schema_id: needed("schemaId", &self.schema_id)?,
-            content_type: self.schema_content_type.as_deref().unwrap_or(CONTENT_TYPE),
-            org_id: needed("orgId", &self.org_id)?,
-            dataset_id: needed("datasetId", &self.dataset_id)?,
-            flow_id,
-        });
-        match self.batch_max.unwrap_or(DEFAULT_BATCH_MAX) {
-            1 => Ok(Shape::Single { url, envelope }),
-            most if (1..=MOST_BATCH_MAX).contains(&most) => Ok(Shape::Batch { url: batch(&url), envelope, most }),
-            _ => Err(OptionError::new("batchMax", format!("expected a number from 1 to {MOST_BATCH_MAX}"))),
-        }
-    }
-
-    fn ims(&self, hosts: &LocalHosts) -> Result<Option<Ims>, OptionError> {
-        let Some(secret_id) = &self.ims_secret_id else {
-            let left = [("imsTokenUrl", &self.ims_token_url), ("imsScope", &self.ims_scope)];
-            return match left.into_iter().find(|(_, value)| value.is_some()) {
-                Some((member, _)) => Err(OptionError::new(member, "is of no use without the secret of the client")),
-                None => Ok(None),
-            };
-        };
-        let token_url = hosts.url(self.ims_token_url.as_deref().unwrap_or(TOKEN_URL), IMS_DOMAIN);
-        Ok(Some(Ims {
-            token_url: token_url.map_err(|problem| OptionError::new("imsTokenUrl", problem))?,
-            scope: self.ims_scope.clone().unwrap_or_else(|| SCOPE.to_owned()),
-            secret_id: secret_id.clone(),
-        }))
-    }
+    };
+    let token_url = hosts.url(options.ims_token_url.as_deref().unwrap_or(TOKEN_URL), TOKEN_DOMAIN);
+    Ok(Some(Ims {
+        token_url: token_url.map_err(|problem| OptionError::new(option::IMS_TOKEN_URL, problem))?,
+        scope: options.ims_scope.clone().unwrap_or_else(|| SCOPE.to_owned()),
+        secret_id: secret_id.clone(),
+    }))
 }
 
 impl OptionError {
@@ -269,25 +232,25 @@ impl OptionError {
         Self { member, problem: problem.into() }
     }
 
-    /// By the variable that stands for the member.
+    /// The same error of the variable that sets the option for the default flow.
     pub fn of_environment(self) -> SettingsError {
         SettingsError::new(variable(self.member), self.problem)
     }
 }
 
-/// The variable that stands for an option in the default flow.
+/// The variable that sets an option for the default flow.
 fn variable(member: &str) -> &'static str {
     match member {
-        "inletFlowId" => INLET_FLOW_ID,
-        "schemaId" => INLET_SCHEMA_ID,
-        "schemaContentType" => "INLET_SCHEMA_CONTENT_TYPE",
-        "datasetId" => "INLET_DATASET_ID",
-        "orgId" => INLET_ORG_ID,
-        "sandbox" => "INLET_SANDBOX",
-        "batchMax" => BATCH_MAX,
-        "imsSecretId" => IMS_SECRET_ID,
-        "imsTokenUrl" => IMS_TOKEN_URL,
-        "imsScope" => "IMS_SCOPE",
+        option::FLOW_ID => INLET_FLOW_ID,
+        option::SCHEMA_ID => INLET_SCHEMA_ID,
+        option::SCHEMA_CONTENT_TYPE => "INLET_SCHEMA_CONTENT_TYPE",
+        option::DATASET_ID => "INLET_DATASET_ID",
+        option::ORG_ID => INLET_ORG_ID,
+        option::SANDBOX => "INLET_SANDBOX",
+        option::BATCH_MAX => BATCH_MAX,
+        option::IMS_SECRET_ID => IMS_SECRET_ID,
+        option::IMS_TOKEN_URL => IMS_TOKEN_URL,
+        option::IMS_SCOPE => "IMS_SCOPE",
         _ => INLET_URL,
     }
 }
@@ -328,8 +291,8 @@ mod tests {
     const URL: &str = "https://dcs.adobedc.net/collection/f6ca";
 
     fn target(options: Value) -> Result<Target, String> {
-        let options: Options = from_config(&options.to_string())?;
-        options.target(&LocalHosts(vec!["127.0.0.1:5400".to_owned()])).map_err(|error| error.to_string())
+        let options: InletOptions = from_config(&options.to_string())?;
+        super::target(&options, &LocalHosts(vec!["127.0.0.1:5400".to_owned()])).map_err(|error| error.to_string())
     }
 
     fn xdm(change: Value) -> Value {
@@ -382,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_named() {
+    fn an_unusable_option_is_named() {
         for (options, named) in [
             (json!({}), "`inletUrl`: missing"),
             (json!({ "inletUrl": URL }), "`inletFlowId`: missing"),
@@ -402,13 +365,13 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_says_the_same_by_its_variables() {
+    fn the_environment_sets_the_same_options_through_variables() {
         let read = |variables: &'static [(&str, &str)]| {
             let environment = Environment::from_fn(move |name| {
                 variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
             });
-            let Some(options) = Options::from_environment(&environment)? else { return Ok(None) };
-            options.target(&LocalHosts::read(&environment)).map(Some).map_err(OptionError::of_environment)
+            let Some(options) = options_of_environment(&environment)? else { return Ok(None) };
+            super::target(&options, &LocalHosts::read(&environment)).map(Some).map_err(OptionError::of_environment)
         };
         assert!(read(&[("INLET_FLOW_ID", "f")]).unwrap().is_none());
         let whole: &[(&str, &str)] = &[

@@ -1,4 +1,5 @@
-//! Access tokens of Adobe's identity service (IMS), by client credentials.
+//! Access tokens of Adobe's identity service (IMS), which are issued for client credentials.
+//!
 //! <https://developer.adobe.com/developer-console/docs/guides/authentication/ServerToServerAuthentication/>
 
 use std::time::Duration;
@@ -12,6 +13,7 @@ use serde_json::value::RawValue;
 use shared::aws::Aws;
 use shared::aws::secret::SecretSource;
 use shared::clock::Clock;
+use shared::contract::secret::ClientCredentials;
 use shared::environment::SettingsError;
 use shared::event_hubs::response::Cause;
 use shared::event_hubs::token::sas::ENCODED;
@@ -22,21 +24,14 @@ use tokio::time::Instant;
 
 use crate::settings::{IMS_SECRET_ID, IMS_TOKEN_URL, Ims};
 
-/// Maximum lifetime that is believed, in seconds: tokens are valid for about a day, but older forms of the service reported
+/// Maximum lifetime of a token, in seconds: tokens are valid for about a day, but older forms of the service reported
 /// milliseconds.
-const LONGEST: u64 = 24 * 3600;
-/// Lifetime of a token whose response does not say (RFC 6749, 5.1, allows that), in seconds.
-const UNKNOWN: u64 = 60;
+const MAX_LIFETIME: u64 = 24 * 3600;
+/// Lifetime of a token whose response names none (RFC 6749, 5.1, allows that), in seconds.
+const DEFAULT_LIFETIME: u64 = 60;
 const RETRY: RetryPolicy = RetryPolicy { attempt_timeout: Duration::from_secs(5), ..RetryPolicy::DEFAULT };
 /// Maximum size of a response, in bytes. Tokens have a few kilobytes.
 const MAX_RESPONSE: usize = 100_000;
-
-/// The client that the tokens are for. Its secret is in Secrets Manager, as `{"client_id":…,"client_secret":…}`.
-#[derive(Clone, Deserialize)]
-struct Client {
-    client_id: String,
-    client_secret: SecretString,
-}
 
 /// Tokens for one inlet, as `Authorization` headers, each used until shortly before it expires.
 pub type Tokens = TokenCache<Service>;
@@ -48,15 +43,15 @@ pub struct Service {
     http: Http,
     aws: Aws,
     clock: Clock,
-    client: Client,
+    client: ClientCredentials,
 }
 
 /// The reason why no token could be fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NoToken {
-    /// [`Cause::Unauthorized`] and [`Cause::Unexpected`] are for an operator, everything else may pass.
+    /// [`Cause::Unauthorized`] and [`Cause::Unexpected`] are for an operator to fix; every other cause may be transient.
     pub cause: Cause,
-    /// What was observed, for the log.
+    /// The failure, for the log.
     pub problem: String,
     /// What an operator should look at, where the cause alone does not show it.
     pub hint: Option<String>,
@@ -66,7 +61,7 @@ impl NoToken {
     fn unreadable() -> Self {
         Self {
             cause: Cause::Unexpected,
-            problem: "a response of the token endpoint that is not readable".to_owned(),
+            problem: "the token endpoint gave a response that is not readable".to_owned(),
             hint: Some(format!("the token endpoint gave a response without a token: check {IMS_TOKEN_URL}")),
         }
     }
@@ -84,7 +79,7 @@ struct Response<'a> {
 pub async fn open(services: &Services, ims: Ims, deadline: Instant) -> Result<Tokens, SettingsError> {
     let source = SecretSource::secret(IMS_SECRET_ID, &ims.secret_id);
     let secret = source.text(&services.hubs.aws, deadline).await.map_err(|error| error.of_setting(IMS_SECRET_ID))?;
-    let client = client(&secret).map_err(|problem| SettingsError::new(IMS_SECRET_ID, problem))?;
+    let client = ClientCredentials::parse(&secret).map_err(|problem| SettingsError::new(IMS_SECRET_ID, problem))?;
     let (http, aws, clock) = (services.hubs.http.clone(), services.hubs.aws.clone(), services.hubs.clock.clone());
     Ok(TokenCache::new(Service { ims, source, http, aws, clock, client }, services.hubs.clock.clone()))
 }
@@ -113,7 +108,7 @@ impl Service {
     /// Reads the client's secret again. Returns whether it has changed.
     async fn read_again(&mut self, deadline: Instant) -> bool {
         let read = self.source.text(&self.aws, deadline).await.map_err(|error| error.to_string());
-        match read.and_then(|secret| client(&secret).map_err(str::to_owned)) {
+        match read.and_then(|secret| ClientCredentials::parse(&secret).map_err(str::to_owned)) {
             Ok(client) => {
                 let has_changed = client.client_id != self.client.client_id
                     || client.client_secret.expose_secret() != self.client.client_secret.expose_secret();
@@ -142,16 +137,16 @@ impl Service {
             let content_type = HeaderValue::from_static("application/x-www-form-urlencoded");
             request.headers_mut().insert(CONTENT_TYPE, content_type);
             *request.body_mut() = Some(form.clone().into());
-            let mut asked = None;
-            let answered = match self.http.send(request, attempt.via, attempt.bound).await {
+            let mut retry_after = None;
+            let sent = match self.http.send(request, attempt.via, attempt.bound).await {
                 Ok(response) => {
                     let status = response.status();
-                    asked = response.retry_after(self.clock.now());
+                    retry_after = response.retry_after(self.clock.now());
                     response.read(MAX_RESPONSE, attempt.bound).await.whole().map(|body| (status, body))
                 }
                 Err(error) => Err(error),
             };
-            last = match answered {
+            last = match sent {
                 Ok((200, body)) => return read(&body, now),
                 Ok((status, _)) => {
                     let cause = match status {
@@ -167,12 +162,12 @@ impl Service {
                 }
                 Err(error) => NoToken {
                     cause: Cause::from(&error),
-                    problem: format!("no response of the token endpoint: {error}"),
+                    problem: format!("no response from the token endpoint: {error}"),
                     hint: error.kind.hint(IMS_TOKEN_URL),
                 },
             };
             let is_final = matches!(last.cause, Cause::Unauthorized | Cause::Unexpected);
-            if is_final || !attempts.again(last.cause == Cause::ConnectionLost, asked).await {
+            if is_final || !attempts.again(last.cause == Cause::ConnectionLost, retry_after).await {
                 break;
             }
         }
@@ -189,13 +184,8 @@ fn read(body: &[u8], now: u64) -> Result<Issued<HeaderValue>, NoToken> {
     token.set_sensitive(true);
     let seconds = expires_in.and_then(|text| text.get().trim_matches('"').trim().parse::<f64>().ok());
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, and a day fits")]
-    let seconds = seconds.filter(|seconds| seconds.is_finite()).map_or(UNKNOWN, |seconds| seconds as u64);
-    Ok(Issued { token, expires_at: now + seconds.min(LONGEST) })
-}
-
-fn client(secret: &SecretString) -> Result<Client, &'static str> {
-    serde_json::from_str(secret.expose_secret())
-        .map_err(|_| "the secret is not {\"client_id\":\"…\",\"client_secret\":\"…\"}")
+    let seconds = seconds.filter(|seconds| seconds.is_finite()).map_or(DEFAULT_LIFETIME, |seconds| seconds as u64);
+    Ok(Issued { token, expires_at: now + seconds.min(MAX_LIFETIME) })
 }
 
 #[cfg(test)]
@@ -223,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_without_a_token_blames_the_address() {
+    fn a_response_without_a_token_points_to_the_token_url() {
         for body in ["<html>blocked</html>", "{}", r#"{"access_token":7}"#, r#"{"access_token":""}"#, "[]", ""] {
             let error = read(body.as_bytes(), 1_000).unwrap_err();
             assert_eq!(error.cause, Cause::Unexpected);

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use shared::contract::parked::{Envelope, EnvelopeError, unpacked};
-use shared::contract::rejected::{Reject, Source};
+use shared::contract::Unreadable;
+use shared::contract::parked::{Envelope, unpacked};
+use shared::contract::rejected::{RejectedEvent, Source};
 use shared::event_hubs::circuit::Admission;
 use shared::event_hubs::response::Cause;
 use shared::event_hubs::{EventHub, Outcome, Report};
@@ -71,7 +72,7 @@ enum Unpacked {
     /// It is not needed: the envelope stays as it is.
     NotNeeded,
     NoRoom,
-    Unreadable(EnvelopeError),
+    Unreadable(Unreadable),
 }
 
 /// The messages of a way's envelopes, each once.
@@ -354,15 +355,12 @@ impl Redelivery {
     }
 
     async fn store_rejects(&self, rejects: &[(&Item<'_>, Rejection, String)], times: Times) -> Vec<bool> {
-        let rejects: Vec<Reject<'_>> = rejects
+        let rejects: Vec<RejectedEvent<'_>> = rejects
             .iter()
-            .map(|(item, rejection, json)| Reject {
-                kind: &item.head.kind,
-                flow: &item.head.flow,
-                rejection: rejection.clone(),
-                source: Source::Parking,
-                body: json.as_bytes(),
-                received_at: Some(&item.head.first_seen),
+            .map(|(item, rejection, json)| {
+                let head = &item.head;
+                let (source, first_seen) = (Source::Parking, head.first_seen.as_ref());
+                RejectedEvent::new(&head.kind, &head.flow, rejection.clone(), source, json.as_bytes(), first_seen)
             })
             .collect();
         self.services.store_rejected(&rejects, times.storing_ends).await
@@ -370,7 +368,7 @@ impl Redelivery {
 }
 
 /// Logs envelopes that are not readable, each of the first few with its problem.
-pub(crate) fn report_unreadable(records: &[(&Record<'_>, EnvelopeError)]) {
+pub(crate) fn report_unreadable(records: &[(&Record<'_>, Unreadable)]) {
     for (record, problem) in records.iter().take(MAX_LINES) {
         let message_id = record.message_id.0.as_ref();
         tracing::warn!(message_id, %problem, unreadable = records.len(), "an envelope is not readable; it stays parked");

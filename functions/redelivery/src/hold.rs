@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use shared::Message;
 use shared::aws::sqs::{Depth, Outgoing, Stored};
-use shared::contract::parked::{EnvelopeError, Head};
+use shared::contract::Unreadable;
+use shared::contract::parked::Head;
 use shared::event_hubs::Outcome;
 use shared::event_hubs::response::Cause;
 use shared::trigger::sqs_event::Record;
@@ -141,7 +142,7 @@ impl Redelivery {
     /// Keeps records in the queue whose envelopes are not readable, for a version that reads them or an operator.
     pub(crate) async fn hold_unreadable(
         &self,
-        records: &[(usize, &Record<'_>, EnvelopeError)],
+        records: &[(usize, &Record<'_>, Unreadable)],
         times: Times,
     ) -> Vec<Ending> {
         if records.is_empty() {

@@ -9,9 +9,10 @@ use futures_util::future::join_all;
 use lambda_runtime::Diagnostic;
 use shared::aws::sqs::Depth;
 use shared::clock::{Clock, from_rfc3339};
+use shared::contract::Unreadable;
 use shared::contract::metrics;
 use shared::contract::parked::Destination;
-use shared::contract::parked::{EnvelopeError, Head};
+use shared::contract::parked::Head;
 use shared::environment::{Environment, PARKING_QUEUE_URL, SettingsError};
 use shared::event_hubs::Report;
 use shared::event_hubs::circuit::{self, Admission, Circuit, Circuits, Policy};
@@ -270,7 +271,7 @@ impl Redelivery {
         };
 
         let mut by_way: HashMap<Way, Vec<Item<'_>>> = HashMap::new();
-        let mut unreadable: Vec<(usize, &Record<'_>, EnvelopeError)> = Vec::new();
+        let mut unreadable: Vec<(usize, &Record<'_>, Unreadable)> = Vec::new();
         for (position, record) in records.iter().enumerate() {
             let text = record.body().unwrap_or_default();
             match Head::read(text) {

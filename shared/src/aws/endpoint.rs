@@ -1,21 +1,21 @@
 //! Endpoints of AWS services by region. The region's partition decides the domain, as in `partitions.json`, which all AWS
 //! SDKs share.
 
-/// Which of a service's endpoints is meant (`AWS_USE_FIPS_ENDPOINT`, `AWS_USE_DUALSTACK_ENDPOINT`).
+/// The variant of a service's endpoint (`AWS_USE_FIPS_ENDPOINT`, `AWS_USE_DUALSTACK_ENDPOINT`).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Variants {
     pub fips: bool,
     pub dual_stack: bool,
 }
 
-/// A partition: how its regions begin, its domain, and that of its dual-stack endpoints.
+/// A partition: the prefix of its regions, its domain, and the domain of its dual-stack endpoints.
 struct Partition {
     prefix: &'static str,
     domain: &'static str,
     dual_stack_domain: &'static str,
 }
 
-/// The commercial partition, and that of regions nobody knows yet.
+/// The commercial partition, which unknown regions belong to.
 const AWS: Partition = Partition { prefix: "", domain: "amazonaws.com", dual_stack_domain: "api.aws" };
 
 const US_GOV: &str = "us-gov-";
@@ -34,7 +34,7 @@ const PARTITIONS: [Partition; 7] = [
 /// The URL of a service in a region, with a trailing slash. `service` is its name in host names.
 pub fn of(service: &str, region: &str, Variants { fips, dual_stack }: Variants) -> String {
     let partition = PARTITIONS.iter().find(|partition| region.starts_with(partition.prefix)).unwrap_or(&AWS);
-    // GovCloud's usual endpoints are FIPS endpoints, mostly.
+    // Most of GovCloud's usual endpoints are FIPS endpoints.
     let is_fips_anyway = partition.prefix == US_GOV && !dual_stack && service != "secretsmanager";
     let suffix = if fips && !is_fips_anyway { "-fips" } else { "" };
     // Endpoints of Secrets Manager are dual-stack under their usual names; in China, those without FIPS.

@@ -1,8 +1,8 @@
-//! Reads of a value that a service holds: how often an instance repeats them while they fail, and which failures it reports.
-//! It does not read anything itself.
+//! Reads of a value that a service stores: how often an instance retries them while they fail, and which failures it
+//! reports. It does not read anything itself.
 
-/// Maximum number of reads at once, and number of seconds until one more is allowed. A read can be caused by anybody who presents
-/// a wrong credential, and a service that fails must not cost the time of every event.
+/// Maximum number of reads at once, and number of seconds until one more is allowed. Any caller with a wrong credential
+/// causes a read, and a service that fails must not cost the time of every event.
 const READS: u64 = 5;
 const SECONDS_PER_READ: u64 = 10;
 /// Number of seconds after which a failure that has not changed is reported again.
@@ -11,7 +11,7 @@ const SECONDS_PER_REPORT: u64 = 300;
 /// The reads of one value.
 #[derive(Debug, Default)]
 pub struct Reads {
-    /// No read is left until this time (Unix seconds) minus `READS` times `SECONDS_PER_READ`.
+    /// Time (Unix seconds) at which all reads are allowed again. Each read moves it by `SECONDS_PER_READ`.
     spent_until: u64,
     /// The last failure that was reported, and when (Unix seconds).
     reported: Option<(String, u64)>,
@@ -28,7 +28,7 @@ impl Reads {
         left
     }
 
-    /// Whether a failed read is to be reported at `now`: it fails otherwise than before, or the last report is old.
+    /// Whether a failed read is to be reported at `now`: it failed in another way than before, or the last report is old.
     pub fn is_to_report(&mut self, problem: &str, now: u64) -> bool {
         if self.reported.as_ref().is_some_and(|(known, at)| known == problem && now < at + SECONDS_PER_REPORT) {
             return false;

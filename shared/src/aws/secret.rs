@@ -1,4 +1,4 @@
-//! Secret texts that functions read: from a variable, or from Secrets Manager.
+//! Secret texts that functions read from a variable or from Secrets Manager.
 
 use secrecy::SecretString;
 use tokio::time::Instant;
@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::{Aws, AwsError};
 use crate::environment::{Environment, SettingsError};
 
-/// A secret text: in the environment, or in Secrets Manager.
+/// The place of a secret text: the environment, or Secrets Manager.
 #[derive(Debug, Clone)]
 pub struct SecretSource {
     pub variable: &'static str,
@@ -50,12 +50,12 @@ impl SecretSource {
         }
     }
 
-    /// Whether reading again can give something else.
+    /// Whether another read can return another text.
     pub fn can_change(&self) -> bool {
         self.secret_id().is_some()
     }
 
-    /// The text as it is now.
+    /// Reads the text.
     pub async fn text(&self, aws: &Aws, deadline: Instant) -> Result<SecretString, AwsError> {
         match &self.place {
             Place::Environment(text) => Ok(text.clone()),

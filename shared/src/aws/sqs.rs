@@ -66,7 +66,7 @@ pub enum Stored {
 /// The counts and settings of a queue that its consumer acts on.
 #[derive(Debug, Clone, Copy)]
 pub struct Depth {
-    /// Messages received and not deleted. SQS gives out no more of them at 120,000.
+    /// Number of messages that were received and not deleted. SQS delivers no more messages at 120,000.
     pub in_flight: u64,
     /// Time that a message is stored.
     pub retention: Duration,
@@ -86,7 +86,7 @@ struct BatchResponse {
 #[serde(rename_all = "PascalCase")]
 struct Entry {
     id: String,
-    /// A retry would fail too.
+    /// Whether a retry would fail too.
     #[serde(default)]
     sender_fault: bool,
     #[serde(default)]
@@ -177,7 +177,7 @@ impl Queue {
         sent
     }
 
-    /// Remembers that the queue refuses so many bytes.
+    /// Records that the queue refused a message or a batch of that size.
     fn refused(&self, bytes: usize) {
         self.limit.bytes.fetch_min(bytes.saturating_sub(1), Ordering::Relaxed);
         if !self.limit.reported.swap(true, Ordering::Relaxed) {
@@ -185,7 +185,7 @@ impl Queue {
                 queue_url = self.url,
                 refused_bytes = bytes,
                 hint = "set the queue's MaximumMessageSize to 1048576",
-                "the queue accepts less than 1 MiB; messages are stored in smaller parts, and what does not fit alone is not stored"
+                "the queue accepts less than 1 MiB; messages are stored in smaller parts, and a single message that does not fit is not stored"
             );
         }
     }
@@ -199,7 +199,7 @@ impl Queue {
             json!({ "ReceiptHandle": receipt_handle, "VisibilityTimeout": delay.as_secs() })
         };
         let calls = positions.chunks(MAX_ENTRIES).map(|positions| {
-            // What is not confirmed needs nothing more: the message stays in the queue.
+            // A failure needs no handling: the message stays in the queue.
             async { drop(self.batch("ChangeMessageVisibilityBatch", positions, &entry, deadline).await) }
         });
         stream::iter(calls).buffer_unordered(IN_FLIGHT).collect::<Vec<()>>().await;
@@ -232,14 +232,15 @@ impl Queue {
                 retention: Duration::from_secs(attributes.message_retention_period.parse().ok()?),
             })
         };
-        read(&response).ok_or_else(|| AwsError::Answer {
+        read(&response).ok_or_else(|| AwsError::Response {
             operation: OPERATION,
             status: 200,
             code: "unreadable".to_owned(),
         })
     }
 
-    /// Makes a batch call for the entries at `positions`, and again for those that failed. Returns those not confirmed.
+    /// Makes a batch call for the entries at `positions`, and retries the entries that failed. Returns the entries that are not
+    /// confirmed.
     async fn batch(
         &self,
         operation: &'static str,
@@ -261,7 +262,7 @@ impl Queue {
             let body = json!({ "QueueUrl": self.url, "Entries": entries.collect::<Vec<_>>() });
             let response = match self.aws.call(Service::Sqs, operation, &body, deadline).await {
                 Ok(response) => response,
-                Err(AwsError::Answer { code, .. }) if code.ends_with("BatchRequestTooLong") => {
+                Err(AwsError::Response { code, .. }) if code.ends_with("BatchRequestTooLong") => {
                     return Err(BatchTooLong);
                 }
                 Err(error) => break error.to_string(),

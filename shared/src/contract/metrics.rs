@@ -16,13 +16,13 @@ const fn count(name: &'static str) -> Metric {
     Metric { name, unit: "Count" }
 }
 
-/// Events that came.
+/// Events that were received.
 pub const RECEIVED: Metric = count("Received");
-/// Events that make no message, as their flow's options say.
+/// Events that produce no message because of their flow's options.
 pub const FILTERED: Metric = count("Filtered");
-/// Events that can never be delivered, and by reason below.
+/// Events that can never be delivered; [`of_reason`] has the metrics by reason.
 pub const REJECTED: Metric = count("Rejected");
-/// Messages that the hub took of new events.
+/// Messages of new events that the hub accepted.
 pub const DELIVERED: Metric = count("Delivered");
 /// Messages stored for later.
 pub const PARKED: Metric = count("Parked");
@@ -37,29 +37,29 @@ pub const PROBES: Metric = count("Probes");
 pub const PROBES_FAILED: Metric = count("ProbesFailed");
 /// Destinations that an instance of redelivery does not send to at the end of an invocation, because they failed.
 pub const HUBS_DOWN: Metric = count("HubsDown");
-/// Queue records that came before: what they hold may be in the hub twice.
+/// Queue records that were delivered before: their messages may be in the hub twice.
 pub const DUPLICATES: Metric = count("Duplicates");
 /// Records of a queue's batch.
 pub const BATCH_SIZE: Metric = count("BatchSize");
-/// Requests to the hub, repeats included, and the repeats alone.
+/// Requests to the hub, retries included, and the retries alone.
 pub const REQUESTS: Metric = count("Requests");
 pub const RETRIES: Metric = count("Retries");
-/// Answers by which the hub asked for less.
+/// Responses by which the hub throttled a request.
 pub const THROTTLED: Metric = count("Throttled");
 /// Messages that could not be delivered at once, by class.
 pub const ERRORS_TIMEOUT: Metric = count("ErrorsTimeout");
 pub const ERRORS_INVALID_CREDENTIALS: Metric = count("ErrorsInvalidCredentials");
 pub const ERRORS_OTHER: Metric = count("ErrorsOther");
-/// Webhooks that had to be answered with a 5xx.
+/// Webhooks that got a 5xx.
 pub const ERRORS_5XX: Metric = count("Errors5xx");
-/// From the first request to the last answer.
+/// Time from the first request to the last response.
 pub const SEND_LATENCY: Metric = Metric { name: "SendLatency", unit: "Milliseconds" };
 /// Throughput units at which an instance of redelivery sends to the slowest of its namespaces.
 pub const PACE_UNITS: Metric = Metric { name: "PaceUnits", unit: "None" };
 /// Time since the oldest message of a parked batch was parked for the first time.
 pub const OLDEST_PARKED_AGE: Metric = Metric { name: "OldestParkedAge", unit: "Seconds" };
 
-/// All that any line can hold.
+/// Every metric that a line can contain.
 pub const METRICS: [Metric; 30] = [
     RECEIVED,
     FILTERED,

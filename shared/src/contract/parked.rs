@@ -6,7 +6,8 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::codec::{NotPacked, pack, unpack, unpack_start};
+use super::Unreadable;
+use super::codec::{pack, unpack, unpack_start};
 use crate::message::{Body, Message, Properties, digest};
 
 /// Number of characters of a packed envelope, and of the unpacked bytes, among which its head is. Names and ids are
@@ -24,7 +25,7 @@ pub struct Destination {
     pub secret_id: Option<String>,
 }
 
-/// What an envelope says about its messages: whose they are, where they go, since when and why they wait.
+/// What all messages of an envelope have in common: their flow, their destination, and since when and why they wait.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Head<'a> {
@@ -71,22 +72,7 @@ struct Parked<'a> {
     properties: &'a RawValue,
 }
 
-/// Why an envelope is not readable. It never contains any of its text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum EnvelopeError {
-    #[error("the record is not an envelope: expected base64 of gzipped JSON")]
-    Encoding,
-    #[error("the record's JSON is not a parking envelope")]
-    Shape,
-    #[error("version {0} of the envelope is unknown; deploy all functions from one version")]
-    Version(u32),
-}
-
-impl From<NotPacked> for EnvelopeError {
-    fn from(NotPacked: NotPacked) -> Self {
-        Self::Encoding
-    }
-}
+const NOT_A_PARKING_ENVELOPE: Unreadable = Unreadable::Shape("a parking envelope");
 
 impl<'a> Head<'a> {
     /// The head of an envelope of the current version.
@@ -110,28 +96,28 @@ impl<'a> Head<'a> {
     }
 
     /// Reads the head of a packed envelope. Unless the head is unusually long, only the start is unpacked.
-    pub fn read(text: &str) -> Result<Head<'static>, EnvelopeError> {
+    pub fn read(text: &str) -> Result<Head<'static>, Unreadable> {
         const MESSAGES: &[u8] = b",\"messages\":";
         let mut json = unpack_start(text, HEAD_CHARACTERS, HEAD_BYTES)?;
         if let Some(end) = find(&json, MESSAGES) {
             json.truncate(end);
             json.push(b'}');
-            if let Ok(head) = std::str::from_utf8(&json).map_err(|_| EnvelopeError::Shape).and_then(Self::parse) {
+            if let Ok(head) = std::str::from_utf8(&json).map_err(|_| NOT_A_PARKING_ENVELOPE).and_then(Self::parse) {
                 return Ok(head.into_owned());
             }
         }
         Head::parse(&unpacked(text)?).map(Head::into_owned)
     }
 
-    fn parse(json: &str) -> Result<Head<'_>, EnvelopeError> {
+    fn parse(json: &str) -> Result<Head<'_>, Unreadable> {
         #[derive(Deserialize)]
         struct Version {
             v: u32,
         }
         match serde_json::from_str(json) {
-            Ok(Version { v: 1 }) => serde_json::from_str(json).map_err(|_| EnvelopeError::Shape),
-            Ok(Version { v }) => Err(EnvelopeError::Version(v)),
-            Err(_) => Err(EnvelopeError::Shape),
+            Ok(Version { v: 1 }) => serde_json::from_str(json).map_err(|_| NOT_A_PARKING_ENVELOPE),
+            Ok(Version { v }) => Err(Unreadable::Version(v)),
+            Err(_) => Err(NOT_A_PARKING_ENVELOPE),
         }
     }
 
@@ -158,12 +144,12 @@ impl<'a> Head<'a> {
 
 impl<'a> Envelope<'a> {
     /// Reads what [`unpacked`] returned.
-    pub fn parse(json: &'a str) -> Result<Self, EnvelopeError> {
+    pub fn parse(json: &'a str) -> Result<Self, Unreadable> {
         match serde_json::from_str::<Self>(json) {
             Ok(envelope) if envelope.head.v == 1 && envelope.messages.iter().all(|parked| is_string(parked.body)) => {
                 Ok(envelope)
             }
-            _ => Err(Head::parse(json).err().unwrap_or(EnvelopeError::Shape)),
+            _ => Err(Head::parse(json).err().unwrap_or(NOT_A_PARKING_ENVELOPE)),
         }
     }
 
@@ -207,8 +193,8 @@ fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
 }
 
 /// The JSON of a packed envelope.
-pub fn unpacked(text: &str) -> Result<String, EnvelopeError> {
-    String::from_utf8(unpack(text)?).map_err(|_| EnvelopeError::Encoding)
+pub fn unpacked(text: &str) -> Result<String, Unreadable> {
+    String::from_utf8(unpack(text)?).map_err(|_| Unreadable::Encoding)
 }
 
 /// The packed envelope of `messages`.
@@ -247,6 +233,28 @@ mod tests {
     }
 
     #[test]
+    fn messages_are_read_as_they_were_parked() {
+        let destination = Destination { host: "ns.example:444".into(), hub: "h".into(), secret_id: Some("s".into()) };
+        let head = Head::new("k", "f \u{1}", &destination, "2026-01-02T03:04:05.678Z", "timeout");
+        let mut properties = Properties::default();
+        properties.insert("cloudEvents:id", "a \"quoted\" id");
+        let mut messages = messages(3, "{\"a\":\"\u{1}\u{e4}\"}");
+        messages[1].properties = properties;
+        let fields = |message: &Message<'_>| {
+            let Message { id, subject, body, properties } = message;
+            (id.clone(), subject.to_string(), body.as_bytes().to_vec(), properties.as_bytes().to_vec())
+        };
+        let json = unpacked(&seal(&head, &messages.iter().collect::<Vec<_>>())).unwrap();
+        let envelope = Envelope::parse(&json).unwrap();
+        assert_eq!(envelope.head, head);
+        assert!(envelope.messages().map(|message| fields(&message)).eq(messages.iter().map(fields)));
+        let json = envelope.with_messages([2, 0]);
+        let some = Envelope::parse(&json).unwrap();
+        assert_eq!(some.head, head);
+        assert!(some.messages().map(|message| fields(&message)).eq([&messages[2], &messages[0]].map(fields)));
+    }
+
+    #[test]
     fn the_head_of_a_long_envelope_is_read_without_its_messages() {
         let destination = Destination { host: "ns.example".into(), hub: "h".into(), secret_id: Some("s".into()) };
         for body in ["x", &"random text ".repeat(100_000)] {
@@ -262,11 +270,11 @@ mod tests {
     #[test]
     fn unreadable_envelopes_name_their_problem() {
         let text = |json: &str| pack(json.as_bytes());
-        assert_eq!(Head::read("not base64!"), Err(EnvelopeError::Encoding));
-        assert_eq!(Head::read("AAAA"), Err(EnvelopeError::Encoding));
-        assert_eq!(Head::read(&text("{}")), Err(EnvelopeError::Shape));
-        assert_eq!(Head::read(&text(r#"{"v":1,"messages":[]}"#)), Err(EnvelopeError::Shape));
-        assert_eq!(Head::read(&text(r#"{"v":2,"kind":"k","messages":[]}"#)), Err(EnvelopeError::Version(2)));
+        assert_eq!(Head::read("not base64!"), Err(Unreadable::Encoding));
+        assert_eq!(Head::read("AAAA"), Err(Unreadable::Encoding));
+        assert_eq!(Head::read(&text("{}")), Err(NOT_A_PARKING_ENVELOPE));
+        assert_eq!(Head::read(&text(r#"{"v":1,"messages":[]}"#)), Err(NOT_A_PARKING_ENVELOPE));
+        assert_eq!(Head::read(&text(r#"{"v":2,"kind":"k","messages":[]}"#)), Err(Unreadable::Version(2)));
     }
 
     #[test]

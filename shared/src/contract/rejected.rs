@@ -4,8 +4,9 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+use super::Unreadable;
 use super::codec::{pack, unpack};
-use crate::kind::Rejection;
+use crate::kind::{Reason, Rejection};
 
 /// Maximum number of characters of a name (a kind, a flow), of a time, and of a detail. A sender may control them, and a
 /// message of limited size has to hold the body too. A flow's id has 64.
@@ -13,34 +14,47 @@ const MAX_NAME: usize = 256;
 const MAX_TIME: usize = 64;
 const MAX_DETAIL: usize = 2_000;
 
-/// An event that can't be delivered.
-#[derive(Debug, Clone)]
-pub struct Reject<'a> {
-    pub kind: &'a str,
-    pub flow: &'a str,
+/// Every reason that a stored event can name.
+const REASONS: [Reason; 7] = [
+    Reason::Unreadable,
+    Reason::Unmappable,
+    Reason::TooLarge,
+    Reason::UnknownFlow,
+    Reason::Bug,
+    Reason::Refused,
+    Reason::Expired,
+];
+
+/// An event that can't be delivered, with what is stored about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RejectedEvent<'a> {
+    pub kind: Cow<'a, str>,
+    pub flow: Cow<'a, str>,
     pub rejection: Rejection,
     pub source: Source,
-    /// As it came.
-    pub body: &'a [u8],
-    /// When, in RFC 3339; `None` is now.
-    pub received_at: Option<&'a str>,
+    /// Its body as it came, or the first part of it.
+    pub body: Cow<'a, [u8]>,
+    /// Time at which it was received, in RFC 3339.
+    pub received_at: Cow<'a, str>,
+    /// Whether `body` is only the first part.
+    pub truncated: bool,
 }
 
-/// Which way a rejected event had come.
+/// The path through which a rejected event came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
     Webhook,
     Queue,
-    /// A record of an event hub, read by its Kafka endpoint.
+    /// A record of an event hub, read through its Kafka endpoint.
     Kafka,
-    /// It was mapped and parked: its body is the parking envelope's JSON.
+    /// A parked message: the body is the parking envelope's JSON.
     Parking,
 }
 
 impl Source {
-    /// Whether the first part of a body is enough. The sender of a webhook gets a response, and a hub retains its record. A message
-    /// of a queue is deleted once it is handled, so a part of it would be all that is left.
+    /// Whether the first part of a body is enough. The sender of a webhook gets a response, and a hub retains its record. A
+    /// message of a queue is deleted once it is handled, so a part of it would be all that is left.
     fn allows_truncation(self) -> bool {
         match self {
             Self::Webhook | Self::Kafka => true,
@@ -49,71 +63,96 @@ impl Source {
     }
 }
 
-/// A rejected event as the queue holds it.
-#[derive(Debug, Serialize, Deserialize)]
+/// The JSON of a stored event.
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Envelope<'a> {
+struct Wire<'a> {
     v: u32,
     #[serde(borrow)]
-    pub kind: Cow<'a, str>,
+    kind: Cow<'a, str>,
     #[serde(borrow)]
-    pub flow: Cow<'a, str>,
+    flow: Cow<'a, str>,
     #[serde(borrow)]
-    pub reason: Cow<'a, str>,
+    reason: Cow<'a, str>,
     #[serde(borrow)]
-    pub detail: Cow<'a, str>,
-    /// RFC 3339.
+    detail: Cow<'a, str>,
     #[serde(borrow)]
-    pub received_at: Cow<'a, str>,
-    pub source: Source,
+    received_at: Cow<'a, str>,
+    source: Source,
     /// Base64 of the gzipped body, or of its first part.
     #[serde(borrow)]
     body: Cow<'a, str>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub truncated: bool,
+    truncated: bool,
 }
 
-/// What was read is not a reject envelope of a known version. It never holds any of its text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the message is not a reject envelope")]
-pub struct NotAnEnvelope;
+const NOT_A_REJECTED_EVENT: Unreadable = Unreadable::Shape("a rejected event");
 
-impl<'a> Envelope<'a> {
-    pub fn parse(json: &'a str) -> Result<Self, NotAnEnvelope> {
-        serde_json::from_str(json).ok().filter(|envelope: &Self| envelope.v == 1).ok_or(NotAnEnvelope)
+impl<'a> RejectedEvent<'a> {
+    /// An event with its whole body.
+    pub fn new(
+        kind: &'a str,
+        flow: &'a str,
+        rejection: Rejection,
+        source: Source,
+        body: &'a [u8],
+        received_at: impl Into<Cow<'a, str>>,
+    ) -> Self {
+        Self {
+            kind: kind.into(),
+            flow: flow.into(),
+            rejection,
+            source,
+            body: body.into(),
+            received_at: received_at.into(),
+            truncated: false,
+        }
     }
 
-    /// The body as it came.
-    pub fn body(&self) -> Result<Vec<u8>, NotAnEnvelope> {
-        unpack(&self.body).map_err(|_| NotAnEnvelope)
+    /// The JSON to store, with the body or the first part of it that fits `max_bytes`. `None` if a body that has to be
+    /// complete does not fit.
+    pub fn to_json(&self, max_bytes: usize) -> Option<String> {
+        let mut part: &[u8] = &self.body;
+        loop {
+            let wire = Wire {
+                v: 1,
+                kind: limited(&self.kind, MAX_NAME),
+                flow: limited(&self.flow, MAX_NAME),
+                reason: self.rejection.reason.word().into(),
+                detail: limited(&self.rejection.detail, MAX_DETAIL),
+                received_at: limited(&self.received_at, MAX_TIME),
+                source: self.source,
+                body: pack(part).into(),
+                truncated: self.truncated || part.len() < self.body.len(),
+            };
+            let json = serde_json::to_string(&wire).expect("texts always serialise");
+            if json.len() <= max_bytes || part.is_empty() {
+                return Some(json);
+            }
+            if !self.source.allows_truncation() {
+                return None;
+            }
+            // The part that would fit if all of it compressed alike, minus a margin.
+            part = &part[..part.len() / 100 * (max_bytes * 95 / json.len())];
+        }
     }
-}
 
-/// The envelope of a rejected event, with its body or the first part of it that fits `max_bytes`. `None` if a body that has to be
-/// complete does not fit.
-pub fn envelope(reject: &Reject<'_>, received_at: &str, max_bytes: usize) -> Option<String> {
-    let mut part = reject.body;
-    loop {
-        let envelope = Envelope {
-            v: 1,
-            kind: limited(reject.kind, MAX_NAME),
-            flow: limited(reject.flow, MAX_NAME),
-            reason: reject.rejection.reason.word().into(),
-            detail: limited(&reject.rejection.detail, MAX_DETAIL),
-            received_at: limited(received_at, MAX_TIME),
-            source: reject.source,
-            body: pack(part).into(),
-            truncated: part.len() < reject.body.len(),
-        };
-        let envelope = serde_json::to_string(&envelope).expect("texts always serialise");
-        if envelope.len() <= max_bytes || part.is_empty() {
-            return Some(envelope);
+    /// Reads what [`Self::to_json`] wrote.
+    pub fn parse(json: &'a str) -> Result<Self, Unreadable> {
+        let wire: Wire<'a> = serde_json::from_str(json).map_err(|_| NOT_A_REJECTED_EVENT)?;
+        if wire.v != 1 {
+            return Err(Unreadable::Version(wire.v));
         }
-        if !reject.source.allows_truncation() {
-            return None;
-        }
-        // As much as would fit if all of it packed alike, and a little less.
-        part = &part[..part.len() / 100 * (max_bytes * 95 / envelope.len())];
+        let reason = REASONS.into_iter().find(|reason| reason.word() == wire.reason).ok_or(NOT_A_REJECTED_EVENT)?;
+        Ok(Self {
+            kind: wire.kind,
+            flow: wire.flow,
+            rejection: Rejection { reason, detail: wire.detail.into_owned().into() },
+            source: wire.source,
+            body: unpack(&wire.body)?.into(),
+            received_at: wire.received_at,
+            truncated: wire.truncated,
+        })
     }
 }
 
@@ -131,40 +170,66 @@ fn limited(text: &str, max: usize) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kind::Reason;
 
-    fn reject<'a>(source: Source, flow: &'a str, detail: String, body: &'a [u8]) -> Reject<'a> {
-        let rejection = Rejection { reason: Reason::UnknownFlow, detail: detail.into() };
-        Reject { kind: "audience-change", flow, rejection, source, body, received_at: None }
+    const NOW: &str = "2026-01-02T03:04:05.678Z";
+
+    fn rejected<'a>(source: Source, flow: &'a str, detail: &str, body: &'a [u8]) -> RejectedEvent<'a> {
+        let rejection = Rejection { reason: Reason::UnknownFlow, detail: detail.to_owned().into() };
+        RejectedEvent::new("audience-change", flow, rejection, source, body, NOW)
+    }
+
+    #[test]
+    fn an_event_is_read_as_it_was_stored() {
+        for source in [Source::Webhook, Source::Queue, Source::Kafka, Source::Parking] {
+            for reason in REASONS {
+                let mut event = rejected(source, "a \"flow\"", "callType: missing", b"\xff\0{}");
+                event.rejection.reason = reason;
+                assert_eq!(RejectedEvent::parse(&event.to_json(1_000).unwrap()), Ok(event));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_stored_event_is_unreadable() {
+        let json = rejected(Source::Webhook, "f", "", b"{}").to_json(1_000).unwrap();
+        let changed = |from: &str, to: &str| RejectedEvent::parse(&json.replace(from, to)).unwrap_err();
+        assert_eq!(changed(r#""v":1"#, r#""v":2"#), Unreadable::Version(2));
+        assert_eq!(changed("unknown_flow", "bad mood"), NOT_A_REJECTED_EVENT);
+        assert_eq!(changed(r#""body":"#, r#""text":"#), NOT_A_REJECTED_EVENT);
+        assert_eq!(changed(r#""body":""#, r#""body":"!"#), Unreadable::Encoding);
+        assert_eq!(RejectedEvent::parse("something else").unwrap_err(), NOT_A_REJECTED_EVENT);
     }
 
     #[test]
     fn only_bodies_of_webhooks_and_hubs_are_truncated() {
         let body: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(100_000).collect();
-        for (source, is_kept) in
+        for (source, is_stored) in
             [(Source::Webhook, true), (Source::Kafka, true), (Source::Queue, false), (Source::Parking, false)]
         {
-            let reject = reject(source, "f", String::new(), &body);
-            let part = envelope(&reject, "now", 50_000);
-            assert_eq!(part.is_some(), is_kept, "{source:?}");
-            assert!(part.is_none_or(|part| Envelope::parse(&part).unwrap().truncated));
-            let whole = envelope(&reject, "now", 150_000).unwrap();
-            assert_eq!(Envelope::parse(&whole).unwrap().body().unwrap(), body, "{source:?}");
+            let event = rejected(source, "f", "", &body);
+            let part = event.to_json(50_000);
+            assert_eq!(part.is_some(), is_stored, "{source:?}");
+            if let Some(part) = part {
+                let part = RejectedEvent::parse(&part).unwrap();
+                assert!(part.truncated && body.starts_with(&part.body), "{source:?}");
+            }
+            assert_eq!(RejectedEvent::parse(&event.to_json(150_000).unwrap()), Ok(event), "{source:?}");
         }
     }
 
     #[test]
-    fn every_field_has_a_maximum_length_so_that_a_reject_fits() {
+    fn every_field_has_a_maximum_length_so_that_an_event_fits() {
         // Six bytes each when they are escaped.
         let long = "\u{1}".repeat(200_000);
-        let mut reject = reject(Source::Queue, &long, long.clone(), b"{}");
-        reject.kind = &long;
-        let envelope = envelope(&reject, &long, 20_000).unwrap();
-        assert!(envelope.len() < 20_000, "{}", envelope.len());
-        let envelope = Envelope::parse(&envelope).unwrap();
-        assert_eq!((envelope.flow.chars().count(), envelope.detail.chars().count()), (MAX_NAME, MAX_DETAIL));
-        assert!(envelope.flow.ends_with('…'));
-        assert_eq!(envelope.body().unwrap(), b"{}");
+        let mut event = rejected(Source::Queue, &long, &long, b"{}");
+        event.kind = long.as_str().into();
+        event.received_at = long.as_str().into();
+        let json = event.to_json(20_000).unwrap();
+        assert!(json.len() < 20_000, "{}", json.len());
+        let read = RejectedEvent::parse(&json).unwrap();
+        assert_eq!((read.flow.chars().count(), read.rejection.detail.chars().count()), (MAX_NAME, MAX_DETAIL));
+        assert!(read.flow.ends_with('…'));
+        assert_eq!(*read.body, *b"{}");
         assert_eq!(limited("ä".repeat(MAX_NAME).as_str(), MAX_NAME), "ä".repeat(MAX_NAME));
     }
 }

@@ -10,7 +10,7 @@ use crate::event_hubs::partitioning::{Partitioning, Route};
 use crate::json::{escaped_len, push_string};
 use crate::message::Message;
 
-/// Messages of one route, to be sent in requests that go out one after another.
+/// Messages of one route, which are sent in requests one after another.
 #[derive(Debug)]
 pub struct Group<'a> {
     pub route: Route<'a>,
@@ -73,7 +73,7 @@ impl Request {
         self.elements.len()
     }
 
-    /// Two requests with half of the messages each.
+    /// Splits it into two requests with half of the messages each.
     pub fn halve(&self) -> [Self; 2] {
         let (first, second) = self.elements.split_at(self.elements.len() / 2);
         [first, second].map(|elements| {
@@ -89,7 +89,7 @@ impl Request {
 impl Group<'_> {
     /// The next request, of at most `limit` but with one message at least.
     ///
-    /// Escaping only ever makes text longer, so that a request within the limit has bodies and properties within it too,
+    /// Escaping never makes text shorter. So a request within the limit has escaped and unescaped texts within it,
     /// whichever of the two the service counts.
     pub fn next(&mut self, messages: &[Message<'_>], limit: Limit) -> Option<Request> {
         if let Some(request) = self.again.pop() {
@@ -116,7 +116,7 @@ impl Group<'_> {
         growing.map(Growing::close)
     }
 
-    /// Begins with another message, where messages have no order.
+    /// Moves a random message to the front, if messages have no order.
     pub fn rotate(&mut self) {
         if self.route == Route::Anywhere && !self.waiting.is_empty() {
             let by = fastrand::usize(..self.waiting.len());
@@ -135,7 +135,7 @@ impl Group<'_> {
     }
 }
 
-/// Groups `messages` by route. Second: positions of messages too large for a request of `max_bytes`.
+/// Groups `messages` by route. Also returns the positions of messages that are too large for a request of `max_bytes`.
 pub fn group<'a>(
     messages: &'a [Message<'_>],
     partitioning: Partitioning,
@@ -182,7 +182,7 @@ fn push_element(out: &mut Vec<u8>, message: &Message<'_>, route: &Route<'_>) {
     out.push(b'}');
 }
 
-/// As many bytes as [`push_element`] writes.
+/// Number of bytes that [`push_element`] writes.
 fn element_len(message: &Message<'_>, route: &Route<'_>) -> usize {
     let key = match route {
         Route::Key(key) => KEY.len() + escaped_len(key) + "\"\"}".len(),
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_back_comes_first_and_nothing_unsent_is_forgotten() {
+    fn requests_that_were_put_back_come_first_and_every_unsent_message_is_returned() {
         let messages: Vec<_> = (0..6).map(|n| message("s", &n.to_string())).collect();
         let (mut groups, _) = group(&messages, Partitioning::Subject, 1_000_000);
         let group = &mut groups[0];
@@ -262,7 +262,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn what_fits_is_packed(subject in "\\PC{0,200}", body in "\\PC{0,200}", budget in 60usize..900) {
+        fn a_message_that_fits_is_packed(subject in "\\PC{0,200}", body in "\\PC{0,200}", budget in 60usize..900) {
             let messages = [message(&subject, &body)];
             for partitioning in [Partitioning::Keys(60_000), Partitioning::Subject, Partitioning::None] {
                 let (_, too_large) = pack(&messages, partitioning, budget);

@@ -1,5 +1,5 @@
-//! A circuit breaker per destination: once a hub has shown that it does not respond, requests are not even tried, except
-//! one now and then that finds out whether it responds again.
+//! A circuit breaker per destination: once a hub does not respond, no requests are sent to it, except single probes that
+//! find out whether it responds again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ pub struct Policy {
     pub opens_after: u32,
     /// Time between two probes while it is open.
     pub probe_interval: Duration,
-    /// Part of the interval by which it varies either way, so that instances do not probe in step.
+    /// Fraction of the interval by which it varies in both directions, so that instances do not probe at the same time.
     pub jitter: f64,
 }
 
@@ -23,7 +23,7 @@ pub struct Policy {
 pub enum Admission {
     /// Everything.
     Closed,
-    /// One request, now. It is this caller's turn.
+    /// One request, which this caller is to send now.
     Probe,
     /// Nothing, until the time of the next probe.
     Open(Open),
@@ -34,13 +34,14 @@ pub enum Admission {
 pub struct Change {
     /// Whether it is open now.
     pub is_open: bool,
-    /// The failure that it is or was open for.
+    /// The failure because of which it is or was open.
     pub cause: Cause,
     /// Time since the first failure in a row.
     pub failing_for: Duration,
 }
 
-/// Judged by the wall clock: a monotonic clock may stop while the sandbox is frozen between invocations.
+/// The state of one destination. It uses the wall clock: a monotonic clock may stop while the sandbox is frozen between
+/// invocations.
 #[derive(Debug)]
 pub struct Circuit {
     policy: Policy,
@@ -80,7 +81,7 @@ impl Circuit {
         }
     }
 
-    /// How it is open, if it is.
+    /// Its cause and next probe, if it is open.
     pub fn open(&self, now: SystemTime) -> Option<Open> {
         let mut state = self.state();
         let open = state.open.as_mut()?;
@@ -128,7 +129,7 @@ impl Circuit {
     }
 }
 
-/// The circuits of a process, by what they guard.
+/// The circuits of a process, by destination.
 #[derive(Debug)]
 pub struct Circuits<K> {
     policy: Policy,
@@ -152,7 +153,7 @@ impl<K: std::hash::Hash + Eq> Circuits<K> {
     }
 }
 
-/// Logs a change of state, in the same words for every function. The age is that of the oldest event that is affected.
+/// Logs a change of state, in the same words for every function, with the age of the oldest event that is affected.
 pub fn log(change: Change, host: &str, hub: &str, oldest_event_age: Duration) {
     let (cause, oldest_event_age_s) = (change.cause.word(), oldest_event_age.as_secs());
     if change.is_open {

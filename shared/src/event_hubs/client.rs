@@ -1,5 +1,5 @@
-//! Sends messages to an event hub over REST and reports the outcome of each. It stores nothing: what could not be
-//! delivered is returned to the caller.
+//! Sends messages to an event hub over REST and reports the outcome of each. It stores nothing: its caller stores the
+//! messages that could not be delivered.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
@@ -25,10 +25,10 @@ use crate::environment::SettingsError;
 use crate::http::{Attempt, Attempts, Http, RetryPolicy};
 use crate::message::Message;
 
-/// Retries of new events. A hub has taken 10 s and more to respond after it had been idle. A request that is cut off too
-/// soon may be stored, and says nothing about the hub.
+/// Retries of new events. A hub has needed 10 s and more for its first response after it had been idle. The events of a
+/// request that is cut off too soon may be stored all the same, and the timeout proves nothing about the hub.
 const LIVE: RetryPolicy = RetryPolicy { min_attempt: Duration::from_millis(100), ..RetryPolicy::DEFAULT };
-/// Parked messages are received again anyway.
+/// Retries of parked messages: none, since their queue delivers them again.
 const ONCE: RetryPolicy = RetryPolicy { attempts: 1, ..LIVE };
 /// Timeout of one attempt for parked messages: the instance has other hubs to serve.
 const PACED_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,10 +45,10 @@ const MAX_ERROR_BODY: usize = 4096;
 /// Timeout of a response's body after its head.
 const BODY_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Our loop alone decides on retries.
+/// The header by which the hub does not retry a request itself: the loop here decides on retries.
 const RETRY_POLICY: (HeaderName, HeaderValue) =
     (HeaderName::from_static("x-ms-retrypolicy"), HeaderValue::from_static("NoRetry"));
-/// Where the address of the hub comes from.
+/// The setting that the address of the hub comes from.
 const ENDPOINT: &str = "`Endpoint` of the connection string";
 
 /// Only the content type distinguishes a batch from a single event.
@@ -63,11 +63,11 @@ pub enum Outcome {
     Delivered,
     /// The hub will never accept it.
     Refused(Refusal),
-    /// Not now; the message is valid.
+    /// The message is valid, and was not accepted for this cause.
     Unsent(Cause),
 }
 
-/// The outcomes of a set of messages, and what they took.
+/// The outcomes of a set of messages, and the requests that they needed.
 #[derive(Debug, Default)]
 pub struct Report {
     /// One per message, in their order.
@@ -81,11 +81,11 @@ pub struct Report {
     pub problem: Option<String>,
     /// What an operator should look at, by cause, as far as the failures themselves show it.
     pub hints: BTreeMap<Cause, Cow<'static, str>>,
-    /// Why the hub was not sent to any further: it fails, or an operator has to fix something.
+    /// Why sending ended before all messages were tried: the hub fails, or an operator has to fix something.
     pub stopped: Option<Cause>,
 }
 
-/// What all hubs of a process share.
+/// The clients and settings that all hubs of a process share.
 #[derive(Clone)]
 pub struct Hubs {
     pub http: Http,
@@ -109,7 +109,7 @@ pub struct EventHub {
     proven_partitions: Mutex<HashSet<u32>>,
 }
 
-/// How hard a hub is tried, which depends on who waits.
+/// How often and how long a hub is tried, which depends on the kind of messages.
 #[derive(Clone, Copy)]
 enum Effort<'p> {
     /// New events, for which a sender may wait: retries, and groups concurrently.
@@ -140,17 +140,17 @@ impl<'p> Effort<'p> {
         }
     }
 
-    /// Whether other requests are not sent after one failed for `cause`.
+    /// Whether no other request is sent after one failed for `cause`.
     fn stops_at(self, cause: Cause) -> bool {
         match self {
-            // A key that was read again and refused again.
+            // The key was read again, and refused again.
             Self::Live | Self::Probe(_) => cause == Cause::Unauthorized,
             Self::Paced(..) => cause.is_the_hubs() && cause != Cause::Throttled,
         }
     }
 }
 
-/// Messages on their way, and the report about them so far.
+/// Messages that are being sent, and the report about them so far.
 struct Sending<'m> {
     messages: &'m [Message<'m>],
     groups: Vec<Group<'m>>,
@@ -170,7 +170,7 @@ impl<'m> Sending<'m> {
         self.report.hints.extend(sent.hints);
     }
 
-    /// Ends it: whatever is not sent has this cause.
+    /// Ends the sending: every message that is not sent has this cause.
     fn stop(mut self, cause: Cause) -> Report {
         for position in self.groups.drain(..).flat_map(Group::unsent) {
             self.report.outcomes[position] = Outcome::Unsent(cause);
@@ -213,7 +213,7 @@ impl Hubs {
 }
 
 impl EventHub {
-    /// Opens a connection before the first event needs it. A failure shows with the first event.
+    /// Opens a connection before the first event needs it. A failure is reported by the first event.
     pub async fn warm_up(&self) {
         let url = self.connection.base_url().await;
         self.http.warm_up(url, Instant::now() + WARM_UP_TIMEOUT).await;
@@ -229,8 +229,8 @@ impl EventHub {
         self.connection.destination().await
     }
 
-    /// Sends new messages. Returns when each is delivered or given up, at `deadline` at the latest. While the hub is known
-    /// not to respond, nothing is tried but one message a second.
+    /// Sends new messages. Returns when each has an outcome, at `deadline` at the latest. While the hub is known not to
+    /// respond, only one message a second is tried.
     ///
     /// A message whose outcome is `Unsent` may be stored all the same, after a timeout or a lost connection.
     pub async fn send(&self, messages: &[Message<'_>], deadline: Instant) -> Report {
@@ -250,8 +250,8 @@ impl EventHub {
     }
 
     /// Sends parked messages at `pace`: the last request is sent before `deadline`, and its response is awaited until
-    /// `response_deadline`, since a request that is cut off may be stored. With `probe`, one request of so many messages at
-    /// most goes out first; the rest is sent only if the hub responds to it.
+    /// `response_deadline`, since a request that is cut off may be stored. With `probe`, one request of at most that many
+    /// messages is sent first; the other messages are sent only if the hub responds to it.
     ///
     /// A message whose outcome is `Unsent` may be stored all the same, after a timeout or a lost connection.
     pub async fn send_paced(
@@ -307,7 +307,7 @@ impl EventHub {
                 sent.outcomes.extend(request.messages().map(|position| (position, outcome)));
                 None
             }
-            // The hub responds; what it says about these messages is found out with all others.
+            // The hub responds. These messages are sent again with all others, which shows what is wrong with them.
             Outcome::Refused(_) | Outcome::Unsent(Cause::BadPartition) => {
                 group.put_back([request]);
                 None
@@ -380,7 +380,8 @@ impl EventHub {
             }
             sent.outcomes.extend(request.messages().map(|position| (position, outcome)));
         };
-        // A 400 of the partition form may mean a message or the partition. A partition that has accepted a message exists.
+        // The cause of a 400 of the partition form is a message or the partition. A partition that has accepted a message
+        // exists.
         let outcome = match group.route {
             Route::Partition(id) if self.is_proven(id) => Outcome::Refused(Refusal::Malformed),
             _ => Outcome::Unsent(Cause::BadPartition),
@@ -430,7 +431,7 @@ impl EventHub {
     ) -> Outcome {
         let before = sent.requests;
         let outcome = self.try_request(request, route, effort, deadline, sent).await;
-        // What was not tried says nothing about the hub.
+        // A request that was not sent proves nothing about the hub.
         if matches!(effort, Effort::Live | Effort::Probe(None)) && sent.requests > before {
             self.record(outcome).await;
         }
@@ -447,7 +448,7 @@ impl EventHub {
     ) -> Outcome {
         let mut attempts = Attempts::new(effort.retry_policy(), deadline);
         loop {
-            // Requests that were in flight together may have found out meanwhile that the hub does not respond.
+            // Concurrent requests may have found out meanwhile that the hub does not respond.
             if let (Effort::Live, Some(open)) = (effort, self.circuit.open(self.clock.now())) {
                 return Outcome::Unsent(open.cause);
             }
@@ -477,13 +478,13 @@ impl EventHub {
                 }
                 Disposition::Refused(refusal) => return Outcome::Refused(refusal),
                 Disposition::Stop(cause) => return Outcome::Unsent(cause),
-                Disposition::SignAnew if attempts.renew_once() => {
+                Disposition::SignAgain if attempts.renew_once() => {
                     sent.retries += 1;
                     attempts.uncount();
                     self.connection.renew(access.generation, deadline).await;
                     continue;
                 }
-                Disposition::SignAnew => return Outcome::Unsent(Cause::Unauthorized),
+                Disposition::SignAgain => return Outcome::Unsent(Cause::Unauthorized),
                 Disposition::Retry { cause, wait } => (cause, wait),
             };
             if let (Some((pace, _)), Some(sent_at), Cause::Throttled) = (effort.pace(), sent_at, cause) {
@@ -501,7 +502,7 @@ impl EventHub {
         }
     }
 
-    /// One attempt.
+    /// Makes one attempt.
     async fn post(
         &self,
         access: &Access,

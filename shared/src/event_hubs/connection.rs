@@ -1,4 +1,4 @@
-//! A connection to one event hub: where to send, and a token that is signed once and used until shortly before it expires.
+//! A connection to one event hub: its address, and a token that is signed once and used until shortly before it expires.
 
 use reqwest::Url;
 use reqwest::header::HeaderValue;
@@ -21,12 +21,12 @@ const QUERY: &str = "timeout=60&api-version=2014-01";
 /// Lifetime of a token, in seconds.
 const TOKEN_LIFETIME: u64 = 3600;
 
-/// Where to send, and with which token.
+/// The address to send to, and the token to send.
 #[derive(Debug, Clone)]
 pub struct Access {
     /// `https://{host}/{hub}/messages` with its query.
     pub messages_url: Url,
-    /// The token, as a header that prints as nothing.
+    /// The token, as a header whose `Debug` shows no value.
     pub token: HeaderValue,
 }
 
@@ -34,14 +34,14 @@ pub struct Access {
 #[derive(Debug, Clone, Copy)]
 pub struct TokenExpired;
 
-/// Which hub of which namespace a connection string may point to.
+/// The hub and the namespace that a connection string must point to.
 #[derive(Debug, Clone)]
 pub struct Wanted {
     /// The setting that names the hub.
     pub setting: &'static str,
     /// The hub. Without it the connection string's `EntityPath` names it.
     pub hub: Option<String>,
-    /// Host, and port if it is not the usual one. Without it any will do.
+    /// Host, and port if it is not the usual one. Without it any host is accepted.
     pub host: Option<String>,
 }
 
@@ -80,7 +80,7 @@ impl Connection {
             let problem = match sas::expiry(token) {
                 Err(problem) => Some(problem),
                 Ok(expiry) if expiry <= clock.unix_seconds() => {
-                    Some("`SharedAccessSignature` has expired; put in a new one, or a key")
+                    Some("`SharedAccessSignature` has expired; replace it with a new one, or with a key")
                 }
                 Ok(_) => None,
             };
@@ -136,7 +136,7 @@ impl Issuer for Signer {
             }
             Credential::Signature(token) => {
                 let expires_at = sas::expiry(token).ok().filter(|expiry| now < *expiry).ok_or(TokenExpired)?;
-                (header(token).expect("looked at when the connection string was read"), expires_at)
+                (header(token).expect("checked when the connection string was read"), expires_at)
             }
         };
         Ok(Issued { token: Access { messages_url: messages_url.clone(), token }, expires_at })
@@ -160,7 +160,7 @@ impl Issuer for Signer {
 }
 
 impl Target {
-    /// `source` is the setting that the secret comes from.
+    /// Reads the target from a secret; `source` is the setting that the secret comes from.
     fn of(secret: &SecretString, source: &'static str, wanted: &Wanted) -> Result<Self, SettingsError> {
         let unusable = |problem: &dyn std::fmt::Display| SettingsError::new(source, problem);
         let text = connection_string_of(secret).map_err(|problem| unusable(&problem))?;
@@ -172,7 +172,7 @@ impl Target {
                     "names another hub than the connection string's `EntityPath`",
                 ));
             }
-            // Names are compared without case; the connection string's is a copy of Azure's.
+            // Names are compared without case; the connection string has Azure's own form.
             (Some(_), Some(entity_path)) => (wanted.setting, entity_path),
             (Some(hub), None) => (wanted.setting, hub.as_str()),
             (None, Some(entity_path)) => (source, entity_path),
@@ -194,16 +194,16 @@ impl Target {
             ));
         }
         if matches!(&parsed.credential, Credential::Signature(token) if header(token).is_none()) {
-            return Err(unusable(&"`SharedAccessSignature` has characters that no token has"));
+            return Err(unusable(&"`SharedAccessSignature` has characters that are not allowed in a token"));
         }
         let hub_url = format!("{}/{hub}", parsed.base_url);
         let messages_url = Url::parse(&format!("{hub_url}/messages?{QUERY}"))
-            .map_err(|_| unusable(&"`Endpoint` is no address that can be sent to"))?;
+            .map_err(|_| unusable(&"`Endpoint` is not a usable address"))?;
         Ok(Self { hub_url, messages_url, host: host.to_owned(), hub: hub.to_owned(), credential: parsed.credential })
     }
 }
 
-/// The `Authorization` header; `None` where the token has characters that no header takes.
+/// The `Authorization` header; `None` if the token has characters that are not allowed in a header.
 fn header(token: &SecretString) -> Option<HeaderValue> {
     let mut header = HeaderValue::from_str(token.expose_secret()).ok()?;
     header.set_sensitive(true);

@@ -11,11 +11,11 @@ pub struct ConnectionString {
     /// Scheme, host and, for an emulator only, port: where requests go, without a trailing slash.
     pub base_url: String,
     pub credential: Credential,
-    /// The hub, when the string is scoped to one (`EntityPath`).
+    /// The hub, if the string is for one hub only (`EntityPath`).
     pub entity_path: Option<String>,
 }
 
-/// What authorises a send.
+/// The credential of a connection string.
 #[derive(Debug, Clone)]
 pub enum Credential {
     /// A rule's name and key, from which tokens are signed.
@@ -58,7 +58,7 @@ const EMULATOR: &str = "UseDevelopmentEmulator";
 const KNOWN: [&str; 6] = [ENDPOINT, KEY_NAME, KEY, SIGNATURE, ENTITY_PATH, EMULATOR];
 
 impl ConnectionString {
-    /// Parses `text`. Keys compare without ASCII case, unknown ones are ignored, known ones stand once and not empty.
+    /// Parses `text`. Keys compare without ASCII case. Unknown keys are ignored; a known key may occur once and needs a value.
     pub fn parse(text: &str) -> Result<Self, ConnectionStringError> {
         use ConnectionStringError as E;
         let mut values: [Option<&str>; KNOWN.len()] = [None; KNOWN.len()];
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_copying_adds_is_named() {
+    fn characters_that_copying_adds_are_named() {
         let text = format!("Endpoint=sb://ns.servicebus.windows.net/;{KEYS}");
         let error = |text: &str| ConnectionString::parse(text).unwrap_err().to_string();
         for quoted in [format!("\"{text}\""), format!(" '{text}'"), format!("\u{201c}{text}\u{201d}")] {

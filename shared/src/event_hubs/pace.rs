@@ -22,7 +22,7 @@ const MIN_RATE: f64 = 0.02;
 const GROWTH: f64 = 1.005;
 /// Factor after the first refusal: half of the rate was accepted a second ago.
 const FIRST_REFUSAL: f64 = 0.5;
-/// Factor after every further refusal.
+/// Factor after every additional refusal.
 const REFUSAL: f64 = 0.85;
 /// Factor when new events are refused: they come first.
 const LIVE_TRAFFIC: f64 = 0.7;
@@ -98,7 +98,7 @@ impl Pace {
         Limit { messages: (units * EVENTS_PER_UNIT) as usize, bytes: (units * BYTES_PER_UNIT) as usize }
     }
 
-    /// Waits for the turn of a request. Returns when it may go out, `None` if that is not before `deadline`.
+    /// Waits for the turn of a request. Returns the time at which it may be sent; `None` if that is not before `deadline`.
     pub async fn turn(&self, messages: usize, bytes: usize, deadline: Instant) -> Option<SystemTime> {
         let units = (messages as f64 / EVENTS_PER_UNIT).max(bytes as f64 / BYTES_PER_UNIT);
         let _turn = timeout_at(deadline, self.line.lock()).await.ok()?;

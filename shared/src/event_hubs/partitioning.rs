@@ -8,12 +8,12 @@ use sha2::{Digest, Sha256};
 
 use crate::message::digest;
 
-/// `PARTITIONING`: how subjects share requests. Whatever is chosen but `None`, one subject always lands in one partition.
+/// `PARTITIONING`: how subjects share requests. With every value but `None`, all messages of a subject go to one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Partitioning {
     /// `keys:N`: N partition keys, `hash(subject) mod N`. For a hub whose partition count is not known.
     Keys(u32),
-    /// `partitions:N`: straight to partition `hash(subject) mod N` of a hub with N partitions.
+    /// `partitions:N`: partition `hash(subject) mod N` of a hub with N partitions.
     Partitions(u32),
     /// `subject`: the subject itself is the key.
     Subject,
@@ -27,7 +27,7 @@ impl Default for Partitioning {
     }
 }
 
-/// Where a group of messages goes.
+/// The place that a group of messages is sent to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Route<'a> {
     Key(Cow<'a, str>),
@@ -35,14 +35,14 @@ pub enum Route<'a> {
     Anywhere,
 }
 
-/// Event Hubs takes partition keys of at most 128 characters.
+/// Maximum number of characters of a partition key that Event Hubs accepts.
 const MAX_KEY_CHARACTERS: usize = 128;
 
 impl Partitioning {
     /// The route for messages of `subject`.
     pub fn route<'a>(self, subject: &'a str) -> Route<'a> {
         match self {
-            // Nothing to keep in order, and one key for all of it would heap it in one partition.
+            // These messages have no order, and one key would put all of them into one partition.
             _ if subject.is_empty() => Route::Anywhere,
             Self::Keys(n) => Route::Key(bucket(subject, n).to_string().into()),
             Self::Partitions(n) => Route::Partition(bucket(subject, n)),

@@ -1,4 +1,4 @@
-//! What the hub's answers mean: pure, so that each status is one line of a table and one line of a test.
+//! The meaning of the hub's responses: pure functions, so that each status is one line of a table and one line of a test.
 //!
 //! The reference lists 201, 401 and 500; the rest is from the sister Service Bus page and from public reports.
 
@@ -8,22 +8,22 @@ use std::time::Duration;
 use crate::http::{TransportError, TransportKind};
 use crate::kind::{Reason, Rejection};
 
-/// What to do after an answer.
+/// What to do after a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
     /// 201: stored.
     Delivered,
-    /// 401: sign anew, once.
-    SignAnew,
-    /// The request is wrong or too large: halve it; a single message is refused.
+    /// 401: sign again, once.
+    SignAgain,
+    /// The request is invalid or too large: halve it; a single message is refused.
     Refused(Refusal),
-    /// The events are fine; an operator has to mend something before they can be sent.
+    /// The events are valid; an operator has to fix something before they can be sent.
     Stop(Cause),
     /// Send again, after `wait` where the hub asked for one, else after the usual backoff.
     Retry { cause: Cause, wait: Option<Duration> },
 }
 
-/// Why a hub does not take a request as it is.
+/// Why a hub does not accept a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     Malformed,
@@ -31,10 +31,10 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// What the refusal of a single message says about its event.
+    /// The rejection of an event whose single message was refused.
     pub fn rejection(self) -> Rejection {
         match self {
-            Self::TooLarge => Rejection::too_large("the event is larger than the hub takes"),
+            Self::TooLarge => Rejection::too_large("the event is larger than the hub accepts"),
             Self::Malformed => Rejection { reason: Reason::Refused, detail: "the event hub refuses the event".into() },
         }
     }
@@ -92,15 +92,15 @@ impl Cause {
     pub fn hint(self) -> Option<&'static str> {
         match self {
             Self::Unauthorized => Some("the hub refuses the request: check the connection string"),
-            Self::TokenExpired => {
-                Some("the connection string's SharedAccessSignature has expired: put in a new one, or a key")
-            }
+            Self::TokenExpired => Some(
+                "the connection string's SharedAccessSignature has expired: replace it with a new one, or with a key",
+            ),
             Self::Forbidden => Some(
                 "check that the rule has the Send right, that the event hub is not disabled and that its quota is not used up",
             ),
             Self::NotFound => Some("check the namespace and the name of the event hub"),
             Self::BadPartition => Some("check that PARTITIONING=partitions:N has the hub's partition count"),
-            Self::Unexpected => Some("the hub gave an answer that is not documented: check the endpoint"),
+            Self::Unexpected => Some("the hub gave a response that is not documented: check the endpoint"),
             Self::Throttled | Self::Unavailable | Self::Unreachable | Self::ConnectionLost | Self::Timeout => None,
         }
     }
@@ -131,8 +131,8 @@ pub fn classify(status: u16, retry_after: Option<Duration>, body: &str) -> Dispo
     let throttled = matches!(status, 429 | 503) && Identifier::of(body) == Some(Identifier::Code("50002"));
     match status {
         201 => Disposition::Delivered,
-        401 => Disposition::SignAnew,
-        // A web server's page, say, is not about the event.
+        401 => Disposition::SignAgain,
+        // The page of a web server, for example, is not about the event.
         400 if !is_the_hubs(body) => Disposition::Stop(Cause::Unexpected),
         400 if says(body, "disabled") => Disposition::Stop(Cause::Forbidden),
         400 if says(body, "partition is invalid") => Disposition::Stop(Cause::BadPartition),
@@ -172,7 +172,7 @@ impl<'b> Identifier<'b> {
         if let Some(code) = code {
             return Some(Self::Code(code));
         }
-        // What comes after that is not about the error.
+        // The text after the tracking id is not about the error.
         let text = detail?.split("TrackingId:").next()?;
         let (word, _) = text.split_once(':')?;
         (!word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphabetic())).then_some(Self::Word(word))
@@ -189,10 +189,10 @@ fn is_the_hubs(body: &str) -> bool {
     body.contains("<Error>") || body.contains("<Error ")
 }
 
-/// What an operator should look at after a response, as its text shows; `None` where the cause alone decides.
+/// What an operator should look at after a response, according to its text; `None` if only the cause is known.
 pub fn hint(status: u16, body: &str, disposition: Disposition) -> Option<(Cause, Cow<'static, str>)> {
     let cause = match disposition {
-        Disposition::SignAnew => Cause::Unauthorized,
+        Disposition::SignAgain => Cause::Unauthorized,
         Disposition::Stop(cause @ Cause::Forbidden) => cause,
         _ => return None,
     };
@@ -210,9 +210,9 @@ pub fn hint(status: u16, body: &str, disposition: Disposition) -> Option<(Cause,
         Some(Identifier::Word("LocalAuthDisabled")) => {
             Some("the namespace does not accept shared access keys: enable its local authentication")
         }
-        Some(Identifier::Word("MissingToken")) => {
-            Some("the hub did not receive the Authorization header: check proxies on the way")
-        }
+        Some(Identifier::Word("MissingToken")) => Some(
+            "the hub did not receive the Authorization header: check the proxies between this function and the hub",
+        ),
         _ if says(body, "ip has been prevented") => Some("the namespace refuses this network: check its network rules"),
         _ if says(body, "claim") => {
             Some("check that the connection string's rule has the Send right on this event hub")
@@ -241,8 +241,8 @@ fn says(body: &str, words: &str) -> bool {
     body.to_ascii_lowercase().contains(words)
 }
 
-/// A 403 has three meanings: no right, quota exceeded, message too large. Only its text tells; in doubt the event is
-/// fine.
+/// Whether a 403 means that a message is too large. It can also mean a missing right or an exceeded quota, and only its text
+/// shows which. In doubt the event is valid.
 fn says_too_large(body: &str) -> bool {
     let body = body.to_ascii_lowercase();
     let about_size = ["too large", "message size", "messagesizeexceeded"].iter().any(|words| body.contains(words))
@@ -253,7 +253,7 @@ fn says_too_large(body: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Disposition::{Delivered, Refused, Retry, SignAnew, Stop};
+    use Disposition::{Delivered, Refused, Retry, SignAgain, Stop};
 
     const TRACKING: &str = "TrackingId:0a80044d-e087-446f-bd69-4a08e9a34ce4_G31, SystemTracker:contoso.servicebus.windows.net:profiles, Timestamp:2026-05-01T10:00:00";
 
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hint_follows_from_what_the_hub_says() {
+    fn a_hint_follows_from_the_hubs_error_text() {
         for (status, detail, named) in [
             (401, "40103: Invalid authorization token signature.", Some("key name and key")),
             (401, "InvalidSignature: The token has an invalid signature.", Some("key name and key")),
@@ -347,7 +347,7 @@ mod tests {
             (400, None, "<html>Bad Request - Invalid Hostname</html>".to_owned(), Stop(Cause::Unexpected)),
             (400, None, detail("Entity 'hub' is currently disabled."), Stop(Cause::Forbidden)),
             (400, None, detail("The specified partition is invalid."), Stop(Cause::BadPartition)),
-            (401, None, detail("40103: Invalid authorization token signature."), SignAnew),
+            (401, None, detail("40103: Invalid authorization token signature."), SignAgain),
             (403, None, detail("Unauthorized access. 'Send' claim(s) are required."), Stop(Cause::Forbidden)),
             (403, None, detail("The maximum entity size has been reached or exceeded: quota."), Stop(Cause::Forbidden)),
             (403, None, detail("Quota: the number of active messages exceeds the limit."), Stop(Cause::Forbidden)),

@@ -1,3 +1,3 @@
-//! What authorises a request to a hub.
+//! Tokens that authorise requests to a hub.
 
 pub mod sas;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::aws::{Aws, AwsError, Service};
 use crate::clock::Clock;
-use crate::contract::flow_item::{Attributes, FlowItem};
+use crate::contract::flow_item::{self, Attributes, FlowItem};
 
 /// Number of seconds for which an item is used before the table is read again. A change may go unnoticed for that time.
 const FRESH: u64 = 60;
@@ -96,16 +96,21 @@ impl FlowTable {
     async fn read(&self, id: &str, deadline: Instant) -> Result<Option<FlowItem>, FlowTableError> {
         const OPERATION: &str = "GetItem";
         let body = json!({
-            "TableName": self.table, "Key": { "pk": { "S": format!("FLOW#{id}") } }, "ConsistentRead": true,
+            "TableName": self.table, "Key": { flow_item::PARTITION_KEY: { "S": flow_item::key(id) } }, "ConsistentRead": true,
         });
         let response = self.aws.call(Service::DynamoDb, OPERATION, &body, deadline).await?;
         let unusable = |problem: String| FlowTableError::Item { flow: id.to_owned(), problem };
-        let response: Response = serde_json::from_slice(&response).map_err(|_| AwsError::Answer {
+        let response: Response = serde_json::from_slice(&response).map_err(|_| AwsError::Response {
             operation: OPERATION,
             status: 200,
             code: "with something unreadable".to_owned(),
         })?;
-        response.item.map(|attributes| FlowItem::read(&attributes).map_err(unusable)).transpose()
+        let read = |attributes: Attributes| {
+            let item = FlowItem::read(&attributes)?;
+            super::partitioning(&item).map_err(|error| format!("`partitioning`: {}", error.problem))?;
+            Ok(item)
+        };
+        response.item.map(read).transpose().map_err(unusable)
     }
 
     fn cache(&self) -> MutexGuard<'_, HashMap<String, Cached>> {

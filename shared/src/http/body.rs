@@ -7,18 +7,18 @@ use tokio::time::{Instant, timeout_at};
 use super::client::Origin;
 use super::error::{TransportError, TransportKind};
 
-/// The head of a response; its body is still to be read.
+/// A response whose body is not read yet.
 pub struct Response {
     response: reqwest::Response,
     /// The pool that its connection returns to.
     origin: Option<Origin>,
 }
 
-/// What was read of a body.
+/// The part of a body that was read.
 #[derive(Debug)]
 pub struct Body {
     pub bytes: Vec<u8>,
-    /// Why it is not the whole body.
+    /// The reason why it is not the whole body.
     pub incomplete: Option<TransportError>,
 }
 
@@ -39,7 +39,7 @@ impl Response {
         self.response.headers()
     }
 
-    /// Whether the response says that it has no body, so that none has to be waited for.
+    /// Whether the headers say that the response has no body, so that its reader need not wait for one.
     pub fn is_empty(&self) -> bool {
         self.response.content_length() == Some(0)
     }
@@ -54,8 +54,8 @@ impl Response {
         Some(at.duration_since(now).unwrap_or_default())
     }
 
-    /// Reads the body until it ends, has `max` bytes or `bound` is there. Reading it to its end lets the connection be used
-    /// again.
+    /// Reads the body until it ends, has `max` bytes or `bound` is reached. The connection is used again only if the body was
+    /// read to its end.
     pub async fn read(mut self, max: usize, bound: Instant) -> Body {
         let expected = self.response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
         let mut bytes = Vec::with_capacity(expected.min(max));
@@ -89,7 +89,7 @@ impl Body {
         }
     }
 
-    /// What was read, as text.
+    /// The part that was read, as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes).into_owned()
     }

@@ -1,10 +1,10 @@
 //! The one HTTP client of a process: HTTP/1.1, ring, compiled-in roots. The default crypto library costs 30 ms of CPU at
 //! the first handshake of every cold start, and the system's roots most of a millisecond.
 //!
-//! Only a good response makes a connection eligible for reuse. A connection may lead to a place that is not the service
-//! (any more): a gateway node in trouble, the old primary of a failover, a peer that has forgotten it. So a response that
-//! such a place may give, a lost connection and a timeout empty the pool of their host, and a retry opens a connection of
-//! its own.
+//! A connection is reused only after a response that shows a working service. A connection may point to a peer that is not
+//! the service (any more): a failing gateway node, the old primary of a failover, a peer that has dropped it. So a response
+//! that such a peer may give, a lost connection and a timeout empty the pool of their host, and a retry opens a connection
+//! of its own.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -34,7 +34,7 @@ struct Inner {
     tls: ClientConfig,
     /// Connections to all hosts whose connections were never dropped.
     shared: reqwest::Client,
-    /// Connections to the other hosts. They are few: hosts come from the configuration, never from a request.
+    /// Connections to the other hosts. They are few: the configuration names hosts, a request never does.
     own: Mutex<HashMap<String, Pool>>,
     /// Opens a connection for each request, and closes it afterwards. Built with the first retry.
     unpooled: OnceLock<reqwest::Client>,
@@ -47,7 +47,7 @@ struct Pool {
     generation: u64,
 }
 
-/// Which connection a request may use.
+/// The connection that a request may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Via {
     /// An idle one, else a new one.
@@ -88,7 +88,7 @@ pub fn build(extra_ca_certs: Option<&str>) -> Result<Http, String> {
 /// The certificates of a PEM file.
 fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let file = std::fs::read(path).map_err(|error| format!("can't read the file `{path}`: {}", error.kind()))?;
-    // Windows tools put it in front of text.
+    // Windows tools put a byte order mark in front of text.
     let pem = file.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&file);
     let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(|error| {
         // The parser's own text repeats bytes of the file.
@@ -123,7 +123,7 @@ impl Http {
     /// Sends a request and returns the head of its response, by `bound`.
     ///
     /// # Errors
-    /// When the response is missing. The request may have been handled all the same.
+    /// Fails if no response arrives. The peer may have handled the request all the same.
     pub async fn send(&self, request: Request, via: Via, bound: Instant) -> Result<Response, TransportError> {
         let (client, origin) = match via {
             Via::NewConnection => (self.unpooled(), None),
@@ -139,7 +139,7 @@ impl Http {
             Err(_) => Err(TransportError::timeout()),
         };
         match (sent, origin) {
-            (Ok(response), Some(origin)) if is_good(response.status()) => Ok(response.of_pool(origin)),
+            (Ok(response), Some(origin)) if is_from_service(response.status()) => Ok(response.of_pool(origin)),
             (Err(error), Some(_)) if !error.kind.was_connected() => Err(error),
             (sent, Some(origin)) => {
                 origin.drop_connections();
@@ -149,14 +149,15 @@ impl Http {
         }
     }
 
-    /// Opens a connection before the first request needs it, by a request that expects nothing. A failure shows with the
-    /// first request.
+    /// Opens a connection before the first request needs it, with a request whose response is ignored. A failure is reported
+    /// by the first request.
     pub async fn warm_up(&self, url: Url, bound: Instant) {
         let opened = async {
             let response = self.pool(&host(&url)).client.get(url.clone()).send().await.ok()?;
             // Without a path and without credentials these are the usual responses.
             let status = response.status();
-            if !is_good(status.as_u16()) && !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND) {
+            if !is_from_service(status.as_u16()) && !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND)
+            {
                 self.origin(&url).drop_connections();
             }
             Some(Response::new(response).read(MAX_WARM_UP_BODY, bound).await)
@@ -195,7 +196,7 @@ impl Http {
 
 impl Origin {
     /// Empties the host's pool, unless a request that failed together with this one did so already: requests in flight
-    /// then return their connections to a pool that nobody uses.
+    /// then return their connections to a pool that is no longer used.
     pub(super) fn drop_connections(self) {
         let mut own = self.http.own();
         if own.get(&self.host).map_or(0, |pool| pool.generation) == self.generation {
@@ -205,8 +206,8 @@ impl Origin {
     }
 }
 
-/// Whether a response of that status shows that its connection leads to the right place.
-fn is_good(status: u16) -> bool {
+/// Whether a response of that status shows that its connection points to a working service.
+fn is_from_service(status: u16) -> bool {
     !matches!(status, 401 | 404 | 410 | 500..)
 }
 
@@ -237,12 +238,12 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_not_reused_after_a_status_that_another_place_may_give() {
+    fn a_connection_is_not_reused_after_a_status_that_another_peer_may_give() {
         for status in [401, 404, 410, 500, 502, 503, 504, 599] {
-            assert!(!is_good(status), "{status}");
+            assert!(!is_from_service(status), "{status}");
         }
         for status in [200, 201, 207, 302, 400, 403, 408, 413, 429] {
-            assert!(is_good(status), "{status}");
+            assert!(is_from_service(status), "{status}");
         }
     }
 }

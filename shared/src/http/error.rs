@@ -1,4 +1,4 @@
-//! Why a request got no response: the one translation of what the HTTP client, its TLS library and the resolver report.
+//! Why a request got no response: the one translation of the errors of the HTTP client, its TLS library and the resolver.
 
 use std::error::Error;
 use std::{fmt, io};
@@ -9,7 +9,7 @@ use rustls::CertificateError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TransportError {
     pub kind: TransportKind,
-    /// Text for the log: what the libraries report, without the URL.
+    /// Text for the log: the errors of the libraries, without the URL.
     detail: String,
 }
 
@@ -24,7 +24,7 @@ pub enum TransportKind {
     Tls,
     /// The proxy asks for credentials that it did not get.
     ProxyCredentials,
-    /// No connection, for a reason that may pass.
+    /// No connection, for a reason that may be transient.
     Unreachable,
     ConnectionLost,
     Timeout,
@@ -47,9 +47,7 @@ impl TransportKind {
             Self::Certificate(problem) => Some(format!(
                 "the certificate was not accepted ({problem}): check {setting}; if a proxy inspects TLS, set EXTRA_CA_CERTS to its root certificate"
             )),
-            Self::Tls => {
-                Some(format!("the TLS handshake failed: check {setting}, and that nothing on the way alters TLS"))
-            }
+            Self::Tls => Some(format!("the TLS handshake failed: check {setting}, and that no proxy alters TLS")),
             Self::ProxyCredentials => Some("the proxy refuses its credentials: check HTTPS_PROXY".to_owned()),
             Self::Unreachable | Self::ConnectionLost | Self::Timeout | Self::TooLong => None,
         }
@@ -107,7 +105,7 @@ fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn 
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-/// What one error of the chain shows about a connection that could not be made.
+/// The kind of failure that one error of the chain shows, if the connection could not be opened.
 fn kind_of(error: &(dyn Error + 'static)) -> Option<TransportKind> {
     if let Some(tls) = error.downcast_ref() {
         return of_tls(tls);

@@ -21,7 +21,7 @@ pub struct RetryPolicy {
     pub attempt_timeout: Duration,
     /// Minimum time for an attempt to begin.
     pub min_attempt: Duration,
-    /// A number from 0 to 1; tests put their own in.
+    /// Returns a number from 0 to 1. Tests supply their own.
     pub random: fn() -> f64,
 }
 
@@ -37,7 +37,7 @@ impl RetryPolicy {
         random: fastrand::f64,
     };
 
-    /// The upper bounds of the waits.
+    /// A random wait before the next attempt, after so many were made.
     fn wait(&self, made: u32) -> Duration {
         let longest = self.first_wait.saturating_mul(1 << made.saturating_sub(1).min(16)).min(self.max_wait);
         longest.mul_f64((self.random)())
@@ -48,7 +48,7 @@ impl RetryPolicy {
 #[derive(Debug, Clone, Copy)]
 pub struct Attempt {
     pub via: Via,
-    /// When the attempt ends without a response.
+    /// Time at which the attempt ends without a response.
     pub bound: Instant,
 }
 
@@ -59,7 +59,7 @@ pub struct Attempts {
     deadline: Instant,
     /// Attempts that count.
     made: u32,
-    /// Whether one was made, also if it does not count: what follows is a retry.
+    /// Whether an attempt was made, also if it does not count: the next one is a retry.
     is_retry: bool,
     renewed: bool,
 }
@@ -85,14 +85,14 @@ impl Attempts {
         Some(Attempt { via, bound: now + share })
     }
 
-    /// Whether the policy and the deadline allow another attempt after one that failed. If so, waits for it: `asked` is the
-    /// wait that the peer asked for. After a lost connection the first retry goes out at once.
-    pub async fn again(&mut self, is_lost: bool, asked: Option<Duration>) -> bool {
+    /// Whether the policy and the deadline allow another attempt after one that failed. If so, waits for it.
+    /// `retry_after` is the wait that the peer asked for. After a lost connection the first retry is sent at once.
+    pub async fn again(&mut self, is_lost: bool, retry_after: Option<Duration>) -> bool {
         let is_lost = is_lost && self.made == 1;
-        let wait = match asked {
+        let wait = match retry_after {
             _ if is_lost => Duration::ZERO,
             None => self.policy.wait(self.made),
-            Some(asked) => asked.saturating_add(self.policy.wait(self.made)),
+            Some(retry_after) => retry_after.saturating_add(self.policy.wait(self.made)),
         };
         let is_last = self.made >= self.policy.attempts && !is_lost;
         if is_last || wait >= self.deadline.saturating_duration_since(Instant::now()) {
@@ -107,7 +107,7 @@ impl Attempts {
         !std::mem::replace(&mut self.renewed, true)
     }
 
-    /// Takes the last attempt back: it says nothing about the request.
+    /// Does not count the last attempt: its outcome was not about the request.
     pub fn uncount(&mut self) {
         self.made = self.made.saturating_sub(1);
     }

@@ -1,15 +1,15 @@
-//! The one cache of tokens: a token is issued by the wall clock, used until shortly before it expires, and dropped when it
-//! is refused. One renewal runs at a time; requests that need its result wait for it.
+//! The one cache of tokens: a token is issued for a time of the wall clock, used until shortly before it expires, and
+//! dropped when it is refused. One renewal runs at a time; requests that need its result wait for it.
 
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
 
-/// Part of a token's life that must be left at use, in seconds; of a short life, a third.
+/// Minimum lifetime that a token must have left at use, in seconds; a third of a shorter lifetime.
 const MARGIN: u64 = 300;
 
-/// What issues tokens: a key that signs them, or a client that asks a service for them.
+/// An issuer of tokens: a key that signs them, or a client that requests them from a service.
 pub trait Issuer: Send {
     type Token: Clone + Send;
     type Error: Send;
@@ -32,7 +32,7 @@ pub struct Issued<T> {
     pub expires_at: u64,
 }
 
-/// A token to use.
+/// A token that is valid for now.
 #[derive(Debug, Clone)]
 pub struct Held<T> {
     pub token: T,
@@ -93,7 +93,7 @@ impl<I: Issuer> TokenCache<I> {
         current.issuer.refresh(deadline).await;
     }
 
-    /// What `read` takes from the issuer as it is now.
+    /// Reads something from the current issuer.
     pub async fn issuer<R>(&self, read: impl FnOnce(&I) -> R) -> R {
         read(&self.current.lock().await.issuer)
     }

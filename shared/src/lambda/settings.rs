@@ -91,7 +91,7 @@ impl Settings {
         Ok(Services {
             flow_table: self.flows_table.as_ref().map(table),
             parking: queue(&self.parking_queue_url).map(Parking::new),
-            rejects: queue(&self.rejected_queue_url).map(|queue| Rejects::new(queue, clock.clone())),
+            rejects: queue(&self.rejected_queue_url).map(Rejects::new),
             metrics_by_flow: self.metrics_by_flow,
             hubs: Hubs::new(http, aws, clock, self.max_batch_bytes),
         })

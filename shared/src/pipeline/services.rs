@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::contract::rejected::Reject;
+use crate::contract::rejected::RejectedEvent;
 use crate::event_hubs::Hubs;
 use crate::flow::table::FlowTable;
 use crate::undelivered::parking::Parking;
@@ -22,7 +22,7 @@ pub struct Services {
 
 impl Services {
     /// Stores copies of rejected events. Returns for each whether it is stored, in their order. Without a rejected queue none is.
-    pub async fn store_rejected(&self, rejects: &[Reject<'_>], deadline: Instant) -> Vec<bool> {
+    pub async fn store_rejected(&self, rejects: &[RejectedEvent<'_>], deadline: Instant) -> Vec<bool> {
         match &self.rejects {
             _ if rejects.is_empty() => Vec::new(),
             Some(queue) => queue.store(rejects, deadline).await,

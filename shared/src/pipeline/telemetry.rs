@@ -12,6 +12,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::Outcome;
 use super::services::Services;
 use crate::clock::rfc3339;
+use crate::contract::log_line::{CAUSES, FLOW, HUB_PROBLEM, KIND, LEVEL, MESSAGE, NOTES, REQUEST_ID, TIMESTAMP};
 use crate::contract::metrics::{self, Metric, NAMESPACE};
 use crate::event_hubs::response::Cause;
 use crate::event_hubs::{self, Report};
@@ -109,19 +110,23 @@ impl Line {
     /// A line about the events of one flow; `flow` is `None` if they name a flow that does not exist.
     pub fn new(services: &Services, kind: &str, flow: Option<&str>, request_id: &str) -> Self {
         let milliseconds = services.hubs.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        Self::begin(milliseconds, services.metrics_by_flow, kind, flow, request_id)
+    }
+
+    fn begin(milliseconds: u128, by_flow: bool, kind: &str, flow: Option<&str>, request_id: &str) -> Self {
         let mut line = Self {
             text: Vec::with_capacity(1024),
             metrics: Vec::with_capacity(512),
             milliseconds,
-            by_flow: services.metrics_by_flow && flow.is_some(),
+            by_flow: by_flow && flow.is_some(),
         };
-        line.text.extend_from_slice(b"{\"level\":\"INFO\"");
-        line.property("timestamp", &i64::try_from(milliseconds).ok().and_then(rfc3339).unwrap_or_default());
-        line.property("Kind", kind);
+        let _ = write!(line.text, "{{\"{LEVEL}\":\"INFO\"");
+        line.property(TIMESTAMP, &i64::try_from(milliseconds).ok().and_then(rfc3339).unwrap_or_default());
+        line.property(KIND, kind);
         if let Some(flow) = flow {
-            line.property("Flow", flow);
+            line.property(FLOW, flow);
         }
-        line.property("request_id", request_id);
+        line.property(REQUEST_ID, request_id);
         line
     }
 
@@ -176,7 +181,7 @@ impl Line {
         self.count(metrics::DUPLICATES, counts.duplicates);
         self.sending(counts);
         if !counts.notes.is_empty() {
-            self.words("notes", counts.notes.iter().map(|(word, count)| (*word, *count as usize)));
+            self.words(NOTES, counts.notes.iter().map(|(word, count)| (*word, *count as usize)));
         }
     }
 
@@ -193,29 +198,36 @@ impl Line {
             self.count(class, of_class.map(|(_, count)| count).sum());
         }
         if !counts.causes.is_empty() {
-            self.words("causes", counts.causes.iter().map(|(cause, count)| (cause.word(), *count)));
+            self.words(CAUSES, counts.causes.iter().map(|(cause, count)| (cause.word(), *count)));
         }
         if let Some(problem) = &counts.problem {
-            self.property("hub.problem", problem);
+            self.property(HUB_PROBLEM, problem);
         }
     }
 
     /// Prints the line, whatever the log level, because CloudWatch reads the metrics from it.
-    pub fn write(mut self, message: &str) {
-        self.property("message", message);
+    pub fn write(self, message: &str) {
+        // A failure to write to standard output can't be reported anywhere.
+        let _ = std::io::stdout().lock().write_all(&self.finish(message));
+    }
+
+    fn finish(mut self, message: &str) -> Vec<u8> {
+        self.property(MESSAGE, message);
         if !self.metrics.is_empty() {
             let _ = write!(
                 self.text,
-                ",\"_aws\":{{\"Timestamp\":{},\"CloudWatchMetrics\":[{{\"Namespace\":\"{NAMESPACE}\",\"Dimensions\":[[\"Kind\"]{}],\"Metrics\":[",
+                ",\"_aws\":{{\"Timestamp\":{},\"CloudWatchMetrics\":[{{\"Namespace\":\"{NAMESPACE}\",\"Dimensions\":[[\"{KIND}\"]",
                 self.milliseconds,
-                if self.by_flow { ",[\"Kind\",\"Flow\"]" } else { "" },
             );
+            if self.by_flow {
+                let _ = write!(self.text, ",[\"{KIND}\",\"{FLOW}\"]");
+            }
+            self.text.extend_from_slice(b"],\"Metrics\":[");
             self.text.append(&mut self.metrics);
             self.text.extend_from_slice(b"]}]}");
         }
         self.text.extend_from_slice(b"}\n");
-        // A failure to write to standard output can't be reported anywhere.
-        let _ = std::io::stdout().lock().write_all(&self.text);
+        self.text
     }
 
     fn name(&mut self, name: &str) {
@@ -233,5 +245,59 @@ impl Line {
             let _ = write!(self.text, ":{count}");
         }
         self.text.push(b'}');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::log_line::LogLine;
+
+    #[test]
+    fn a_line_is_read_as_it_was_written() {
+        let counts = Counts {
+            received: 3,
+            delivered: 2,
+            rejected: [(Reason::TooLarge, 1)].into(),
+            notes: [("unknown_status", 2)].into(),
+            causes: [(Cause::Throttled, 1)].into(),
+            sending: Some(Duration::from_millis(40)),
+            problem: Some("answered 503, \"x\"".to_owned()),
+            ..Counts::default()
+        };
+        for (by_flow, dimensions) in
+            [(true, r#""Dimensions":[["Kind"],["Kind","Flow"]],"Metrics":[{"#), (false, r#"[["Kind"]],"#)]
+        {
+            let mut line = Line::begin(1_767_323_045_678, by_flow, "k", Some("f \u{1}"), "r");
+            line.counts(&counts);
+            let text = String::from_utf8(line.finish("done")).unwrap();
+            assert!(text.contains(dimensions), "{text}");
+            let read = LogLine::read(&text).unwrap();
+            for (property, value) in [
+                (LEVEL, "INFO"),
+                (TIMESTAMP, "2026-01-02T03:04:05.678Z"),
+                (KIND, "k"),
+                (FLOW, "f \u{1}"),
+                (REQUEST_ID, "r"),
+                (HUB_PROBLEM, "answered 503, \"x\""),
+                (MESSAGE, "done"),
+            ] {
+                assert_eq!(read.text(property).as_deref(), Some(value), "{property}");
+            }
+            for (metric, count) in [
+                (metrics::RECEIVED, 3),
+                (metrics::DELIVERED, 2),
+                (metrics::REJECTED, 1),
+                (metrics::of_reason(Reason::TooLarge), 1),
+                (metrics::ERRORS_OTHER, 1),
+                (metrics::SEND_LATENCY, 40),
+                (metrics::PARKED, 0),
+            ] {
+                assert_eq!(read.count(metric), Some(count), "{}", metric.name);
+            }
+        }
+        let line = Line::begin(0, true, "k", None, "r").finish("done");
+        let text = String::from_utf8(line).unwrap();
+        assert!(LogLine::read(&text).unwrap().text(FLOW).is_none() && !text.contains("_aws"), "{text}");
     }
 }

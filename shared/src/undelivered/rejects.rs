@@ -3,24 +3,21 @@
 use tokio::time::Instant;
 
 use crate::aws::sqs::{Outgoing, Queue, Stored};
-use crate::clock::Clock;
-use crate::contract::rejected::{Reject, envelope};
+use crate::contract::rejected::RejectedEvent;
 
 /// The queue that keeps them.
 pub struct Rejects {
     queue: Queue,
-    clock: Clock,
 }
 
 impl Rejects {
-    pub fn new(queue: Queue, clock: Clock) -> Self {
-        Self { queue, clock }
+    pub fn new(queue: Queue) -> Self {
+        Self { queue }
     }
 
     /// Stores copies. Returns for each whether it is stored, in their order. A copy of a queue's message counts only if it is
     /// complete.
-    pub async fn store(&self, rejects: &[Reject<'_>], deadline: Instant) -> Vec<bool> {
-        let now = self.clock.rfc3339();
+    pub async fn store(&self, rejects: &[RejectedEvent<'_>], deadline: Instant) -> Vec<bool> {
         let mut kept = vec![false; rejects.len()];
         let mut waiting: Vec<usize> = (0..rejects.len()).collect();
         // A queue that refuses a size gets smaller parts of the bodies, until its refusals have shown what it accepts.
@@ -29,9 +26,9 @@ impl Rejects {
             let mut envelopes: Vec<String> = Vec::with_capacity(waiting.len());
             waiting.retain(|position| {
                 let reject = &rejects[*position];
-                let Some(envelope) = envelope(reject, reject.received_at.unwrap_or(&now), max_bytes) else {
+                let Some(envelope) = reject.to_json(max_bytes) else {
                     tracing::warn!(
-                        kind = reject.kind,
+                        kind = reject.kind.as_ref(),
                         reason = reject.rejection.reason.word(),
                         bytes = reject.body.len(),
                         "a rejected event is too large to be stored whole; its message is returned to its queue"

@@ -52,7 +52,7 @@ async fn a_record_at_which_the_inlet_fails_is_rejected_only_if_others_succeed() 
     assert_eq!(ids(&inlet), ["0/1", "0/2"]);
     let rejects = rejected(&cloud).await;
     assert_eq!(rejects.len(), 1);
-    assert!(rejects[0].1.starts_with("profiles-0 at 0: the inlet answers 500"), "{}", rejects[0].1);
+    assert!(rejects[0].1.starts_with("profiles-0 at 0: the inlet responds with 500"), "{}", rejects[0].1);
     // No success after the last record shows that the inlet works.
     inlet.script([Fault { times: 4, ..Fault::from(respond_with(500)) }]);
     assert_eq!(failures(&function, &event(&entities(0, 3, 4))).await, [of(0, 3)]);

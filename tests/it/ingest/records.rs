@@ -113,7 +113,7 @@ async fn an_invalid_record_is_rejected_without_delaying_the_others() {
     let counts = ["Received", "Delivered", "Rejected", "records.failed"].map(|name| line[name].as_u64());
     assert_eq!(counts, [Some(1000), Some(999), Some(1), Some(0)]);
     assert_eq!((&line["Kind"], &line["Flow"]), (&json!("platform-ingest"), &json!("default")));
-    assert!(logs.iter().any(|line| line.contains("profiles-0 at 500") && line.contains("holds back its partition")));
+    assert!(logs.iter().any(|line| line.contains("profiles-0 at 500") && line.contains("it blocks its partition")));
     assert!(!logs.iter().any(|line| line.contains("broken")), "no log shows a record");
 }
 
@@ -135,7 +135,7 @@ async fn failed_elements_of_a_207_are_retried_or_rejected_one_by_one() {
     let rejects = rejected(&cloud).await;
     assert_eq!(rejects.len(), 1, "{rejects:?}");
     assert_eq!(rejects[0].0, "refused");
-    assert!(rejects[0].1.starts_with("profiles-0 at 7: the inlet answers 422"), "{}", rejects[0].1);
+    assert!(rejects[0].1.starts_with("profiles-0 at 7: the inlet responds with 422"), "{}", rejects[0].1);
 
     // The form in the documentation, in which failures have no id.
     inlet.script([elements(400, &[0, 2], true)]);

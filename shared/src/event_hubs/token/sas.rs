@@ -7,18 +7,18 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
-/// Everything but RFC 3986's unreserved characters is encoded, in the signed text and in the token alike.
+/// The characters to encode, in the signed text and in the token alike: all but RFC 3986's unreserved characters.
 pub const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// Signs a token for `resource` (such as `https://ns.servicebus.windows.net/hub`) that is good until `expiry` (Unix
-/// seconds), for that resource and all below it.
+/// Signs a token for `resource` (such as `https://ns.servicebus.windows.net/hub`) that is valid until `expiry`
+/// (Unix seconds), for that resource and all below it.
 ///
 /// The service recomputes the signature over `sr` as it receives it, so the resource is neither lower-cased nor given a
-/// slash. The key is used as it is: it looks like base64, and decoding it is the usual mistake.
+/// slash. The key is used as it is: it looks like base64, and decoding it is a common mistake.
 pub fn sign(resource: &str, key_name: &str, key: &SecretString, expiry: u64) -> SecretString {
     let resource = utf8_percent_encode(resource, ENCODED);
     let mut mac =
-        Hmac::<Sha256>::new_from_slice(key.expose_secret().as_bytes()).expect("HMAC takes a key of any length");
+        Hmac::<Sha256>::new_from_slice(key.expose_secret().as_bytes()).expect("HMAC accepts a key of any length");
     mac.update(format!("{resource}\n{expiry}").as_bytes());
     let signature = STANDARD.encode(mac.finalize().into_bytes());
     format!(
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_ready_made_token_lacks_is_named() {
+    fn the_missing_part_of_a_ready_made_token_is_named() {
         let problem = |token: &str| expiry(&token.into()).unwrap_err();
         assert_eq!(expiry(&"SharedAccessSignature sr=a&sig=b&se=7&skn=n".into()), Ok(7));
         assert!(problem("sr=a&sig=b&se=7&skn=n").contains("put `SharedAccessSignature ` in front"));
