@@ -22,7 +22,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(30);
 /// Time from the request for the next event until the process sleeps in the kernel, and a little more for background threads.
 const SETTLING: Duration = Duration::from_millis(5);
 
-/// How a process is started.
+/// Command, environment and directory with which a process is started.
 #[derive(Debug, Clone)]
 pub struct Start {
     pub command: Vec<String>,

@@ -18,7 +18,7 @@ pub enum Transport {
     Tls,
 }
 
-/// What is to be measured.
+/// The kinds, cases and peers of a run, and how often each is measured.
 pub struct Plan {
     pub kinds: Vec<Kind>,
     /// The cases to measure. Empty: all.

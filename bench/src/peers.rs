@@ -67,7 +67,7 @@ pub struct Places {
     pub work: PathBuf,
 }
 
-/// How a peer is started against a sink. The floor needs what the function sent in the same case.
+/// The command and settings with which a peer sends to a sink. The floor needs what the function sent in the same case.
 pub fn start(
     peer: Peer,
     kind: Kind,

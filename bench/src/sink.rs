@@ -1,4 +1,4 @@
-//! The hub's stand-in: takes batches of events over plain HTTP or TLS, checks each distinct token once, and counts.
+//! The fake hub: accepts batches of events over plain HTTP or TLS, checks each distinct token once, and counts requests and events.
 //! Everything unusual is a complaint that ends the run.
 
 use std::collections::HashSet;
@@ -143,7 +143,7 @@ fn serve_requests(stream: impl Read + Write, seen: &Seen, base: &str, delay: Dur
             Some(request) => {
                 let in_flight = seen.now_in_flight.fetch_add(1, Ordering::SeqCst) + 1;
                 seen.in_flight.fetch_max(in_flight, Ordering::SeqCst);
-                let status = match take(&request, seen, base, &mut tokens) {
+                let status = match accept(&request, seen, base, &mut tokens) {
                     Ok(()) => "201 Created",
                     Err(problem) => {
                         seen.complain(format!("sink: {problem}"));
@@ -161,7 +161,7 @@ fn serve_requests(stream: impl Read + Write, seen: &Seen, base: &str, delay: Dur
     }
 }
 
-fn take(request: &Request<'_>, seen: &Seen, base: &str, tokens: &mut HashSet<String>) -> Result<(), Problem> {
+fn accept(request: &Request<'_>, seen: &Seen, base: &str, tokens: &mut HashSet<String>) -> Result<(), Problem> {
     if request.method != "POST" {
         return Err(format!("{} {}", request.method, request.target).into());
     }

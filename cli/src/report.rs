@@ -48,7 +48,7 @@ struct Unreadable {
     problem: String,
 }
 
-/// What a queue's scan came to.
+/// The outcome for one queue.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Outcome {

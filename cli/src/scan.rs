@@ -87,7 +87,7 @@ impl Filter {
     }
 }
 
-/// What envelopes are counted by.
+/// The destination, kind, flow and reason by which envelopes are counted.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Group {
     pub host: String,

@@ -318,13 +318,13 @@ impl Shared {
             return invalid("StartingPosition: expected TRIM_HORIZON or LATEST");
         }
         check(body, &body["ProvisionedPollerConfig"])?;
-        let taken = |mapping: &Mapping| {
+        let is_same = |mapping: &Mapping| {
             let known = &mapping.configuration;
             known["FunctionArn"] == arn
                 && known["Topics"] == body["Topics"]
                 && known["SelfManagedKafkaEventSourceConfig"] == body["SelfManagedKafkaEventSourceConfig"]
         };
-        if self.state().mappings.values().any(taken) {
+        if self.state().mappings.values().any(is_same) {
             return conflict(
                 "an event source mapping of this topic and consumer group exists already for the function",
             );

@@ -274,9 +274,9 @@ impl Server {
         let failing = if fault == Some(&Action::FailEntries) { split(call) } else { None };
         let done = match failing {
             None => self.state().call(operation, call, &self.url)?,
-            Some((kept, failed)) => {
-                let mut done = match kept {
-                    Some(kept) => self.state().call(operation, kept.to_string().as_bytes(), &self.url)?,
+            Some((rest, failed)) => {
+                let mut done = match rest {
+                    Some(rest) => self.state().call(operation, rest.to_string().as_bytes(), &self.url)?,
                     None => json!({ "Successful": [] }).into(),
                 };
                 let entry = |entry: &Value| json!({ "Id": entry["Id"], "SenderFault": false, "Code": "InternalError", "Message": "on purpose" });
@@ -370,9 +370,9 @@ fn split(call: &[u8]) -> Option<(Option<Value>, Vec<Value>)> {
     let mut call: Value = serde_json::from_slice(call).ok()?;
     let entries = call["Entries"].as_array()?.clone();
     let failed = entries.iter().step_by(2).cloned().collect();
-    let kept: Vec<Value> = entries.into_iter().skip(1).step_by(2).collect();
-    let is_left = !kept.is_empty();
-    call["Entries"] = kept.into();
+    let rest: Vec<Value> = entries.into_iter().skip(1).step_by(2).collect();
+    let is_left = !rest.is_empty();
+    call["Entries"] = rest.into();
     Some((is_left.then_some(call), failed))
 }
 

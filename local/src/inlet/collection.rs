@@ -55,8 +55,8 @@ async fn handle(
         fault => state
             .admit(&inlet, &parts, body.as_deref(), now)
             .and_then(|json| match is_batch {
-                true => state.take_batch(json, number as u64, fault.as_ref()),
-                false => state.take_single(json, &parts, number as u64),
+                true => state.store_batch(json, number as u64, fault.as_ref()),
+                false => state.store_single(json, &parts, number as u64),
             })
             .unwrap_or_else(|refusal| refusal.response()),
     };
@@ -109,7 +109,7 @@ impl Records {
         json.ok_or(Refusal(400, "Invalid JSON", "The request is not valid JSON"))
     }
 
-    fn take_single(&mut self, json: Value, parts: &Parts, request: u64) -> Result<Response, Refusal> {
+    fn store_single(&mut self, json: Value, parts: &Parts, request: u64) -> Result<Response, Refusal> {
         let mut query = parts.uri.query().unwrap_or_default().split('&');
         let of_query = query.find_map(|pair| pair.strip_prefix("x-adobe-flow-id="));
         let of_header = parts.headers.get("x-adobe-flow-id").and_then(|value| value.to_str().ok());
@@ -117,9 +117,9 @@ impl Records {
             Some(flow_id) if flow_id != self.config.flow_id || !json.is_object() || json.get("xdmEntity").is_some() => {
                 return Err(Refusal(400, "Invalid message", "Expected one raw object of a known flow"));
             }
-            Some(_) => self.take(json, false, request),
+            Some(_) => self.store(json, false, request),
             None => self
-                .take_envelope(json, request)
+                .store_envelope(json, request)
                 .map_err(|message| Refusal(400, "Invalid XDM Message Format", message))?,
         }
         let response = json!({
@@ -129,7 +129,7 @@ impl Records {
         Ok(Json(response).into_response())
     }
 
-    fn take_batch(&mut self, mut json: Value, request: u64, fault: Option<&Action>) -> Result<Response, Refusal> {
+    fn store_batch(&mut self, mut json: Value, request: u64, fault: Option<&Action>) -> Result<Response, Refusal> {
         let Value::Array(messages) = json["messages"].take() else {
             return Err(Refusal(400, "Invalid batch", "The 'messages' field is mandatory"));
         };
@@ -143,7 +143,7 @@ impl Records {
             let id = format!("{batch_id}:{place}");
             let outcome = match places.contains(&place) {
                 true => Err((status, "The failure was scripted")),
-                false => self.take_envelope(message, request).map_err(|message| (400, message)),
+                false => self.store_envelope(message, request).map_err(|message| (400, message)),
             };
             responses.push(match outcome {
                 Ok(()) => json!({ "xactionId": id }),
@@ -159,14 +159,14 @@ impl Records {
     }
 
     /// Stores the entity of an envelope.
-    fn take_envelope(&mut self, mut envelope: Value, request: u64) -> Result<(), &'static str> {
+    fn store_envelope(&mut self, mut envelope: Value, request: u64) -> Result<(), &'static str> {
         self.check_envelope(&envelope)?;
         let entity = envelope["body"]["xdmEntity"].take();
-        self.take(entity, true, request);
+        self.store(entity, true, request);
         Ok(())
     }
 
-    fn take(&mut self, record: Value, xdm: bool, request: u64) {
+    fn store(&mut self, record: Value, xdm: bool, request: u64) {
         let number = self.taken.len() as u64;
         self.taken.push(Taken { number, request, xdm, record });
     }

@@ -21,11 +21,11 @@ pub(super) const MAX_PER_CALL: usize = 10;
 /// Number of delete calls of one batch that are made at the same time.
 const DELETES: usize = 8;
 
-/// Receives up to `most` messages, at most [`MAX_PER_CALL`].
-pub(super) async fn receive(aws: &Aws, queue_url: &str, most: usize) -> Result<Vec<Message>, AwsError> {
+/// Receives up to `max` messages, but no more than [`MAX_PER_CALL`].
+pub(super) async fn receive(aws: &Aws, queue_url: &str, max: usize) -> Result<Vec<Message>, AwsError> {
     let body = json!({
         "QueueUrl": queue_url,
-        "MaxNumberOfMessages": most.clamp(1, MAX_PER_CALL),
+        "MaxNumberOfMessages": max.clamp(1, MAX_PER_CALL),
         "WaitTimeSeconds": WAIT_SECONDS,
         "AttributeNames": ["All"],
         "MessageSystemAttributeNames": ["All"],

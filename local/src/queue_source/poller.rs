@@ -93,14 +93,14 @@ impl Poller {
         let mut bytes: usize = records.iter().map(|record| record.json.len()).sum();
         let began = Instant::now();
         loop {
-            let most = (self.mapping.batch_size - records.len()).min(MAX_PER_CALL);
-            let received = match receive(&self.aws, &self.mapping.queue_url, most).await {
+            let max = (self.mapping.batch_size - records.len()).min(MAX_PER_CALL);
+            let received = match receive(&self.aws, &self.mapping.queue_url, max).await {
                 Ok(received) => received,
                 // What was received before is handled first.
                 Err(_) if !records.is_empty() => break,
                 Err(error) => return Err(error),
             };
-            let is_full = received.len() == most;
+            let is_full = received.len() == max;
             self.begin(&received);
             for message in received {
                 let json = record(&message, &self.arn, &self.mapping.region).to_string();

@@ -94,7 +94,7 @@ async fn only_handled_messages_are_deleted_and_repeats_are_reported() {
     let mapping = Mapping { observer: Some(observer), ..mapping };
     let running = tokio::spawn(run(aws, dying, mapping));
     let repeat = loop {
-        // A receive of the aborted mapping may still be under way and take the message.
+        // A receive of the aborted mapping may still be in flight and hide the message.
         sqs.advance(Duration::from_secs(60));
         match timeout(Duration::from_secs(2), observed.recv()).await {
             Ok(repeat) => break repeat.unwrap(),

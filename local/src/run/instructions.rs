@@ -13,20 +13,20 @@ pub(super) fn instructions(url: &str, info: &Info) -> String {
         let authorization =
             info.sender_token.as_ref().map(|token| format!(" -H 'authorization: Bearer {token}'")).unwrap_or_default();
         text.push_str(&format!(
-            "\n{name}\n  by webhook:  curl -i {url}/{name}{authorization} -H 'content-type: application/json' \
+            "\n{name}\n  webhook:     curl -i {url}/{name}{authorization} -H 'content-type: application/json' \
              --data @{sample}\n",
             name = kind.name,
         ));
         if let Some(queue_url) = info.queue_url(kind.name) {
             // Moto identifies the service by the scope of the signature.
             text.push_str(&format!(
-                "  by queue:    curl {queue_url} --aws-sigv4 aws:amz:{REGION}:sqs --user local:local \
+                "  queue:       curl {queue_url} --aws-sigv4 aws:amz:{REGION}:sqs --user local:local \
                  -d Action=SendMessage --data-urlencode MessageBody@{sample}\n",
             ));
         }
-        text.push_str(&format!("  in the hub:  curl {}/_emulator/hubs/{}/events\n", info.hub_url, kind.hub));
+        text.push_str(&format!("  hub:         curl {}/_emulator/hubs/{}/events\n", info.hub_url, kind.hub));
     }
-    text.push_str(&format!("\ningest from {}\n  at the inlet: curl {}\n", info.source.hub, info.source.records_url));
+    text.push_str(&format!("\ningest from {}\n  inlet:       curl {}\n", info.source.hub, info.source.records_url));
     if let Some(control) = &info.control {
         text.push_str(&format!("\ncontrol API (docs/control-api.md)\n{}", control.calls(url)));
     }

@@ -35,7 +35,7 @@ pub(super) enum Ended {
     /// The instance returned an outcome.
     Completed(Outcome),
     TimedOut,
-    /// The process ended. `taken`: it had been given the invocation.
+    /// The process ended. `taken`: it had received the invocation.
     Exited {
         taken: bool,
     },

@@ -24,7 +24,7 @@ pub(super) struct Invocation {
     pub deadline_ms: u128,
     pub arn: String,
     pub outcome: oneshot::Sender<Outcome>,
-    /// Notified when the instance gets the invocation.
+    /// Notified when the instance receives the invocation.
     pub taken: oneshot::Sender<()>,
 }
 

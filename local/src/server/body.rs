@@ -18,15 +18,15 @@ const DISCARDED: usize = 64 * 1024 * 1024;
 
 /// Reads a body of up to `limit` bytes.
 pub(crate) async fn read(mut body: Body, limit: usize) -> Result<Bytes, Unread> {
-    let (mut kept, mut length) = (BytesMut::new(), 0);
+    let (mut bytes, mut length) = (BytesMut::new(), 0);
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| Unread::BrokenOff)?.into_data() else { continue };
         length += data.len();
         if length <= limit {
-            kept.extend_from_slice(&data);
+            bytes.extend_from_slice(&data);
         } else if length > limit + DISCARDED {
             break;
         }
     }
-    if length > limit { Err(Unread::TooLarge) } else { Ok(kept.freeze()) }
+    if length > limit { Err(Unread::TooLarge) } else { Ok(bytes.freeze()) }
 }

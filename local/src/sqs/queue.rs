@@ -212,14 +212,14 @@ impl Queue {
         self.pass(now);
     }
 
-    /// Up to `most` messages. Quiet groups come first, then the noisy group with the fewest messages in flight.
+    /// Receives up to `max` messages. Quiet groups come first, then the noisy group with the fewest messages in flight.
     ///
     /// `twice`: the messages stay visible although they were received.
-    pub fn receive(&mut self, most: usize, visibility_seconds: Option<u64>, twice: bool, now: Millis) -> Receipt {
+    pub fn receive(&mut self, max: usize, visibility_seconds: Option<u64>, twice: bool, now: Millis) -> Receipt {
         self.pass(now);
         let hidden_for = visibility_seconds.unwrap_or(self.settings.visibility_seconds) * 1000;
         let mut receipt = Receipt::default();
-        while receipt.messages.len() < most {
+        while receipt.messages.len() < max {
             let next = self.quiet.first().map(|(_, line)| *line).or_else(|| self.noisy.first().map(|(_, line)| *line));
             let Some(line) = next else { break };
             if self.depth.in_flight >= self.service.max_in_flight {

@@ -31,7 +31,7 @@ pub(super) struct Receiving {
 #[derive(Debug)]
 pub(super) struct Checked {
     pub queue: String,
-    most: usize,
+    max: usize,
     pub wait_seconds: u64,
     visibility: Option<u64>,
     system_attributes: Vec<String>,
@@ -42,7 +42,7 @@ impl State {
     pub(super) fn receive(&mut self, call: &Checked, twice: bool) -> Result<Option<Vec<Received>>, Problem> {
         let now = self.now();
         let queue = self.queue(&call.queue)?;
-        let receipt = queue.receive(call.most, call.visibility, twice, now);
+        let receipt = queue.receive(call.max, call.visibility, twice, now);
         let target = queue.settings.redrive.as_ref().map(|redrive| queue_name_of_arn(&redrive.target).to_owned());
         for content in receipt.dead {
             if let Some(dead_letters) = target.as_ref().and_then(|name| self.queues.get_mut(name)) {
@@ -61,9 +61,9 @@ impl State {
     pub(super) fn check(&mut self, call: &Receiving) -> Result<Checked, Problem> {
         let name = queue_name(&call.queue_url);
         let queue = self.queue(name)?;
-        let most = call.max_number_of_messages.unwrap_or(1);
-        if !(1..=10).contains(&most) {
-            return Err(Problem::value("MaxNumberOfMessages", most, "Must be between 1 and 10, if provided."));
+        let max = call.max_number_of_messages.unwrap_or(1);
+        if !(1..=10).contains(&max) {
+            return Err(Problem::value("MaxNumberOfMessages", max, "Must be between 1 and 10, if provided."));
         }
         let wait = call.wait_time_seconds.unwrap_or_else(|| i64::try_from(queue.settings.wait_seconds).unwrap_or(0));
         if !(0..=MAX_WAIT_SECONDS).contains(&wait) {
@@ -79,7 +79,7 @@ impl State {
         system_attributes.extend(call.message_system_attribute_names.iter().cloned());
         Ok(Checked {
             queue: name.to_owned(),
-            most: usize::try_from(most).unwrap_or(MAX_PER_CALL),
+            max: usize::try_from(max).unwrap_or(MAX_PER_CALL),
             wait_seconds: u64::try_from(wait).unwrap_or(0),
             visibility: visibility.transpose()?,
             system_attributes,

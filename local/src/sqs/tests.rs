@@ -18,10 +18,10 @@ fn bodies(received: &[Received]) -> Vec<String> {
 }
 
 /// Receives until no message is visible. Returns the bodies.
-fn take(queue: &mut Queue, most: usize, now: Millis) -> Vec<String> {
+fn take(queue: &mut Queue, max: usize, now: Millis) -> Vec<String> {
     let mut taken = Vec::new();
-    while taken.len() < most {
-        let received = queue.receive((most - taken.len()).min(10), None, false, now).messages;
+    while taken.len() < max {
+        let received = queue.receive((max - taken.len()).min(10), None, false, now).messages;
         if received.is_empty() {
             break;
         }

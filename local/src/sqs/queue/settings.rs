@@ -14,7 +14,7 @@ pub(in crate::sqs) struct Settings {
     pub redrive: Option<Redrive>,
 }
 
-/// Where a message goes instead of being received more than `max_receives` times.
+/// The dead-letter queue, and the number of receives after which a message goes there.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::sqs) struct Redrive {
     /// ARN of the dead-letter queue.
