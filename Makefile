@@ -26,17 +26,17 @@ run: setup ## Start the whole system on this machine (ARGS="--port 9000": option
 	exec target/debug/local run $(ARGS)
 
 .PHONY: demo
-demo: ## In a second terminal: send the sample events by webhook and queue, show what the hub then holds
+demo: ## In a second terminal: send the sample events through webhooks and queues, show what the hub then holds
 	cargo build --package local
 	target/debug/local demo $(ARGS)
 
 .PHONY: replay
-replay: ## Send rejected events through again, once a mapping or option is mended (ARGS="--dry-run": only show them)
-	cargo build --package local
-	target/debug/local replay $(ARGS)
+replay: ## Send the rejected events of `make run` again, after a mapping or option was fixed (ARGS=--dry-run: only show them)
+	cargo build --quiet --package relayctl
+	target/debug/relayctl replay --local $(ARGS)
 
 .PHONY: relayctl
-relayctl: ## See, retry or drop what is parked (ARGS="parked list --local": of `make run`; ARGS=--help: all)
+relayctl: ## Show, retry or drop parked messages, replay rejected events (ARGS="parked list --local", ARGS=--help)
 	cargo build --quiet --package relayctl
 	target/debug/relayctl $(ARGS)
 

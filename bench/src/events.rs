@@ -1,4 +1,4 @@
-//! Prepared events: the fixtures of the tests, each with a subject of its own, as API Gateway and SQS hand them over.
+//! Prepared events: the fixtures of the tests, each with its own subject, in the form of API Gateway's and SQS's events.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::Problem;
 
-/// The senders' bearer token; of nothing real.
+/// Bearer token of the senders, valid for no real system.
 pub const SENDER_TOKEN: &str = "benchmark-sender-token-0123456789abcdef";
 
 /// An event kind under measurement.
@@ -31,7 +31,7 @@ impl Kind {
         }
     }
 
-    /// The sender's event number `n`, compact, as senders write it.
+    /// The sender's event number `n` without white space, as senders write it.
     fn event(self, n: usize) -> Result<String, Problem> {
         macro_rules! fixture {
             ($name:literal) => {
@@ -62,7 +62,7 @@ impl Kind {
     }
 }
 
-/// What is handed to a function at once.
+/// What one invocation contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trigger {
     Webhook,
@@ -85,7 +85,7 @@ impl Trigger {
     }
 }
 
-/// The whole invocation's event.
+/// The event of an invocation.
 pub fn invocation(kind: Kind, trigger: Trigger) -> Result<Vec<u8>, Problem> {
     let event = match trigger {
         Trigger::Webhook => http_request(kind, &kind.event(0)?),

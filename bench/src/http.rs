@@ -1,10 +1,10 @@
-//! As much of HTTP/1.1 as the driver's two servers need, over blocking connections: one request after another, whole
-//! bodies, small answers. A thread per connection costs one `read` and one `write` per request, and no event loop takes
-//! the CPU from the process that is measured.
+//! The parts of HTTP/1.1 that the driver's two servers need, over blocking connections: one request after another, whole
+//! bodies, small responses. A thread per connection costs one `read` and one `write` per request, and no event loop uses the
+//! CPU of the process that is measured.
 
 use std::io::{self, Read, Write};
 
-/// No request is larger, by far.
+/// Maximum size of a request's head in bytes, far above what any peer sends.
 const MAX_HEAD: usize = 64 * 1024;
 
 /// A request, borrowed from its connection's buffer.
@@ -22,13 +22,13 @@ impl<'b> Request<'b> {
     }
 }
 
-/// A connection and what was read of it.
+/// A connection and the bytes that were read from it.
 pub struct Connection<S> {
     stream: S,
     buffer: Vec<u8>,
-    /// Bytes of `buffer` that hold input.
+    /// Number of bytes of `buffer` that hold input.
     filled: usize,
-    /// Bytes of the request that was given out last.
+    /// Number of bytes of the last returned request.
     taken: usize,
     out: Vec<u8>,
 }
@@ -58,7 +58,7 @@ impl<S: Read + Write> Connection<S> {
         let head = text(&self.buffer[..head_end])?;
         let body_end = if header(head, "transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
         {
-            // In its place: aws-lambda-ric sends its answers this way.
+            // The chunks are joined in place. aws-lambda-ric sends its responses in this form.
             let (mut from, mut to) = (body_start, body_start);
             loop {
                 let line_end = self.find(from, b"\r\n")?;
@@ -88,13 +88,13 @@ impl<S: Read + Write> Connection<S> {
         let (request_line, head) = head.split_once("\r\n").unwrap_or((head, ""));
         let mut words = request_line.split(' ');
         let (Some(method), Some(target)) = (words.next(), words.next()) else {
-            return Err(io::Error::other("no request line"));
+            return Err(io::Error::other("the request line is invalid"));
         };
         Ok(Some(Request { method, target, head, body: &self.buffer[body_start..body_end] }))
     }
 
-    /// Answers the request that was given out last.
-    pub fn answer(&mut self, status: &str, headers: &str, body: &[u8]) -> io::Result<()> {
+    /// Responds to the last returned request.
+    pub fn respond(&mut self, status: &str, headers: &str, body: &[u8]) -> io::Result<()> {
         self.out.clear();
         write!(self.out, "HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n", body.len())?;
         self.out.extend_from_slice(body);

@@ -1,4 +1,4 @@
-//! One process under measurement: its Runtime API, its sink, its log pipes, and what it used.
+//! One process under measurement: its Runtime API, its sink, its log pipes, and the time and memory that it used.
 
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -15,14 +15,14 @@ use crate::events::Trigger;
 use crate::http::Connection;
 use crate::sink::{Seen, Sink};
 
-/// A process that has not asked for an event, or answered one, by then never will.
+/// Maximum time until a process requests an event or responds to one.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// What each invocation is given.
+/// Timeout of an invocation, as the process gets it.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
-/// From asking for the next event to sleeping in the kernel, and a little for threads in the background.
+/// Time from the request for the next event until the process sleeps in the kernel, and a little more for background threads.
 const SETTLING: Duration = Duration::from_millis(5);
 
-/// How a process is started.
+/// Command, environment and directory with which a process is started.
 #[derive(Debug, Clone)]
 pub struct Start {
     pub command: Vec<String>,
@@ -39,7 +39,7 @@ pub struct Lane {
     log: Arc<Mutex<Log>>,
 }
 
-/// What the Runtime API serves, and what it saw.
+/// What the Runtime API serves, and what it observed.
 struct Api {
     event: Vec<u8>,
     trigger: Trigger,
@@ -50,15 +50,15 @@ struct Api {
 
 #[derive(Default)]
 struct State {
-    /// Invocations still to hand out.
+    /// Number of invocations that are left.
     to_do: usize,
-    handed_out: usize,
-    answered: usize,
+    started: usize,
+    completed: usize,
     /// The process waits for an event.
     waiting: bool,
-    handed_out_at: Option<Instant>,
+    started_at: Option<Instant>,
     first_next: Option<Instant>,
-    first_answer: Option<Instant>,
+    first_response: Option<Instant>,
     latencies: Vec<Duration>,
     failure: Option<String>,
 }
@@ -69,26 +69,26 @@ struct Log {
     last: Vec<u8>,
 }
 
-/// What a round took, per invocation.
+/// The time of an invocation, averaged over a round.
 #[derive(Debug, Clone, Copy)]
 pub struct Round {
     pub wall: Duration,
     pub cpu: Duration,
 }
 
-/// What a cold start took.
+/// The times of a cold start.
 #[derive(Debug, Clone, Copy)]
 pub struct Cold {
-    /// From the start of the process to its first request for an event.
+    /// Time from the start of the process to its first request for an event.
     pub init: Duration,
-    /// To its first answer.
+    /// Time from the start of the process to its first response.
     pub first: Duration,
-    /// CPU time until then.
+    /// CPU time until the first response.
     pub cpu: Duration,
 }
 
 impl Lane {
-    /// Starts a process that is to do `to_do` invocations at once, and then waits.
+    /// Starts a process, which gets `to_do` invocations at once.
     pub fn start(start: &Start, sink: Sink, event: Vec<u8>, trigger: Trigger, to_do: usize) -> Result<Self, Problem> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
@@ -99,7 +99,7 @@ impl Lane {
             for stream in listener.incoming().flatten() {
                 let api = serving.clone();
                 std::thread::spawn(move || {
-                    // A process that is killed leaves its connections as they are.
+                    // A killed process does not close its connections properly.
                     if let Err(error) = serve(stream, &api)
                         && error.kind() == io::ErrorKind::Other
                     {
@@ -126,7 +126,7 @@ impl Lane {
                 ("AWS_LAMBDA_LOG_GROUP_NAME", "/aws/lambda/bench"),
                 ("AWS_LAMBDA_LOG_STREAM_NAME", "bench"),
                 ("AWS_LAMBDA_LOG_FORMAT", "JSON"),
-                // As the template sets them.
+                // The template sets the same values.
                 ("MALLOC_MMAP_THRESHOLD_", "67108864"),
                 ("MALLOC_TRIM_THRESHOLD_", "67108864"),
             ])
@@ -135,7 +135,7 @@ impl Lane {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let spawned = Instant::now();
-        let mut child = command.spawn().map_err(|error| format!("can't start {program}: {error}"))?;
+        let mut child = command.spawn().map_err(|error| format!("{program} could not be started: {error}"))?;
         let log = Arc::new(Mutex::new(Log::default()));
         if let Some(pipe) = child.stdout.take() {
             read(pipe, log.clone());
@@ -146,13 +146,13 @@ impl Lane {
         Ok(Self { sink, child, spawned, api, log })
     }
 
-    /// Waits until all is done that is to do and the process asks for more.
+    /// Waits until all invocations are complete and the process requests another one.
     pub fn finish(&mut self) -> Result<(), Problem> {
         self.wait(|state| state.to_do == 0 && state.waiting)
     }
 
     fn wait(&mut self, done: impl Fn(&State) -> bool) -> Result<(), Problem> {
-        let mut answered = 0;
+        let mut completed = 0;
         let mut since = Instant::now();
         loop {
             let state = self.api.state();
@@ -163,8 +163,8 @@ impl Lane {
             if done(&state) {
                 return Ok(());
             }
-            if state.answered > answered {
-                (answered, since) = (state.answered, Instant::now());
+            if state.completed > completed {
+                (completed, since) = (state.completed, Instant::now());
             }
             let (state, _) = self
                 .api
@@ -176,7 +176,7 @@ impl Lane {
                 return Err(self.failed(&format!("the process ended: {status}")));
             }
             if since.elapsed() > PATIENCE {
-                return Err(self.failed("the process does nothing"));
+                return Err(self.failed("the process does not respond"));
             }
         }
     }
@@ -186,7 +186,7 @@ impl Lane {
         format!("{problem}; its log ends with:\n{}", String::from_utf8_lossy(&log.last)).into()
     }
 
-    /// Does `invocations` and tells what one took.
+    /// Runs a number of invocations. Returns the time of one.
     pub fn round(&mut self, invocations: usize) -> Result<Round, Problem> {
         std::thread::sleep(SETTLING);
         let cpu = cpu_time(self.child.id())?;
@@ -201,29 +201,29 @@ impl Lane {
         Ok(Round { wall: wall / each, cpu: cpu / each })
     }
 
-    /// Waits for the first answer and tells what it took.
+    /// Waits for the first response. Returns the times until then.
     pub fn cold(&mut self) -> Result<Cold, Problem> {
-        self.wait(|state| state.first_answer.is_some())?;
+        self.wait(|state| state.first_response.is_some())?;
         let cpu = cpu_time(self.child.id())?;
         let state = self.api.state();
         let since = |at: Option<Instant>| at.map(|at| at.duration_since(self.spawned)).ok_or("no first event");
-        Ok(Cold { init: since(state.first_next)?, first: since(state.first_answer)?, cpu })
+        Ok(Cold { init: since(state.first_next)?, first: since(state.first_response)?, cpu })
     }
 
-    /// From handing an event out to its answer, of all invocations since the last call.
+    /// Time from an event to its response, for each invocation since the last call.
     pub fn take_latencies(&self) -> Vec<Duration> {
         std::mem::take(&mut self.api.state().latencies)
     }
 
     pub fn invocations(&self) -> usize {
-        self.api.state().answered
+        self.api.state().completed
     }
 
     pub fn log_bytes(&self) -> usize {
         lock(&self.log).bytes
     }
 
-    /// The largest resident set so far, in bytes.
+    /// Largest resident set so far, in bytes.
     pub fn peak_rss(&self) -> Result<u64, Problem> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM")?;
@@ -238,7 +238,7 @@ impl Drop for Lane {
     }
 }
 
-/// CPU time of all threads that live, user and system, to the nanosecond.
+/// CPU time of all running threads, user and system, in nanoseconds.
 fn cpu_time(pid: u32) -> Result<Duration, Problem> {
     let mut total = 0;
     for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -295,23 +295,23 @@ fn serve(stream: TcpStream, api: &Api) -> io::Result<()> {
                      Lambda-Runtime-Trace-Id: Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700;Parent=9a9197af755a6419;Sampled=0\r\n",
                     (now + TIME_LIMIT).as_millis(),
                 );
-                connection.answer("200 OK", &headers, &api.event)?;
+                connection.respond("200 OK", &headers, &api.event)?;
             }
             ("POST", call) if call.ends_with("/response") => {
-                answered(api, call, request.body);
-                connection.answer("202 Accepted", "Content-Type: application/json\r\n", b"{\"status\":\"OK\"}\n")?;
+                complete(api, call, request.body);
+                connection.respond("202 Accepted", "Content-Type: application/json\r\n", b"{\"status\":\"OK\"}\n")?;
             }
             _ => {
                 let body = String::from_utf8_lossy(request.body).into_owned();
                 api.fail(format!("{} {}: {body}", request.method, request.target));
-                connection.answer("202 Accepted", "", b"")?;
+                connection.respond("202 Accepted", "", b"")?;
             }
         }
     }
     Ok(())
 }
 
-/// Waits for something to do; its number.
+/// Waits until an invocation is to be started. Returns its number.
 fn next(api: &Api) -> usize {
     let mut state = api.state();
     state.first_next.get_or_insert_with(Instant::now);
@@ -322,46 +322,47 @@ fn next(api: &Api) -> usize {
         state.waiting = false;
     }
     state.to_do -= 1;
-    state.handed_out += 1;
-    state.handed_out_at = Some(Instant::now());
-    state.handed_out
+    state.started += 1;
+    state.started_at = Some(Instant::now());
+    state.started
 }
 
-fn answered(api: &Api, call: &str, answer: &[u8]) {
+/// Records the response to the current invocation and checks it.
+fn complete(api: &Api, call: &str, response: &[u8]) {
     let now = Instant::now();
-    let problem = problem(api, answer);
+    let problem = problem(api, response);
     let mut state = api.state();
-    state.answered += 1;
-    let first = state.first_answer.is_none();
-    state.first_answer.get_or_insert(now);
-    if let Some(at) = state.handed_out_at.take() {
+    state.completed += 1;
+    let first = state.first_response.is_none();
+    state.first_response.get_or_insert(now);
+    if let Some(at) = state.started_at.take() {
         state.latencies.push(now - at);
     }
-    // One too many, or one missing, tells at once.
+    // An event too many or too few is detected at once.
     let (expected, events) =
-        (state.answered * api.trigger.events(), api.seen.events.load(std::sync::atomic::Ordering::SeqCst));
-    let number = format!("-{:012x}/response", state.handed_out);
+        (state.completed * api.trigger.events(), api.seen.events.load(std::sync::atomic::Ordering::SeqCst));
+    let number = format!("-{:012x}/response", state.started);
     if let Some(problem) = problem {
         state.failure.get_or_insert(problem);
     } else if events != expected {
-        let answered = state.answered;
-        state.failure.get_or_insert(format!(
-            "after {answered} invocations the sink has {events} events, and should have {expected}"
-        ));
+        let completed = state.completed;
+        state
+            .failure
+            .get_or_insert(format!("after {completed} invocations the sink has {events} events instead of {expected}"));
     } else if !call.ends_with(&number) {
-        state.failure.get_or_insert(format!("an answer to another invocation: {call}"));
+        state.failure.get_or_insert(format!("a response to another invocation: {call}"));
     }
     if first || state.failure.is_some() {
         api.changed.notify_all();
     }
 }
 
-/// What is wrong with an answer.
-fn problem(api: &Api, answer: &[u8]) -> Option<String> {
-    let told: Option<Value> = serde_json::from_slice(answer).ok();
-    let good = told.as_ref().is_some_and(|told| match api.trigger {
-        Trigger::Webhook => told["statusCode"] == 200,
-        Trigger::Queue(_) => told["batchItemFailures"].as_array().is_some_and(Vec::is_empty),
+/// The problem of a response, if it has one.
+fn problem(api: &Api, response: &[u8]) -> Option<String> {
+    let json: Option<Value> = serde_json::from_slice(response).ok();
+    let is_success = json.as_ref().is_some_and(|json| match api.trigger {
+        Trigger::Webhook => json["statusCode"] == 200,
+        Trigger::Queue(_) => json["batchItemFailures"].as_array().is_some_and(Vec::is_empty),
     });
-    (!good).then(|| format!("the answer {}", String::from_utf8_lossy(answer)))
+    (!is_success).then(|| format!("the response {}", String::from_utf8_lossy(response)))
 }

@@ -19,10 +19,10 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use crate::events::{KINDS, Kind};
 use crate::measure::{Plan, Transport};
 
-/// What went wrong, for whoever reads the terminal.
+/// The reason for which a run failed, as it is printed.
 pub type Problem = Box<dyn std::error::Error + Send + Sync>;
 
-/// Measures the functions against the floor of their stack, and against Python and Node handlers.
+/// Measure the functions against the floor of their stack, and against Python and Node handlers
 #[derive(Parser)]
 #[command(name = "make bench ARGS=…")]
 struct Arguments {
@@ -32,10 +32,10 @@ struct Arguments {
     /// Cold starts of each peer
     #[arg(long, default_value_t = 15)]
     cold: usize,
-    /// Scales the invocations of a round, in percent
+    /// Number of invocations of a round, in percent of the usual number
     #[arg(long, default_value_t = 100)]
     scale: usize,
-    /// A short run to see that all works: 3 rounds, 5 cold starts, a tenth of the invocations
+    /// A short run that checks that everything works: 3 rounds, 5 cold starts, a tenth of the invocations
     #[arg(long)]
     quick: bool,
     /// Only these kinds
@@ -44,22 +44,22 @@ struct Arguments {
     /// Only these cases: `webhook`, a number of SQS records, `cold`, `delay`
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
-    /// Leaves Python and Node out
+    /// Leave out Python and Node
     #[arg(long)]
     no_peers: bool,
-    /// Speaks plain HTTP to the sink
+    /// Use plain HTTP to the sink
     #[arg(long)]
     plain: bool,
-    /// Measures what is built already
+    /// Measure the existing builds
     #[arg(long)]
     no_build: bool,
-    /// Measures other builds of the functions: a folder with binaries named after the kinds
+    /// Measure other builds of the functions: a folder with binaries named after the kinds
     #[arg(long, value_name = "FOLDER")]
     binaries: Option<PathBuf>,
-    /// The CPU that everything runs on; the last one if it is not given
+    /// CPU on which everything runs [default: the last one]
     #[arg(long)]
     cpu: Option<usize>,
-    /// Where the report goes, as .md and .json
+    /// Path of the report, without .md and .json
     #[arg(long, default_value = "target/bench/report", value_name = "PATH")]
     out: PathBuf,
 }
@@ -75,14 +75,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether every bar was reached.
+/// Runs the benchmark. Returns whether every bar was reached.
 fn run(arguments: Arguments) -> Result<bool, Problem> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("no workspace")?;
     let kinds: Vec<Kind> = if arguments.kinds.is_empty() {
         KINDS.to_vec()
     } else {
         let known = |name: &String| KINDS.into_iter().find(|kind| kind.name() == name);
-        let unknown = |name: &String| format!("no such kind: {name}");
+        let unknown = |name: &String| format!("--kinds: no kind has the name {name}");
         arguments.kinds.iter().map(|name| known(name).ok_or_else(|| unknown(name))).collect::<Result<_, _>>()?
     };
     let work = root.join("target/bench");
@@ -120,8 +120,8 @@ fn run(arguments: Arguments) -> Result<bool, Problem> {
     Ok(report.all_reached())
 }
 
-/// Puts this process, and with it all that it starts, on one CPU: wake-ups across the CPUs of a virtual machine would
-/// drown what is measured.
+/// Pins this process, and all processes that it starts, to one CPU: wake-ups across the CPUs of a virtual machine cost more than
+/// the differences that are measured. Returns the CPU.
 fn pin(wanted: Option<usize>) -> Result<usize, Problem> {
     let allowed = sched_getaffinity(None)?;
     let cpu = match wanted {
@@ -130,6 +130,6 @@ fn pin(wanted: Option<usize>) -> Result<usize, Problem> {
     };
     let mut one = CpuSet::new();
     one.set(cpu);
-    sched_setaffinity(None, &one).map_err(|error| format!("can't run on CPU {cpu}: {error}"))?;
+    sched_setaffinity(None, &one).map_err(|error| format!("could not pin the process to CPU {cpu}: {error}"))?;
     Ok(cpu)
 }

@@ -1,4 +1,4 @@
-//! The order of things: each case verified, then its peers taking turns round by round.
+//! The order of the run: each case is verified, then its peers take turns round by round.
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -18,15 +18,15 @@ pub enum Transport {
     Tls,
 }
 
-/// What is to be measured.
+/// The kinds, cases and peers of a run, and how often each is measured.
 pub struct Plan {
     pub kinds: Vec<Kind>,
-    /// Empty: all.
+    /// The cases to measure. Empty: all.
     pub cases: Vec<String>,
     pub with_peers: bool,
     pub rounds: usize,
     pub cold: usize,
-    /// In percent.
+    /// Number of invocations of a round, in percent of the usual number.
     pub scale: usize,
     pub transport: Transport,
     pub binaries: PathBuf,
@@ -40,10 +40,10 @@ pub struct Warm {
     pub kind: Kind,
     pub trigger: Trigger,
     pub peer: Peer,
-    /// Of the sink's answers.
+    /// Delay of the sink's responses.
     pub delay: Duration,
     pub rounds: Vec<Round>,
-    /// Of single invocations, in ascending order.
+    /// Latencies of single invocations, in ascending order.
     pub latencies: Vec<Duration>,
     pub invocations: usize,
     pub rss: u64,
@@ -61,14 +61,14 @@ pub struct ColdStarts {
     pub starts: Vec<Cold>,
 }
 
-/// All that was measured.
+/// All measurements.
 pub struct Measured {
     pub warm: Vec<Warm>,
     pub cold: Vec<ColdStarts>,
     pub packages: Vec<Package>,
 }
 
-/// A real round trip, about.
+/// Delay of the sink's responses in the case with a delay: about a real round trip.
 pub const ROUND_TRIP: Duration = Duration::from_millis(30);
 
 impl Plan {
@@ -79,14 +79,14 @@ impl Plan {
     fn triggers(&self, kind: Kind) -> Vec<Trigger> {
         let mut triggers = vec![(Trigger::Webhook, "webhook")];
         triggers.extend([(Trigger::Queue(10), "10"), (Trigger::Queue(100), "100")]);
-        // A thousand of Dataverse's contexts would be larger than an invocation's event may be.
+        // A thousand contexts of Dataverse exceed the maximum size of an invocation's event.
         if kind != Kind::DataverseEvent {
             triggers.push((Trigger::Queue(1_000), "1000"));
         }
         triggers.into_iter().filter(|(_, case)| self.wants(case)).map(|(trigger, _)| trigger).collect()
     }
 
-    /// The handlers of other languages map one kind.
+    /// The peers in other languages, which map one kind only.
     fn foreign(&self, kind: Kind) -> &'static [Peer] {
         if self.with_peers && kind == Kind::AudienceChange { &[Peer::Python, Peer::Node] } else { &[] }
     }
@@ -96,12 +96,12 @@ impl Plan {
         if trigger != Trigger::Webhook {
             peers.push(Peer::FloorSplit);
         }
-        peers.push(Peer::Ours);
+        peers.push(Peer::Function);
         peers.extend(self.foreign(kind));
         peers
     }
 
-    /// Invocations of a round: enough to last some ten milliseconds at least.
+    /// Number of invocations of a round: enough for at least some ten milliseconds.
     fn invocations(&self, peer: Peer, trigger: Trigger) -> usize {
         let native = match trigger.events() {
             0..=1 => 2_000,
@@ -172,7 +172,7 @@ impl Bench<'_> {
             trigger.name(),
             event.len().div_ceil(1000),
             prepared.requests(),
-            if delay.is_zero() { "" } else { ", answered late" },
+            if delay.is_zero() { "" } else { ", delayed responses" },
         );
         let mut peers = plan.peers(kind, trigger);
         if !delay.is_zero() {
@@ -183,7 +183,7 @@ impl Bench<'_> {
         for peer in peers {
             let mut lane = self.lane(peer, kind, trigger, (&event, &prepared), delay, 1)?;
             lane.finish()?;
-            // Just-in-time compilers and caches get a round ahead.
+            // One round lets just-in-time compilers and caches warm up.
             lane.round(invocations(peer))?;
             lane.take_latencies();
             let done = (lane.invocations(), lane.sink.seen.requests.load(Ordering::SeqCst), lane.log_bytes());
@@ -228,7 +228,7 @@ impl Bench<'_> {
         let peers = plan.peers(kind, trigger);
         let mut starts: Vec<ColdStarts> =
             peers.into_iter().map(|peer| ColdStarts { kind, peer, starts: Vec::new() }).collect();
-        // The first of each only fills the page cache.
+        // The first start of each peer only fills the page cache.
         for round in 0..=plan.cold {
             for ColdStarts { peer, starts, .. } in &mut starts {
                 let mut lane = self.lane(*peer, kind, trigger, (&event, &prepared), Duration::ZERO, 1)?;

@@ -1,4 +1,4 @@
-//! Who is measured: how each is built, installed, started and packaged.
+//! The peers that are measured: how each is built, installed, started and packaged.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,14 +9,14 @@ use crate::lane::Start;
 use crate::sink::{HUB, KEY, KEY_NAME, PARTITIONS, Sink};
 use crate::verify::Prepared;
 
-/// Who does the work.
+/// A program that is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
     /// One request of prepared bytes.
     Floor,
     /// The same bytes in as many requests as the function sends.
     FloorSplit,
-    Ours,
+    Function,
     Python,
     Node,
 }
@@ -26,19 +26,19 @@ impl Peer {
         match self {
             Self::Floor => "floor",
             Self::FloorSplit => "floor, split",
-            Self::Ours => "ours",
+            Self::Function => "ours",
             Self::Python => "Python",
             Self::Node => "Node",
         }
     }
 
-    /// For scaling down what the slower ones are given to do.
+    /// Whether the peer is a native binary. The others are slower, and get fewer invocations.
     pub fn is_native(self) -> bool {
         !matches!(self, Self::Python | Self::Node)
     }
 }
 
-/// Builds the functions and the floor, one by one as for deployment: together they would share the features of all.
+/// Builds the functions and the floor one by one, as for deployment: built together, each would have the features of all.
 pub fn build(root: &Path, kinds: &[Kind], with_functions: bool) -> Result<(), Problem> {
     let functions = kinds.iter().map(|kind| kind.name()).filter(|_| with_functions);
     for package in functions.chain(["floor"]) {
@@ -55,11 +55,11 @@ pub fn install(root: &Path, work: &Path) -> Result<(), Problem> {
 }
 
 fn run(command: &mut Command) -> Result<(), Problem> {
-    let status = command.status().map_err(|error| format!("can't run {command:?}: {error}"))?;
+    let status = command.status().map_err(|error| format!("{command:?} could not be started: {error}"))?;
     if status.success() { Ok(()) } else { Err(format!("{command:?}: {status}").into()) }
 }
 
-/// Where things are.
+/// Paths of the binaries and of the work folder.
 #[derive(Debug, Clone)]
 pub struct Places {
     pub binaries: PathBuf,
@@ -67,7 +67,7 @@ pub struct Places {
     pub work: PathBuf,
 }
 
-/// How a peer is started against a sink. The floor needs what the function sent in the same case.
+/// The command and settings with which a peer sends to a sink. The floor needs what the function sent in the same case.
 pub fn start(
     peer: Peer,
     kind: Kind,
@@ -91,7 +91,7 @@ pub fn start(
     };
     let here = places.work.clone();
     Ok(match peer {
-        Peer::Ours => Start {
+        Peer::Function => Start {
             command: vec![path(places.binaries.join(kind.name()))],
             environment: owned(&configured()),
             directory: here,
@@ -128,7 +128,7 @@ pub fn start(
                 if split { "split" } else { "one" }
             ));
             std::fs::write(&file, prepared.posts(&resource, split))?;
-            let answer = match trigger {
+            let response = match trigger {
                 Trigger::Webhook => {
                     r#"{"statusCode":200,"headers":{"content-type":"application/json"},"body":"{\"status\":\"delivered\",\"messages\":1}","isBase64Encoded":false}"#
                 }
@@ -139,7 +139,7 @@ pub fn start(
                 environment: owned(&[
                     ("FLOOR_POSTS", path(file)),
                     ("FLOOR_TOKEN", secrecy::ExposeSecret::expose_secret(&token).to_owned()),
-                    ("FLOOR_ANSWER", answer.to_owned()),
+                    ("FLOOR_RESPONSE", response.to_owned()),
                     ("EXTRA_CA_CERTS", ca),
                 ]),
                 directory: here,
@@ -156,7 +156,7 @@ pub struct Package {
     pub zipped: u64,
 }
 
-/// The packages of the binaries (as `bootstrap`), and of the peers' handlers with what Lambda does not bring itself.
+/// The packages of the binaries (as `bootstrap`), and of the peers' handlers with the libraries that Lambda does not provide.
 pub fn packages(kinds: &[Kind], places: &Places, with_peers: bool) -> Result<Vec<Package>, Problem> {
     let mut packages = Vec::new();
     let binaries = kinds.iter().map(|kind| (kind.name().to_owned(), places.binaries.join(kind.name())));
@@ -171,7 +171,7 @@ pub fn packages(kinds: &[Kind], places: &Places, with_peers: bool) -> Result<Vec
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder)?;
         std::fs::copy(places.work.join("python/handler.py"), folder.join("handler.py"))?;
-        // The runtime client, simplejson and snapshot-restore-py belong to the managed runtime.
+        // The managed runtime provides the runtime client, simplejson and snapshot-restore-py.
         let shipped = ["requests==", "urllib3==", "certifi==", "idna==", "charset-normalizer=="];
         let pinned = std::fs::read_to_string(places.work.join("python/requirements.txt"))?;
         let pinned = pinned.lines().filter(|line| shipped.iter().any(|name| line.starts_with(name)));

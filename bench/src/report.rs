@@ -1,4 +1,4 @@
-//! Tables, and the bars that they are held against.
+//! The tables of a run, and the bars that the ratios are compared with.
 
 use std::fmt::Write as _;
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::lane::{Cold, Round};
 use crate::measure::{ColdStarts, Measured, Plan, ROUND_TRIP, Transport, Warm};
 use crate::peers::Peer;
 
-/// What is reported of a run.
+/// The report of a run.
 pub struct Report {
     machine: String,
     run: String,
@@ -19,7 +19,7 @@ pub struct Report {
     bars: Vec<Bar>,
 }
 
-/// A ratio, or a number, and what it should be.
+/// A ratio or a number, and the limit that it should reach.
 struct Bar {
     what: String,
     value: f64,
@@ -101,9 +101,9 @@ impl Warm {
         self.requests as f64 / self.invocations.max(1) as f64
     }
 
-    /// Requests in flight together, as the process sees it: all of an invocation. (The sink, which shares its CPU, has
-    /// most often answered one before it gets to read the next.)
-    fn together(&self) -> f64 {
+    /// Number of requests in flight concurrently, as the process sees it: all of an invocation. (The sink shares its CPU and has
+    /// usually responded to one request before it reads the next.)
+    fn concurrent(&self) -> f64 {
         self.requests_each().max(self.in_flight as f64)
     }
 }
@@ -167,7 +167,7 @@ impl Report {
             writeln!(
                 out,
                 "Cold, milliseconds from the start of the process: median (smallest–largest)\n\n\
-                 | kind | peer | init | first event answered | CPU until then |\n|---|---|---|---|---|"
+                 | kind | peer | init | first event handled | CPU until then |\n|---|---|---|---|---|"
             )?;
             for cold in &self.measured.cold {
                 writeln!(
@@ -193,7 +193,7 @@ impl Report {
                 let case = if warm.delay.is_zero() {
                     warm.trigger.name()
                 } else {
-                    format!("{}, sink answers after {} ms", warm.trigger.name(), warm.delay.as_millis())
+                    format!("{}, sink responds after {} ms", warm.trigger.name(), warm.delay.as_millis())
                 };
                 let floor = self.floor(warm).map_or(f64::NAN, Warm::cpu);
                 writeln!(
@@ -270,7 +270,7 @@ impl Report {
     }
 }
 
-/// Those of which both sides were measured.
+/// The bars for which both sides were measured.
 fn bars(measured: &Measured) -> Vec<Bar> {
     let mut bars = Vec::new();
     let mut bar = |what: String, value: Option<f64>, bar: Limit, stretch: Option<f64>| {
@@ -294,10 +294,10 @@ fn bars(measured: &Measured) -> Vec<Bar> {
     for kind in crate::events::KINDS {
         let name = kind.name();
         for (what, part) in [("init", init), ("first delivered event", first)] {
-            let value = ratio(cold(kind, Peer::Ours, part), cold(kind, Peer::Floor, part));
+            let value = ratio(cold(kind, Peer::Function, part), cold(kind, Peer::Floor, part));
             bar(format!("{name}: {what}, cold / floor"), value, Limit::AtMost(1.25), Some(1.05));
         }
-        let value = ratio(cold(kind, Peer::Python, first), cold(kind, Peer::Ours, first));
+        let value = ratio(cold(kind, Peer::Python, first), cold(kind, Peer::Function, first));
         bar(format!("{name}: Python / ours, first delivered event, cold"), value, Limit::AtLeast(40.0), None);
         for (trigger, limit, stretch, others) in [
             (Trigger::Webhook, 1.35, 1.15, Some((11.0, 13.0))),
@@ -306,7 +306,7 @@ fn bars(measured: &Measured) -> Vec<Bar> {
             (Trigger::Queue(1_000), 3.2, 2.2, Some((6.0, 3.7))),
         ] {
             let case = trigger.name();
-            let ours = cpu(kind, trigger, Peer::Ours);
+            let ours = cpu(kind, trigger, Peer::Function);
             let value = ratio(ours, cpu(kind, trigger, Peer::Floor));
             bar(format!("{name}: {case}, warm CPU / floor"), value, Limit::AtMost(limit), Some(stretch));
             let Some((python, node)) = others else { continue };
@@ -316,22 +316,22 @@ fn bars(measured: &Measured) -> Vec<Bar> {
             }
         }
         let rss = |peer| warm(kind, Trigger::Webhook, peer, false).map(|warm| warm.rss as f64);
-        let value = ratio(rss(Peer::Ours), rss(Peer::Floor));
+        let value = ratio(rss(Peer::Function), rss(Peer::Floor));
         bar(format!("{name}: peak RSS, webhook / floor"), value, Limit::AtMost(1.6), None);
         let package = measured.packages.iter().find(|package| package.name == name);
         let zipped = package.map(|package| package.zipped as f64 / 1e6);
         bar(format!("{name}: zipped package, MB"), zipped, Limit::AtMost(2.0), None);
-        let thousand = warm(kind, Trigger::Queue(1_000), Peer::Ours, false);
+        let thousand = warm(kind, Trigger::Queue(1_000), Peer::Function, false);
         bar(
             format!("{name}: requests per batch of 1,000"),
             thousand.map(Warm::requests_each),
             Limit::AtMost(4.0),
             None,
         );
-        let ours = measured.warm.iter().filter(|warm| warm.kind == kind && warm.peer == Peer::Ours);
-        let surplus = ours.map(|warm| warm.connections as f64 / warm.together()).reduce(f64::max);
-        bar(format!("{name}: connections / requests in flight together, any case"), surplus, Limit::AtMost(1.0), None);
-        let late = warm(kind, Trigger::Queue(1_000), Peer::Ours, true);
+        let ours = measured.warm.iter().filter(|warm| warm.kind == kind && warm.peer == Peer::Function);
+        let surplus = ours.map(|warm| warm.connections as f64 / warm.concurrent()).reduce(f64::max);
+        bar(format!("{name}: connections / concurrent requests, any case"), surplus, Limit::AtMost(1.0), None);
+        let late = warm(kind, Trigger::Queue(1_000), Peer::Function, true);
         let value = late.map(|warm| warm.spread(|round| round.wall).median / micros(ROUND_TRIP));
         bar(format!("{name}: SQS 1000, wall / one round trip of 30 ms"), value, Limit::AtMost(1.5), None);
     }
@@ -342,8 +342,8 @@ fn machine(with_peers: bool) -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map_or("", |(_, cpu)| cpu);
     let version = |command: &str| {
-        let told = Command::new(command).arg("--version").output().map(|output| output.stdout).unwrap_or_default();
-        String::from_utf8_lossy(&told).split('(').next().unwrap_or_default().trim().to_owned()
+        let output = Command::new(command).arg("--version").output().map(|output| output.stdout).unwrap_or_default();
+        String::from_utf8_lossy(&output).split('(').next().unwrap_or_default().trim().to_owned()
     };
     let mut parts = vec![cpu.to_owned(), std::env::consts::ARCH.to_owned(), version("rustc")];
     if with_peers {

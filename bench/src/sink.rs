@@ -1,4 +1,4 @@
-//! The hub's stand-in: takes batches of events over plain HTTP or TLS, checks each distinct token once, and counts.
+//! The fake hub: accepts batches of events over plain HTTP or TLS, checks each distinct token once, and counts requests and events.
 //! Everything unusual is a complaint that ends the run.
 
 use std::collections::HashSet;
@@ -21,31 +21,31 @@ use crate::http::{Connection, Request};
 
 pub const HUB: &str = "profiles";
 pub const KEY_NAME: &str = "RootManageSharedAccessKey";
-/// Of nothing real.
+/// Key of no real namespace.
 pub const KEY: &str = "YmVuY2htYXJrLCBub3QgYSBzZWNyZXQgYXQgYWxsISE=";
-/// Of the hub.
+/// Number of partitions of the hub.
 pub const PARTITIONS: u32 = 4;
 const QUERY: &str = "timeout=60&api-version=2014-01";
 const BATCH: &str = "application/vnd.microsoft.servicebus.json";
 
-/// What a lane's sink has seen.
+/// What the sink of a lane has received.
 #[derive(Default)]
 pub struct Seen {
     pub requests: AtomicUsize,
     pub events: AtomicUsize,
     pub connections: AtomicUsize,
-    /// Requests in flight together, at most.
+    /// Largest number of requests in flight concurrently.
     pub in_flight: AtomicUsize,
     /// Requests that only open a connection before the first event.
     pub warm_ups: AtomicUsize,
     pub tokens: AtomicUsize,
     now_in_flight: AtomicUsize,
-    keeps: AtomicBool,
-    kept: Mutex<Vec<Post>>,
+    stores: AtomicBool,
+    stored: Mutex<Vec<Post>>,
     complaint: OnceLock<String>,
 }
 
-/// A request that was kept whole.
+/// A request that was stored whole.
 #[derive(Debug, Clone)]
 pub struct Post {
     pub partition: Option<u32>,
@@ -53,10 +53,10 @@ pub struct Post {
 }
 
 impl Seen {
-    /// Keeps requests whole from now on, or no longer, and gives what was kept.
-    pub fn keep(&self, keeps: bool) -> Vec<Post> {
-        self.keeps.store(keeps, Ordering::SeqCst);
-        std::mem::take(&mut self.kept.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Starts or stops storing whole requests. Returns those that were stored so far.
+    pub fn store(&self, stores: bool) -> Vec<Post> {
+        self.stores.store(stores, Ordering::SeqCst);
+        std::mem::take(&mut self.stored.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub fn complain(&self, what: impl Into<String>) {
@@ -68,7 +68,7 @@ impl Seen {
     }
 }
 
-/// A running sink; it lasts as long as the process.
+/// A running sink. It runs until the process ends.
 pub struct Sink {
     pub address: SocketAddr,
     pub seen: Arc<Seen>,
@@ -88,7 +88,7 @@ impl Sink {
                 seen.connections.fetch_add(1, Ordering::SeqCst);
                 std::thread::spawn(move || {
                     let served = serve(stream, tls, &seen, &base, delay);
-                    // A process that is killed leaves its connections as they are.
+                    // A killed process does not close its connections properly.
                     if let Err(error) = served
                         && error.kind() == io::ErrorKind::Other
                     {
@@ -143,7 +143,7 @@ fn serve_requests(stream: impl Read + Write, seen: &Seen, base: &str, delay: Dur
             Some(request) => {
                 let in_flight = seen.now_in_flight.fetch_add(1, Ordering::SeqCst) + 1;
                 seen.in_flight.fetch_max(in_flight, Ordering::SeqCst);
-                let status = match take(&request, seen, base, &mut tokens) {
+                let status = match accept(&request, seen, base, &mut tokens) {
                     Ok(()) => "201 Created",
                     Err(problem) => {
                         seen.complain(format!("sink: {problem}"));
@@ -157,29 +157,29 @@ fn serve_requests(stream: impl Read + Write, seen: &Seen, base: &str, delay: Dur
                 status
             }
         };
-        connection.answer(status, "", b"")?;
+        connection.respond(status, "", b"")?;
     }
 }
 
-fn take(request: &Request<'_>, seen: &Seen, base: &str, tokens: &mut HashSet<String>) -> Result<(), Problem> {
+fn accept(request: &Request<'_>, seen: &Seen, base: &str, tokens: &mut HashSet<String>) -> Result<(), Problem> {
     if request.method != "POST" {
         return Err(format!("{} {}", request.method, request.target).into());
     }
     let (path, query) = request.target.split_once('?').unwrap_or((request.target, ""));
     if query != QUERY {
-        return Err(format!("the query `{query}`").into());
+        return Err(format!("unexpected query `{query}`").into());
     }
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     let partition = match segments[..] {
         [HUB, "messages"] => None,
         [HUB, "partitions", id, "messages"] => match id.parse() {
             Ok(id) if id < PARTITIONS => Some(id),
-            _ => return Err(format!("partition {id}").into()),
+            _ => return Err(format!("there is no partition {id}").into()),
         },
-        _ => return Err(format!("the path {path}").into()),
+        _ => return Err(format!("unexpected path {path}").into()),
     };
     if request.header("content-type") != Some(BATCH) {
-        return Err("no batch by its content type".into());
+        return Err("the content type is not the one of a batch".into());
     }
     let token = request.header("authorization").ok_or("no token")?;
     if !tokens.contains(token) {
@@ -189,19 +189,19 @@ fn take(request: &Request<'_>, seen: &Seen, base: &str, tokens: &mut HashSet<Str
     }
     let body = request.body;
     if body.first() != Some(&b'[') || body.last() != Some(&b']') {
-        return Err("the body is no array".into());
+        return Err("the body is not an array".into());
     }
-    // Quotes within text are escaped, so that this stands nowhere else.
+    // Quotes within text are escaped, so this occurs nowhere else.
     let events = memchr::memmem::find_iter(body, b"\"Body\":\"").count();
-    if seen.keeps.load(Ordering::Relaxed) {
-        seen.kept.lock().unwrap_or_else(PoisonError::into_inner).push(Post { partition, body: body.to_vec() });
+    if seen.stores.load(Ordering::Relaxed) {
+        seen.stored.lock().unwrap_or_else(PoisonError::into_inner).push(Post { partition, body: body.to_vec() });
     }
     seen.requests.fetch_add(1, Ordering::SeqCst);
     seen.events.fetch_add(events, Ordering::SeqCst);
     Ok(())
 }
 
-/// Signature, expiry and scope, by our own reading of the contract.
+/// Checks signature, expiry and scope, as we read the contract.
 fn check_token(token: &str, url: &str) -> Result<(), Problem> {
     let fields = token.strip_prefix("SharedAccessSignature ").ok_or("no SharedAccessSignature")?;
     let field = |name: &str| {

@@ -1,6 +1,6 @@
-//! A certificate authority of this run, and the sink's certificate from it: a client that trusts the authority must
-//! check a chain, as it does with the real service. (A self-signed certificate would not do: rustls takes none of an
-//! authority for a server's.)
+//! A certificate authority of this run, and the sink's certificate from it: a client that trusts the authority must check a
+//! chain, as it does with the real service. (A self-signed certificate does not work: rustls does not accept the certificate of
+//! an authority as a server's.)
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use rustls::pki_types::PrivateKeyDer;
 
 use crate::Problem;
 
-/// What both sides of a TLS connection need.
+/// The settings for both sides of a TLS connection.
 pub struct Tls {
     pub server: Arc<ServerConfig>,
-    /// The authority's certificate.
+    /// Certificate of the authority.
     pub ca_pem: String,
 }
 

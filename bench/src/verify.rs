@@ -1,5 +1,5 @@
-//! Before anything is measured: that every message arrives once and in its partition, and that the peers send the same
-//! messages. What the function sends in a case is what the floor then posts.
+//! Checks before a measurement: every message must arrive once and in its partition, and the peers must send the same messages.
+//! The floor then posts what the function sent in the case.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,7 +26,7 @@ impl Prepared {
         self.0.len()
     }
 
-    /// A line for each request of the floor: address, tab, body. All in one request unless `split`.
+    /// One line for each request of the floor: address, tab, body. All messages are in one request unless `split`.
     pub fn posts(&self, hub_url: &str, split: bool) -> Vec<u8> {
         let mut lines = Vec::new();
         if split {
@@ -50,7 +50,7 @@ impl Prepared {
     }
 }
 
-/// Runs the function, and `others` where they map this kind, once each.
+/// Runs the function and the peers in `others` once each, and compares their messages.
 pub fn verify(
     kind: Kind,
     trigger: Trigger,
@@ -61,23 +61,23 @@ pub fn verify(
 ) -> Result<Prepared, Problem> {
     let posts = |peer: Peer| -> Result<Vec<Post>, Problem> {
         let sink = Sink::start(tls.map(|tls| tls.server.clone()), Duration::ZERO)?;
-        sink.seen.keep(true);
+        sink.seen.store(true);
         let start = peers::start(peer, kind, trigger, &sink, places, None)?;
         let mut lane = Lane::start(&start, sink, event.to_vec(), trigger, 1)?;
         lane.finish()?;
-        Ok(lane.sink.seen.keep(false))
+        Ok(lane.sink.seen.store(false))
     };
     let of = |peer: Peer, problem: String| format!("{}, {}: {}: {problem}", kind.name(), trigger.name(), peer.name());
-    let ours = posts(Peer::Ours)?;
-    let expected = messages(&ours).map_err(|problem| of(Peer::Ours, problem.to_string()))?;
+    let ours = posts(Peer::Function)?;
+    let expected = messages(&ours).map_err(|problem| of(Peer::Function, problem.to_string()))?;
     if expected.len() != trigger.events() {
-        return Err(of(Peer::Ours, format!("{} distinct messages", expected.len())).into());
+        return Err(of(Peer::Function, format!("{} distinct messages", expected.len())).into());
     }
     for peer in others {
         let theirs = messages(&posts(*peer)?).map_err(|problem| of(*peer, problem.to_string()))?;
         if let Some((id, message)) = expected.iter().find(|(id, message)| theirs.get(*id) != Some(message)) {
             let other = theirs.get(id).or_else(|| theirs.values().next());
-            return Err(of(*peer, format!("sends something else than\n{message:?}\nsuch as\n{other:?}")).into());
+            return Err(of(*peer, format!("did not send\n{message:?}\nbut, for example,\n{other:?}")).into());
         }
         if theirs.len() != expected.len() {
             return Err(of(*peer, format!("{} distinct messages", theirs.len())).into());
@@ -86,7 +86,7 @@ pub fn verify(
     Ok(Prepared(ours))
 }
 
-/// Body and properties by id. Every subject must be in its partition, every id there once.
+/// Body and properties by id. Every subject must be in its partition, and every id must be unique.
 fn messages(posts: &[Post]) -> Result<BTreeMap<String, (Value, Value)>, Problem> {
     let mut messages = BTreeMap::new();
     for post in posts {
@@ -107,7 +107,7 @@ fn messages(posts: &[Post]) -> Result<BTreeMap<String, (Value, Value)>, Problem>
                 return Err(format!("subject {subject} in partition {:?}, not {partition}", post.partition).into());
             }
             if messages.insert(id, (body, properties)).is_some() {
-                return Err("an id stands twice".into());
+                return Err("an id occurs twice".into());
             }
         }
     }

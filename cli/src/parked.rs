@@ -11,9 +11,9 @@ use shared::clock::Clock;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::queue::{CONCURRENT_CALLS, Queue, Role};
+use crate::queue::{CONCURRENT_CALLS, Outgoing, Queue};
 use crate::report::{Action, Done, Progress, Report, counted, print};
-use crate::scan::{Filter, Limits, Scan, ScanError, Seen, duration};
+use crate::scan::{Filter, Limits, Role, Scan, ScanError, Seen, duration};
 use crate::stop::Stop;
 use crate::target::{Target, TargetError};
 
@@ -132,9 +132,9 @@ pub enum Error {
     Unconfirmed,
     #[error("the envelopes can't be written to {}, nothing was deleted: {source}", path.display())]
     Backup { path: PathBuf, source: io::Error },
-    #[error("standard output can't be written: {0}")]
+    #[error("could not write to standard output: {0}")]
     Output(io::Error),
-    #[error("signals can't be handled: {0}")]
+    #[error("could not listen for signals: {0}")]
     Signals(io::Error),
     #[error("{} could not be made visible, SQS does so within {minutes} minutes: {problem}", counted(*.count, "envelope"))]
     Unreleased { count: usize, minutes: u64, problem: String },
@@ -177,8 +177,8 @@ pub async fn run(command: Command) -> Result<bool, Error> {
         return Err(Error::NoDeadLetters);
     }
     let mut scans = Vec::new();
-    scans.extend((!selection.dead_letters).then(|| Scan::new(parking.clone())));
-    scans.extend(dead_letters.filter(|_| !selection.parking).map(Scan::new));
+    scans.extend((!selection.dead_letters).then(|| Scan::new(parking.clone(), Role::Parking)));
+    scans.extend(dead_letters.filter(|_| !selection.parking).map(|queue| Scan::new(queue, Role::DeadLetters)));
 
     let now = Clock::system().unix_seconds();
     let mut run = Run {
@@ -239,7 +239,7 @@ impl Run {
                 done.failed = failed;
             } else if self.action == Action::Drop && self.dry_run
                 // What is held becomes visible at the end anyway.
-                || self.action == Action::Retry && scan.queue.role == Role::Parking
+                || self.action == Action::Retry && scan.role == Role::Parking
             {
                 (done.envelopes, done.messages) = (envelopes, messages);
             }
@@ -258,15 +258,15 @@ impl Run {
         let mut progress = Progress::new();
         scan.begin(&self.limits).await.map_err(ScanError::Call)?;
         while let Some(page) = scan.next(&self.limits, &self.filter, &self.stop).await? {
-            progress.show(scan.queue.role, scan.seen);
+            progress.show(scan.role, scan.seen);
             let page: Vec<Seen> = page.into_iter().filter(|seen| seen.is_wanted).collect();
             for seen in &page {
-                self.report.add(scan.queue.role, seen);
+                self.report.add(scan.role, seen);
             }
             if let Some(backup) = &mut backup {
                 backup.write(&page)?;
             }
-            if self.action == Action::Retry && scan.queue.role == Role::DeadLetters {
+            if self.action == Action::Retry && scan.role == Role::DeadLetters {
                 send_again(&page, scan, parking, self.dry_run, done).await;
             }
         }
@@ -301,7 +301,8 @@ async fn send_again(page: &[Seen], scan: &mut Scan, parking: &Queue, dry_run: bo
         let contents = seen.contents.as_ref().map_err(ToString::to_string)?;
         if !dry_run {
             let group_id = contents.group.message_group_id();
-            parking.send(&seen.body, &group_id).await.map_err(|error| error.to_string())?;
+            let message = Outgoing { body: &seen.body, group_id: Some(&group_id), flow: None };
+            parking.send(&message).await.map_err(|error| error.to_string())?;
         }
         Ok::<_, String>((seen.id.clone(), contents.messages))
     });

@@ -8,33 +8,19 @@ use aws_sdk_sqs::Client;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::types::{
     BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, Message,
-    QueueAttributeName,
+    MessageAttributeValue, MessageSystemAttributeName, QueueAttributeName,
 };
 use futures_util::{StreamExt, stream};
-use serde::Serialize;
 
 /// Maximum number of messages of one receive, delete or visibility call.
 pub const MAX_PER_CALL: usize = 10;
 /// Number of calls in flight together.
 pub const CONCURRENT_CALLS: usize = 8;
+/// The string attribute that names the flow of an inbound message, and its type.
+pub const FLOW_ATTRIBUTE: &str = "flow";
+pub const STRING_TYPE: &str = "String";
 /// Time that a receive call waits for a message, in seconds. Above zero SQS asks all of its servers.
 const RECEIVE_WAIT_SECONDS: i32 = 1;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    Parking,
-    DeadLetters,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Parking => "parking",
-            Self::DeadLetters => "dead letters",
-        })
-    }
-}
 
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} failed for {subject}: {problem}")]
@@ -94,12 +80,19 @@ pub enum Settle {
 pub struct Queue {
     client: Client,
     pub url: String,
-    pub role: Role,
+}
+
+/// A message to send.
+pub struct Outgoing<'m> {
+    pub body: &'m str,
+    pub group_id: Option<&'m str>,
+    /// Value of the attribute [`FLOW_ATTRIBUTE`].
+    pub flow: Option<&'m str>,
 }
 
 impl Queue {
-    pub fn new(client: Client, url: String, role: Role) -> Self {
-        Self { client, url, role }
+    pub fn new(client: Client, url: String) -> Self {
+        Self { client, url }
     }
 
     pub async fn attributes(
@@ -130,14 +123,21 @@ impl Queue {
             .max_number_of_messages(max.clamp(1, MAX_PER_CALL) as i32)
             .wait_time_seconds(RECEIVE_WAIT_SECONDS)
             .visibility_timeout(hold.as_secs() as i32)
+            .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
             .send()
             .await
             .map_err(|error| CallError::new("ReceiveMessage", &self.url, &error))?;
         Ok(response.messages.unwrap_or_default())
     }
 
-    pub async fn send(&self, body: &str, group_id: &str) -> Result<(), CallError> {
-        let call = self.client.send_message().queue_url(&self.url).message_body(body).message_group_id(group_id);
+    pub async fn send(&self, message: &Outgoing<'_>) -> Result<(), CallError> {
+        let Outgoing { body, group_id, flow } = message;
+        let mut call = self.client.send_message().queue_url(&self.url).message_body(*body);
+        if let Some(flow) = flow {
+            let value = MessageAttributeValue::builder().data_type(STRING_TYPE).string_value(*flow).build();
+            call = call.message_attributes(FLOW_ATTRIBUTE, value.expect("an attribute with a type is complete"));
+        }
+        let call = call.set_message_group_id(group_id.map(str::to_owned));
         call.send().await.map_err(|error| CallError::new("SendMessage", &self.url, &error))?;
         Ok(())
     }

@@ -9,8 +9,7 @@ use aws_sdk_sqs::primitives::{DateTime, DateTimeFormat};
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
-use crate::queue::Role;
-use crate::scan::{End, Group, Scan, Seen};
+use crate::scan::{End, Group, Role, Scan, Seen};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -49,7 +48,7 @@ struct Unreadable {
     problem: String,
 }
 
-/// What a queue's scan came to.
+/// The outcome for one queue.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Outcome {
@@ -119,7 +118,7 @@ impl Report {
 
     pub fn end(&mut self, scan: &Scan, done: Done) {
         self.queues.push(Outcome {
-            queue: scan.queue.role,
+            queue: scan.role,
             url: scan.queue.url.clone(),
             seen: scan.seen,
             not_seen: scan.unseen,

@@ -2,6 +2,7 @@
 //! deletes or releases what the scan holds, however the scan ends.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use aws_sdk_sqs::primitives::{DateTime, DateTimeFormat};
@@ -87,7 +88,7 @@ impl Filter {
     }
 }
 
-/// What envelopes are counted by.
+/// The destination, kind, flow and reason by which envelopes are counted.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Group {
     pub host: String,
@@ -129,6 +130,23 @@ impl Seen {
             (Ok(_), Ok(json)) => json.replace(['\n', '\r'], " "),
             _ => serde_json::json!({ "unreadable": self.body }).to_string(),
         }
+    }
+}
+
+/// Which of the two queues of parked messages a queue is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    Parking,
+    DeadLetters,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Parking => "parking",
+            Self::DeadLetters => "dead letters",
+        })
     }
 }
 
@@ -181,6 +199,7 @@ struct Held {
 
 pub struct Scan {
     pub queue: Queue,
+    pub role: Role,
     pub seen: usize,
     pub ended: End,
     /// Numbers that SQS last reported, without what this scan holds.
@@ -193,9 +212,9 @@ pub struct Scan {
 }
 
 impl Scan {
-    pub fn new(queue: Queue) -> Self {
-        let until = Instant::now();
-        Self { queue, seen: 0, ended: End::Empty, hidden: 0, delayed: 0, unseen: 0, held: BTreeMap::new(), until }
+    pub fn new(queue: Queue, role: Role) -> Self {
+        let (held, until) = (BTreeMap::new(), Instant::now());
+        Self { queue, role, seen: 0, ended: End::Empty, hidden: 0, delayed: 0, unseen: 0, held, until }
     }
 
     pub async fn begin(&mut self, limits: &Limits) -> Result<(), CallError> {

@@ -1,4 +1,4 @@
-//! Signals that end the program: they only set a flag, so that received messages are released first.
+//! Signals that end the program. They only set a flag, so that received messages are released first.
 
 use std::io;
 

@@ -11,7 +11,7 @@ use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use serde::Deserialize;
 
-use crate::queue::{CallError, Queue, Role};
+use crate::queue::{CallError, Queue};
 
 /// Maximum time of one attempt of a call; a response can hold 10 MiB.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -22,6 +22,13 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(90);
 pub struct Target {
     #[command(flatten)]
     system: System,
+    #[command(flatten)]
+    access: Access,
+}
+
+/// Credentials and region.
+#[derive(Debug, clap::Args)]
+pub struct Access {
     /// Profile of the AWS configuration files [default: AWS_PROFILE]
     #[arg(long, value_name = "NAME", conflicts_with = "local", help_heading = "Target")]
     profile: Option<String>,
@@ -52,42 +59,72 @@ pub enum TargetError {
     NoRegion,
     #[error(
         "no queue in region {region} has a name that begins with `{prefix}`: check --stack, --region and --profile, or give \
-         the stack's output ParkingQueueUrl with --queue-url"
+         the stack's output {queue}Url with {option}"
     )]
-    NotFound { prefix: String, region: String },
-    #[error("several queues have a name that begins with `{prefix}`; give one of them with --queue-url: {urls}")]
-    Ambiguous { prefix: String, urls: String },
+    NotFound { prefix: String, region: String, queue: String, option: &'static str },
+    #[error("several queues have a name that begins with `{prefix}`; give one of them with {option}: {urls}")]
+    Ambiguous { prefix: String, option: &'static str, urls: String },
     #[error("no system responds at {url}: start it with `make run`, or give its address with --local URL ({problem})")]
     NotRunning { url: String, problem: String },
     #[error("the system at {0} has no queues: start it without --no-queue")]
     NoQueues(String),
 }
 
-/// What `make run` reports about itself, as far as it is needed here.
+/// The part of what `make run` reports about itself that is needed here.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct LocalInfo {
+pub struct LocalInfo {
     aws_endpoint: Option<String>,
     aws_region: String,
-    parking_queue_url: Option<String>,
+    pub parking_queue_url: Option<String>,
+    pub rejected_queue_url: Option<String>,
+    #[serde(default)]
+    pub kinds: Vec<LocalKind>,
+}
+
+/// An event kind of `make run`, and its queue.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalKind {
+    pub name: String,
+    pub queue_url: Option<String>,
 }
 
 impl Target {
     /// Finds the parking queue and, if it has one, its dead-letter queue.
     pub async fn queues(&self) -> Result<(Queue, Option<Queue>), TargetError> {
         let (client, url) = match &self.system.local {
-            Some(url) => local(url).await?,
+            Some(url) => {
+                let (client, info) = local(url).await?;
+                (client, info.parking_queue_url.ok_or_else(|| TargetError::NoQueues(url.clone()))?)
+            }
             None => self.remote().await?,
         };
-        let parking = Queue::new(client.clone(), url, Role::Parking);
+        let parking = Queue::new(client.clone(), url);
         let dead_letters = match dead_letter_arn(&parking).await? {
-            Some(arn) => Some(Queue::new(client.clone(), url_of(&client, &arn).await?, Role::DeadLetters)),
+            Some(arn) => Some(Queue::new(client.clone(), url_of(&client, &arn).await?)),
             None => None,
         };
         Ok((parking, dead_letters))
     }
 
     async fn remote(&self) -> Result<(Client, String), TargetError> {
+        let (client, region) = self.access.client().await?;
+        let url = match (&self.system.queue_url, &self.system.stack) {
+            (Some(url), _) => url.clone(),
+            (None, stack) => {
+                let stack = stack.as_deref().unwrap_or_default();
+                let urls = stack_queues(&client, &format!("{stack}-ParkingQueue-")).await?;
+                stack_queue(&urls, stack, "ParkingQueue", "--queue-url", &region)?
+            }
+        };
+        Ok((client, url))
+    }
+}
+
+impl Access {
+    /// A client for SQS, and the name of its region.
+    pub async fn client(&self) -> Result<(Client, String), TargetError> {
         let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http()).timeout_config(timeouts());
         if let Some(profile) = &self.profile {
             loader = loader.profile_name(profile);
@@ -97,12 +134,7 @@ impl Target {
         }
         let config = loader.load().await;
         let region = config.region().ok_or(TargetError::NoRegion)?.to_string();
-        let client = Client::new(&config);
-        let url = match (&self.system.queue_url, &self.system.stack) {
-            (Some(url), _) => url.clone(),
-            (None, stack) => find(&client, stack.as_deref().unwrap_or_default(), region).await?,
-        };
-        Ok((client, url))
+        Ok((Client::new(&config), region))
     }
 }
 
@@ -115,19 +147,28 @@ fn timeouts() -> TimeoutConfig {
     TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT).operation_timeout(CALL_TIMEOUT).build()
 }
 
-/// The parking queue of a stack, by the name that CloudFormation generates.
-async fn find(client: &Client, stack: &str, region: String) -> Result<String, TargetError> {
-    let prefix = format!("{stack}-ParkingQueue-");
-    let listed = client.list_queues().queue_name_prefix(&prefix).send().await;
-    let listed = listed.map_err(|error| CallError::new("ListQueues", &prefix, &error))?;
-    let mut urls = listed.queue_urls.unwrap_or_default();
-    match (urls.pop(), urls.is_empty()) {
-        (Some(url), true) => Ok(url),
-        (None, _) => Err(TargetError::NotFound { prefix, region }),
-        (Some(url), false) => {
-            urls.push(url);
-            Err(TargetError::Ambiguous { prefix, urls: urls.join(", ") })
-        }
+/// URLs of the queues whose name begins with `prefix`.
+pub async fn stack_queues(client: &Client, prefix: &str) -> Result<Vec<String>, CallError> {
+    let listed = client.list_queues().queue_name_prefix(prefix).send().await;
+    let listed = listed.map_err(|error| CallError::new("ListQueues", prefix, &error))?;
+    Ok(listed.queue_urls.unwrap_or_default())
+}
+
+/// URL of a stack's queue, by the name that CloudFormation generates. `option` can name the queue instead.
+pub fn stack_queue(
+    urls: &[String],
+    stack: &str,
+    queue: &str,
+    option: &'static str,
+    region: &str,
+) -> Result<String, TargetError> {
+    let prefix = format!("{stack}-{queue}-");
+    let has_prefix = |url: &&String| url.rsplit('/').next().is_some_and(|name| name.starts_with(&prefix));
+    let found: Vec<&str> = urls.iter().filter(has_prefix).map(String::as_str).collect();
+    match found[..] {
+        [url] => Ok(url.to_owned()),
+        [] => Err(TargetError::NotFound { prefix, region: region.to_owned(), queue: queue.to_owned(), option }),
+        _ => Err(TargetError::Ambiguous { prefix, option, urls: found.join(", ") }),
     }
 }
 
@@ -154,7 +195,8 @@ async fn url_of(client: &Client, arn: &str) -> Result<String, CallError> {
     Ok(response.queue_url.unwrap_or_default())
 }
 
-async fn local(url: &str) -> Result<(Client, String), TargetError> {
+/// A client for the SQS of the system that `make run` started, and what the system reports about itself.
+pub async fn local(url: &str) -> Result<(Client, LocalInfo), TargetError> {
     let not_running = |problem: String| TargetError::NotRunning { url: url.to_owned(), problem };
     let http_client = shared::build_http_client(None).map_err(not_running)?;
     let response = http_client.client().get(format!("{}/_local/info", url.trim_end_matches('/'))).send().await;
@@ -165,16 +207,14 @@ async fn local(url: &str) -> Result<(Client, String), TargetError> {
     };
     let text = text.map_err(|error| not_running(error.to_string()))?;
     let info: LocalInfo = serde_json::from_str(&text).map_err(|error| not_running(error.to_string()))?;
-    let (Some(endpoint), Some(parking)) = (info.aws_endpoint, info.parking_queue_url) else {
-        return Err(TargetError::NoQueues(url.to_owned()));
-    };
+    let endpoint = info.aws_endpoint.clone().ok_or_else(|| TargetError::NoQueues(url.to_owned()))?;
     let config = aws_sdk_sqs::config::Builder::new()
         .behavior_version(BehaviorVersion::latest())
         .credentials_provider(Credentials::new("local", "local", None, None, "local"))
-        .region(Region::new(info.aws_region))
+        .region(Region::new(info.aws_region.clone()))
         .endpoint_url(endpoint)
         .http_client(http())
         .timeout_config(timeouts())
         .build();
-    Ok((Client::from_conf(config), parking))
+    Ok((Client::from_conf(config), info))
 }

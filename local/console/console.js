@@ -1,7 +1,7 @@
-// The page of `make run`. Everything that comes from a hub or a sender is set as text, never as markup.
+// The console of `make run`. Everything from a hub or a sender is set as text, never as markup.
 
 const MOST_EVENTS = 500;
-// More would make a frame late.
+// More rows would delay a frame.
 const MOST_PER_FRAME = 40;
 const SPEAK_MS = 2000;
 
@@ -15,12 +15,12 @@ function element(name, text, className) {
   return made;
 }
 
-// Only what changed is touched: a reader's place and selection stay.
+// Changes only what differs, so that a reader's place and selection remain.
 function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-// Updates come several at a time under load; each frame draws once.
+// Under load, several updates arrive per frame; each frame draws once.
 let run;
 let state;
 let waiting = [];
@@ -43,14 +43,14 @@ source.onmessage = (message) => {
 function drawSoon() {
   if (drawing) return;
   drawing = true;
-  // A hidden tab gets no frames.
+  // The browser draws no frames for a hidden tab.
   if (document.hidden) setTimeout(draw);
   else requestAnimationFrame(draw);
 }
 
 function connection(live) {
   by("connection").classList.toggle("live", live);
-  setText(by("connection"), live ? "live" : "no connection: is `make run` still up?");
+  setText(by("connection"), live ? "live" : "no connection: check that `make run` is running");
 }
 
 function draw() {
@@ -59,10 +59,10 @@ function draw() {
   drawCounts();
   drawSwitches();
   drawHubs();
-  drawRows("parked-rows", state.parked, "nothing waits", (row) => [
+  drawRows("parked-rows", state.parked, "no parked messages", (row) => [
     time(row.since), row.kind, id(row.flow), row.hub, count(row.messages), row.reason, count(row.attempts),
   ]);
-  drawRows("rejected-rows", state.rejected, "nothing was rejected", (row) => [
+  drawRows("rejected-rows", state.rejected, "no rejected events", (row) => [
     time(row.time), row.kind, id(row.flow), row.by, row.reason, element("td", row.detail, "detail"),
   ]);
   drawRows("flow-rows", state.flows, "none", (row) => [
@@ -89,9 +89,9 @@ function drawCounts() {
   show("parked", parked, parked ? "waiting" : "");
   show("rejected", rejected, "");
   show("lost", lost, lost ? "bad" : "good");
-  setText(by("in-hub-note"), repeated ? `by distinct id; ${number.format(repeated)} repeated` : "by distinct id");
+  setText(by("in-hub-note"), repeated ? `by distinct id; ${number.format(repeated)} duplicates` : "by distinct id");
   const queues = state.queues;
-  setText(by("parked-note"), queues?.deadLetters ? `${queues.deadLetters} dead letters` : "wait for their hub");
+  setText(by("parked-note"), queues?.deadLetters ? `${queues.deadLetters} dead letters` : "waiting for their hub");
   setText(by("rejected-note"), queues ? `events; ${number.format(queues.rejected)} in the rejected queue` : "events");
   const sentence = `${accepted} accepted, ${inHub} in the hubs, ${parked} parked, ${rejected} rejected, ${lost} lost`;
   if (by("spoken").textContent === sentence) return;
@@ -145,7 +145,7 @@ function drawRows(name, rows, nothing, cells) {
   by(name).replaceChildren(...made);
 }
 
-// Hubs, and which of them are shown
+// Hubs, and the filter of the list
 
 let filter = {};
 const cells = new Map();
@@ -211,7 +211,7 @@ function drawShown() {
   const visible = filter.hub === undefined ? rows.length : Array.from(rows).filter((row) => !row.hidden).length;
   let text = rows.length === 0 ? "no events yet: send some" : `the newest ${visible}`;
   if (filter.hub !== undefined) text += ` of ${filter.hub}${filter.partition === undefined ? "" : `, partition ${filter.partition}`}`;
-  if (held()) text += `; ${waiting.length} more wait`;
+  if (held()) text += `; ${waiting.length} more are not shown yet`;
   setText(by("shown"), text);
 }
 
@@ -230,7 +230,7 @@ function eventRow(event, isNew) {
     element("span", text("cloudEvents:subject"), "id"),
   );
   details.append(summary);
-  // Most are never opened.
+  // Most rows are never opened, so their contents are created on demand.
   details.addEventListener("toggle", () => details.append(...inside(event)), { once: true });
   row.append(details);
   return row;
@@ -247,7 +247,7 @@ function inside(event) {
   return [list, element("pre", indented(event.body))];
 }
 
-// Breaks lines between the tokens and changes none of them: a number that JavaScript can't hold is shown as it was sent.
+// Breaks lines between the tokens and changes none of them: a number too large for JavaScript is shown as it was sent.
 function indented(text) {
   try {
     JSON.parse(text);
@@ -281,22 +281,22 @@ function reset() {
 
 // Buttons and switches
 
-async function act(asked) {
-  const answer = await fetch("/console/actions", {
+async function act(command) {
+  const response = await fetch("/console/actions", {
     method: "POST",
     headers: { "content-type": "application/json" },
-    body: JSON.stringify(asked),
+    body: JSON.stringify(command),
   });
-  const told = await answer.json();
-  if (!answer.ok) throw new Error(told.error);
-  return told.done;
+  const result = await response.json();
+  if (!response.ok) throw new Error(result.error);
+  return result.done;
 }
 
-async function tell(asked) {
+async function perform(command) {
   try {
-    setText(by("done"), await act(asked));
+    setText(by("done"), await act(command));
   } catch (error) {
-    setText(by("done"), `not done: ${error.message}`);
+    setText(by("done"), `failed: ${error.message}`);
     if (state) drawSwitches();
   }
 }
@@ -311,13 +311,13 @@ function about({ kinds, hasQueues, commands }) {
       made.addEventListener("click", async () => {
         const count = Math.min(100, Math.max(1, Math.trunc(Number(by("count").value)) || 1));
         setText(by("done"), "sending …");
-        await tell({ action: "send", kind: kind.name, by: by_, event, count });
+        await perform({ action: "send", kind: kind.name, by: by_, event, count });
       });
       return made;
     };
     row.append(element("span", kind.name), button("Webhook", "webhook", "good"));
     if (hasQueues) row.append(button("Queue", "queue", "good"));
-    row.append(button("A bad one", "webhook", "bad"));
+    row.append(button("Invalid event", "webhook", "bad"));
     return row;
   }));
   by("write-key").hidden = !hasQueues;
@@ -345,10 +345,10 @@ function drawSwitches() {
   by("write-key").disabled = !state.switches.key;
   const others = state.otherFaults;
   by("other-faults").hidden = others === 0;
-  setText(by("other-faults"), `${others} more told to the emulator by hand`);
+  setText(by("other-faults"), `${others} more set with the emulator's API`);
 }
 
 for (const input of document.querySelectorAll("[data-fault]")) {
-  input.addEventListener("change", () => tell({ action: "switch", fault: input.dataset.fault, on: input.checked }));
+  input.addEventListener("change", () => perform({ action: "switch", fault: input.dataset.fault, on: input.checked }));
 }
-by("write-key").addEventListener("click", () => tell({ action: "writeKey" }));
+by("write-key").addEventListener("click", () => perform({ action: "writeKey" }));

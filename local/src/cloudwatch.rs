@@ -1,4 +1,4 @@
-//! What functions write, put into CloudWatch Logs, as Lambda does it. It happens behind the events, never on their way.
+//! Puts what the functions write into CloudWatch Logs, as Lambda does it, without delaying the events.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -10,10 +10,11 @@ use tokio::time::Instant;
 
 use crate::runner::{Observed, What};
 
-/// One for all functions: whoever reads looks at the whole group.
+/// Name of the only log stream: readers read the whole group.
 const STREAM: &str = "local";
-/// Lines of one call, which takes 1 MB.
+/// Maximum number of lines of one call, which accepts 1 MB.
 const MAX_LINES: usize = 500;
+/// Timeout of a call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Creates a log group, and the stream that [`feed`] writes to.
@@ -23,7 +24,8 @@ pub async fn create(aws: &Aws, group: &str, deadline: Instant) -> Result<(), Aws
     aws.call(Service::Logs, "CreateLogStream", &stream, deadline).await.map(drop)
 }
 
-/// Hands on what is observed, and puts the lines of it into the group; run the future for as long as there are any.
+/// Passes on what is observed, and puts the lines into the group. Returns the new receiver and a future, which must be polled
+/// as long as functions write lines.
 pub fn feed(
     aws: Aws,
     group: &'static str,
@@ -34,15 +36,15 @@ pub fn feed(
     let collect = async move {
         let clock = Clock::system();
         let mut latest = 0;
-        while let Some(told) = observed.recv().await {
-            if let What::Wrote(line) = &told.what {
-                // A call's lines must be in the order of their times.
+        while let Some(observation) = observed.recv().await {
+            if let What::Wrote(line) = &observation.what {
+                // The lines of a call must be sorted by time.
                 let now = clock.now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 latest = latest.max(u64::try_from(now.as_millis()).unwrap_or_default());
                 let _ = log.send(json!({ "timestamp": latest, "message": line }));
             }
-            // Nobody may look at it.
-            let _ = pass_on.send(told);
+            // The receiver may have been dropped.
+            let _ = pass_on.send(observation);
         }
     };
     let put = async move {
@@ -51,7 +53,7 @@ pub fn feed(
             let body =
                 json!({ "logGroupName": group, "logStreamName": STREAM, "logEvents": std::mem::take(&mut lines) });
             if let Err(error) = aws.call(Service::Logs, "PutLogEvents", &body, Instant::now() + CALL_TIMEOUT).await {
-                eprintln!("lines are missing in CloudWatch Logs: {error}");
+                eprintln!("PutLogEvents failed; these lines are missing in CloudWatch Logs: {error}");
             }
         }
     };

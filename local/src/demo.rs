@@ -1,6 +1,6 @@
-//! `local demo`: sends every fixture of every kind by webhook and by queue to a running system, one more by a flow that it
-//! makes at the control API, another while its hub is down, and looks for each in the hub; then for those of one hub at the
-//! inlet that it is read into.
+//! `local demo`: sends every fixture of every kind through the webhook and through the queue of a running system, another
+//! event through a flow that it creates with the control API, and another while its hub is down. It then looks for each
+//! event in the hub, and for those of one hub in the inlet.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,10 +27,10 @@ pub struct Options {
     /// Port of its webhook gateway
     #[arg(long, default_value_t = 8080)]
     pub port: u16,
-    /// Port of its event hub emulator, if it isn't the one that the system tells
+    /// Port of its event hub emulator, if it differs from the one that the system reports
     #[arg(long)]
     pub hub_port: Option<u16>,
-    /// Port of its moto server, if it isn't the one that the system tells
+    /// Port of its moto server, if it differs from the one that the system reports
     #[arg(long)]
     pub aws_port: Option<u16>,
     /// Folder with one folder of events per kind
@@ -38,25 +38,28 @@ pub struct Options {
     pub fixtures: PathBuf,
 }
 
-/// The events are in the hub by then.
+/// Maximum time until an event is in the hub.
 const ARRIVAL: Duration = Duration::from_secs(30);
+/// Interval between two reads of the hub.
 const POLL: Duration = Duration::from_millis(200);
+/// Timeout of a call to AWS.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Property with the ordering subject of a message.
 const SUBJECT: &str = "cloudEvents:subject";
 
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
-    #[error("nothing runs at {0}: start it with `make run`, or name its port with --port")]
+    #[error("no system responds at {0}: start it with `make run`, or give its port with --port")]
     NotRunning(String),
-    #[error("{0} gave an answer that makes no sense")]
-    Answer(String),
+    #[error("{0} returned an unexpected response: check that it belongs to `make run` of the same version")]
+    Response(String),
     #[error("the running system accepts no bearer token: start it with one in --sender-auth")]
     NoToken,
-    #[error("fixtures can't be read from {}: {source}", path.display())]
+    #[error("could not read fixtures from {}: {source}", path.display())]
     Fixtures { path: PathBuf, source: io::Error },
     #[error("there are no fixtures in {}", .0.display())]
     NoFixtures(PathBuf),
-    #[error("no HTTP client: {0}")]
+    #[error("could not create an HTTP client: {0}")]
     Client(String),
     #[error("the control API refused the call: {0}")]
     Refused(String),
@@ -66,7 +69,7 @@ pub enum DemoError {
     Queue(#[from] AwsError),
 }
 
-/// An event on its way.
+/// A sent event.
 struct Sent {
     label: String,
     subject: String,
@@ -82,7 +85,7 @@ struct Stored {
     properties: BTreeMap<String, Value>,
 }
 
-/// Whether everything that was sent has arrived.
+/// Sends the events. Returns whether all of them have arrived.
 pub async fn demo(options: Options) -> Result<bool, DemoError> {
     let http = shared::build_http_client(None).map_err(DemoError::Client)?.client();
     let url = format!("http://{}", std::net::SocketAddr::new(options.host, options.port));
@@ -92,7 +95,7 @@ pub async fn demo(options: Options) -> Result<bool, DemoError> {
     info.aws_endpoint = options.aws_port.map(at).or(info.aws_endpoint);
 
     let (mut sent_count, mut arrived_count) = (0, 0);
-    let mut is_back = true;
+    let mut is_ingested = true;
     for kind in KINDS {
         let Some(running) = info.kinds.iter().find(|running| running.name == kind.name) else { continue };
         let before = next_sequence_numbers(&http, &info, kind).await?;
@@ -100,7 +103,7 @@ pub async fn demo(options: Options) -> Result<bool, DemoError> {
         let arrived = wait(&http, &info, kind, &before, &sent).await?;
         print_arrived(kind, &sent, &arrived);
         if kind.hub == info.source.hub {
-            is_back = way_back(&http, &info, &arrived).await?;
+            is_ingested = ingested(&http, &info, &arrived).await?;
         }
         sent_count += sent.len();
         arrived_count += sent.iter().filter(|sent| arrived.contains_key(&sent.subject)).count();
@@ -109,45 +112,45 @@ pub async fn demo(options: Options) -> Result<bool, DemoError> {
         sent_count += 1;
         arrived_count += usize::from(own_flow(&http, &url, &info, control, &KINDS[0], &options.fixtures).await?);
     }
-    if info.keeping.is_some() {
+    if info.undelivered.is_some() {
         sent_count += 1;
         arrived_count += usize::from(outage(&http, &url, &info, &KINDS[0], &options.fixtures).await?);
     }
     println!("\n{sent_count} sent, {arrived_count} in the hub");
-    Ok(is_back && sent_count > 0 && sent_count == arrived_count)
+    Ok(is_ingested && sent_count > 0 && sent_count == arrived_count)
 }
 
-/// Waits for a hub's events at the inlet, whose records are their bodies as they are.
-async fn way_back(
+/// Waits until the inlet has the hub's events. Its records are their unchanged bodies.
+async fn ingested(
     http: &reqwest::Client,
     info: &Info,
     arrived: &BTreeMap<String, Vec<Stored>>,
 ) -> Result<bool, DemoError> {
     let SourceInfo { hub, inlet_url, records_url } = &info.source;
-    println!("\nback out of hub {hub}: into {inlet_url}");
+    println!("\ningest from hub {hub} into {inlet_url}");
     let bodies = arrived.values().flatten().map(|event| serde_json::from_str(&event.body).unwrap_or_default());
     let mut missing: Vec<Value> = bodies.collect();
     let (all, deadline) = (missing.len(), Instant::now() + ARRIVAL);
     while !missing.is_empty() && Instant::now() < deadline {
         let page = get(http, records_url.clone()).await?;
-        let taken = page["records"].as_array().ok_or_else(|| DemoError::Answer(records_url.clone()))?;
-        missing.retain(|body| !taken.iter().any(|taken| taken["record"] == *body));
+        let stored = page["records"].as_array().ok_or_else(|| DemoError::Response(records_url.clone()))?;
+        missing.retain(|body| !stored.iter().any(|stored| stored["record"] == *body));
         if !missing.is_empty() {
             sleep(POLL).await;
         }
     }
-    println!("  {} of {all} records taken", all - missing.len());
+    println!("  {} of {all} records ingested", all - missing.len());
     Ok(missing.is_empty())
 }
 
-/// What the system at `url` tells about itself.
-pub(crate) async fn info_of(http: &reqwest::Client, url: &str) -> Result<Info, DemoError> {
-    let answer = http.get(format!("{url}{INFO_PATH}")).send().await;
-    let answer = answer.map_err(|_| DemoError::NotRunning(url.to_owned()))?.text().await?;
-    serde_json::from_str(&answer).map_err(|_| DemoError::Answer(url.to_owned()))
+/// What the system at `url` reports about itself.
+async fn info_of(http: &reqwest::Client, url: &str) -> Result<Info, DemoError> {
+    let response = http.get(format!("{url}{INFO_PATH}")).send().await;
+    let response = response.map_err(|_| DemoError::NotRunning(url.to_owned()))?.text().await?;
+    serde_json::from_str(&response).map_err(|_| DemoError::Response(url.to_owned()))
 }
 
-/// A kind's events, by the names of their files.
+/// The events of a kind, with the names of their files.
 fn fixtures(folder: &Path) -> Result<Vec<(String, String)>, DemoError> {
     let unreadable = |source| DemoError::Fixtures { path: folder.to_owned(), source };
     let mut paths = Vec::new();
@@ -170,7 +173,7 @@ fn fixtures(folder: &Path) -> Result<Vec<(String, String)>, DemoError> {
         .collect()
 }
 
-/// Sends every fixture by both ways, each with an identity of its own.
+/// Sends every fixture through the webhook and through the queue, each with its own identity.
 async fn send(
     http: &reqwest::Client,
     url: &str,
@@ -181,32 +184,32 @@ async fn send(
 ) -> Result<Vec<Sent>, DemoError> {
     let fixtures = fixtures(&fixtures_folder.join(kind.name))?;
     let mut sent = Vec::new();
-    println!("{} by webhook: POST {url}/{}", kind.name, kind.name);
+    println!("{} through the webhook: POST {url}/{}", kind.name, kind.name);
     for (name, event) in &fixtures {
         let (event, subject) = (kind.stamp)(event, &random::uuid());
-        let (status, answer) = post(http, url, info, kind, event).await?;
-        println!("  {status} {answer:48} {name}");
+        let (status, body) = post(http, url, info, kind, event).await?;
+        println!("  {status} {body:48} {name}");
         sent.push(Sent { label: format!("webhook {name}"), subject });
     }
     let (Some(endpoint), Some(queue_url)) = (&info.aws_endpoint, &running.queue_url) else {
-        println!("{} by queue: the system runs without queues", kind.name);
+        println!("{} through the queue: the system runs without queues", kind.name);
         return Ok(sent);
     };
-    println!("{} by queue: SendMessage {queue_url}", kind.name);
+    println!("{} through the queue: SendMessage {queue_url}", kind.name);
     let relay_http = shared::build_http_client(None).map_err(DemoError::Client)?;
     let aws = local_aws(relay_http, endpoint.clone(), info.aws_region.clone());
     for (name, event) in &fixtures {
         let (event, subject) = (kind.stamp)(event, &random::uuid());
         let body = json!({ "QueueUrl": queue_url, "MessageBody": event });
-        let answer = aws.call(Service::Sqs, "SendMessage", &body, Instant::now() + CALL_TIMEOUT).await?;
-        let answer: Value = serde_json::from_slice(&answer).map_err(|_| DemoError::Answer(endpoint.clone()))?;
-        println!("  200 {:48} {name}", format!("message {}", answer["MessageId"].as_str().unwrap_or_default()));
+        let response = aws.call(Service::Sqs, "SendMessage", &body, Instant::now() + CALL_TIMEOUT).await?;
+        let response: Value = serde_json::from_slice(&response).map_err(|_| DemoError::Response(endpoint.clone()))?;
+        println!("  200 {:48} {name}", format!("message {}", response["MessageId"].as_str().unwrap_or_default()));
         sent.push(Sent { label: format!("queue   {name}"), subject });
     }
     Ok(sent)
 }
 
-/// Makes a connection and a flow at the control API, sends through the flow, and deletes what it made.
+/// Creates a connection and a flow with the control API, sends an event through the flow, and deletes what it created.
 async fn own_flow(
     http: &reqwest::Client,
     url: &str,
@@ -224,8 +227,8 @@ async fn own_flow(
             .header("x-gw-ims-org-id", &control.organisation)
             .header("content-type", "application/json")
             .body(body.to_string());
-        let answer = request.send().await?;
-        let (status, text) = (answer.status(), answer.text().await?);
+        let response = request.send().await?;
+        let (status, text) = (response.status(), response.text().await?);
         println!("  {} {method} {path}", status.as_u16());
         if !status.is_success() {
             return Err(DemoError::Refused(text));
@@ -233,27 +236,28 @@ async fn own_flow(
         Ok(serde_json::from_str(&text).unwrap_or_default())
     };
     let spec = |id: &str| json!({ "id": id, "version": "1.0" });
-    println!("\na flow of its own: the control API at {url}");
-    let made = json!({
+    println!("\nanother flow: the control API at {url}");
+    let document = json!({
         "name": "demo hubs", "connectionSpec": spec(EVENT_HUBS),
         "auth": {
             "specName": "Azure EventHub authentication credentials",
             "params": { "connectionString": control.hub_connection_string },
         },
     });
-    let connection = call(Method::POST, "/connections", made).await?;
-    let made = json!({ "name": "demo sender", "connectionSpec": spec(kind.sender_spec), "params": { "options": {} } });
-    let source = call(Method::POST, "/sourceConnections", made).await?;
-    let made = json!({
+    let connection = call(Method::POST, "/connections", document).await?;
+    let document =
+        json!({ "name": "demo sender", "connectionSpec": spec(kind.sender_spec), "params": { "options": {} } });
+    let source = call(Method::POST, "/sourceConnections", document).await?;
+    let document = json!({
         "name": "demo hub", "connectionSpec": spec(EVENT_HUBS), "baseConnectionId": connection["id"],
         "params": { "eventHubName": kind.hub, "partitioning": format!("partitions:{}", kind.partitions) },
     });
-    let target = call(Method::POST, "/targetConnections", made).await?;
-    let made = json!({
+    let target = call(Method::POST, "/targetConnections", document).await?;
+    let document = json!({
         "name": "demo flow", "flowSpec": spec("71471eba-b620-49e4-90fd-23f1fa0174d8"),
         "sourceConnectionIds": [source["id"]], "targetConnectionIds": [target["id"]],
     });
-    let flow = call(Method::POST, "/flows", made).await?;
+    let flow = call(Method::POST, "/flows", document).await?;
 
     let path = fixtures_folder.join(kind.name).join(kind.sample);
     let event = std::fs::read_to_string(&path).map_err(|source| DemoError::Fixtures { path, source })?;
@@ -261,20 +265,20 @@ async fn own_flow(
     let before = next_sequence_numbers(http, info, kind).await?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let webhook = http.post(text(&flow["webhookUrl"])).bearer_auth(text(&flow["senderAuth"][0]["secret"]));
-    let answer = webhook.header("content-type", "application/json").body(event).send().await?;
-    println!("  {} {} POST {}", answer.status().as_u16(), answer.text().await?, text(&flow["webhookUrl"]));
-    let sent = [Sent { label: "webhook, own flow".to_owned(), subject }];
+    let response = webhook.header("content-type", "application/json").body(event).send().await?;
+    println!("  {} {} POST {}", response.status().as_u16(), response.text().await?, text(&flow["webhookUrl"]));
+    let sent = [Sent { label: "webhook, other flow".to_owned(), subject }];
     let arrived = wait(http, info, kind, &before, &sent).await?;
     print_arrived(kind, &sent, &arrived);
-    for (collection, made) in
+    for (collection, created) in
         [("flows", flow), ("targetConnections", target), ("sourceConnections", source), ("connections", connection)]
     {
-        call(Method::DELETE, &format!("/{collection}/{}", text(&made["id"])), Value::Null).await?;
+        call(Method::DELETE, &format!("/{collection}/{}", text(&created["id"])), Value::Null).await?;
     }
     Ok(arrived.contains_key(&sent[0].subject))
 }
 
-/// Sends an event while its hub is down, and waits for it once the hub is up again.
+/// Sends an event while its hub is down, and waits until it is in the hub after the outage.
 async fn outage(
     http: &reqwest::Client,
     url: &str,
@@ -291,11 +295,11 @@ async fn outage(
     let down = json!({ "hub": kind.hub, "action": "status", "status": 503, "times": 0 });
     let request = http.post(&faults).header("content-type", "application/json").body(down.to_string());
     request.send().await?.error_for_status()?;
-    let answer = post(http, url, info, kind, event).await;
-    // Whatever became of the event.
+    let response = post(http, url, info, kind, event).await;
+    // Whatever the response was.
     http.delete(&faults).send().await?.error_for_status()?;
-    let (status, answer) = answer?;
-    println!("  {status} {answer}\nhub {} up: DELETE {faults}", kind.hub);
+    let (status, body) = response?;
+    println!("  {status} {body}\nhub {} up: DELETE {faults}", kind.hub);
     let parked_at = Instant::now();
     let sent = [Sent { label: "webhook, parked".to_owned(), subject }];
     let arrived = wait(http, info, kind, &before, &sent).await?;
@@ -310,7 +314,7 @@ async fn outage(
     Ok(is_there && status == 202)
 }
 
-/// Posts an event as the known sender; gives the answer.
+/// Posts an event with the sender's token. Returns status and body of the response.
 async fn post(
     http: &reqwest::Client,
     url: &str,
@@ -320,25 +324,26 @@ async fn post(
 ) -> Result<(u16, String), DemoError> {
     let token = info.sender_token.as_ref().ok_or(DemoError::NoToken)?;
     let request = http.post(format!("{url}/{}", kind.name)).bearer_auth(token);
-    let answer = request.header("content-type", "application/json").body(event).send().await?;
-    Ok((answer.status().as_u16(), answer.text().await?))
+    let response = request.header("content-type", "application/json").body(event).send().await?;
+    Ok((response.status().as_u16(), response.text().await?))
 }
 
-/// Of each partition: what is there already is not looked at again.
+/// The next sequence number of each partition, so that only later events are read.
 async fn next_sequence_numbers(http: &reqwest::Client, info: &Info, kind: &Kind) -> Result<Vec<u64>, DemoError> {
     let hubs = get(http, format!("{}/_emulator/hubs", info.hub_url)).await?;
-    let hubs = hubs["hubs"].as_array().ok_or_else(|| DemoError::Answer(info.hub_url.clone()))?;
-    let hub = hubs.iter().find(|hub| hub["name"] == kind.hub).ok_or_else(|| DemoError::Answer(info.hub_url.clone()))?;
-    let partitions = hub["partitions"].as_array().ok_or_else(|| DemoError::Answer(info.hub_url.clone()))?;
+    let hubs = hubs["hubs"].as_array().ok_or_else(|| DemoError::Response(info.hub_url.clone()))?;
+    let hub =
+        hubs.iter().find(|hub| hub["name"] == kind.hub).ok_or_else(|| DemoError::Response(info.hub_url.clone()))?;
+    let partitions = hub["partitions"].as_array().ok_or_else(|| DemoError::Response(info.hub_url.clone()))?;
     Ok(partitions.iter().map(|partition| partition["nextSequenceNumber"].as_u64().unwrap_or(0)).collect())
 }
 
 async fn get(http: &reqwest::Client, url: String) -> Result<Value, DemoError> {
-    let answer = http.get(&url).send().await?.text().await?;
-    serde_json::from_str(&answer).map_err(|_| DemoError::Answer(url))
+    let response = http.get(&url).send().await?.text().await?;
+    serde_json::from_str(&response).map_err(|_| DemoError::Response(url))
 }
 
-/// The events in the hub by their subjects, once all that were sent are there or the time is up.
+/// Waits until all sent events are in the hub, at most [`ARRIVAL`]. Returns the new events by subject.
 async fn wait(
     http: &reqwest::Client,
     info: &Info,
@@ -357,7 +362,7 @@ async fn wait(
             );
             let mut page = get(http, url.clone()).await?;
             let events: Vec<Stored> =
-                serde_json::from_value(page["events"].take()).map_err(|_| DemoError::Answer(url))?;
+                serde_json::from_value(page["events"].take()).map_err(|_| DemoError::Response(url))?;
             for event in events {
                 *next = event.sequence_number + 1;
                 let subject = event.properties.get(SUBJECT).and_then(Value::as_str).unwrap_or_default().to_owned();

@@ -1,18 +1,18 @@
-//! Misbehaviour that an emulator was asked for, and what is to be run at named requests.
+//! Scripted faults and hooks of the emulators: both apply to chosen requests.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 
-/// Strikes some requests.
+/// A fault that affects some requests.
 pub(crate) trait Fault: Clone {
-    /// Requests that it strikes still; 0: all until it is cleared.
+    /// Number of requests that it still affects. 0: all requests until it is cleared.
     fn times(&mut self) -> &mut u32;
 }
 
-/// The first fault that fits a request, which then strikes one less.
-pub(crate) fn take<F: Fault>(faults: &mut VecDeque<F>, fits: impl Fn(&F) -> bool) -> Option<F> {
-    let place = faults.iter().position(fits)?;
+/// The first fault that matches a request. It then affects one request less.
+pub(crate) fn take<F: Fault>(faults: &mut VecDeque<F>, matches: impl Fn(&F) -> bool) -> Option<F> {
+    let place = faults.iter().position(matches)?;
     let times = faults[place].times();
     match *times {
         0 => {}
@@ -22,12 +22,12 @@ pub(crate) fn take<F: Fault>(faults: &mut VecDeque<F>, fits: impl Fn(&F) -> bool
     Some(faults[place].clone())
 }
 
-/// When in a request something is to be run.
+/// The moment of a request at which a hook runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// The call has arrived; nothing is done yet.
+    /// The request has arrived and had no effect yet.
     Arrived,
-    /// The call is done; the response is not sent yet.
+    /// The request had its effect; the response is not sent yet.
     Done,
 }
 
@@ -35,18 +35,18 @@ type Run = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
 struct Hook {
     name: String,
-    /// Requests that pass before it is run.
+    /// Number of requests before the one at which it runs.
     skip: usize,
     moment: Moment,
     run: Run,
 }
 
-/// What is to be run at named requests.
+/// Hooks by the name of the requests at which they run.
 #[derive(Default)]
 pub(crate) struct Hooks(Mutex<Vec<Hook>>);
 
 impl Hooks {
-    /// Adds something for the request number `nth`, counted from 1 and from now, whose name begins with `name`.
+    /// Adds a hook for the request number `nth`, counted from 1 and from now, whose name begins with `name`.
     pub fn add<F>(&self, name: &str, nth: usize, moment: Moment, run: impl FnOnce() -> F + Send + 'static)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -55,7 +55,7 @@ impl Hooks {
         self.lock().push(Hook { name: name.to_owned(), skip: nth.saturating_sub(1), moment, run });
     }
 
-    /// Runs what is due at this request, and waits for it.
+    /// Runs the hooks for this request, and waits until they have ended.
     pub async fn run(&self, name: &str, moment: Moment) {
         let due: Vec<Run> = {
             let mut hooks = self.lock();

@@ -1,22 +1,23 @@
-//! The event kinds that run here. A new kind is one more entry.
+//! The event kinds of the local system. A new kind is one more entry.
 
 use serde_json::Value;
 
-/// A kind, and how it is tried out.
+/// A kind, its hub and queue, and its sample event.
 #[derive(Debug, Clone, Copy)]
 pub struct Kind {
-    /// Of its binary, its path at the gateway and its folder of fixtures.
+    /// Name of the kind, its binary, its path at the gateway and its folder of fixtures.
     pub name: &'static str,
     pub hub: &'static str,
     pub partitions: u32,
     pub queue: &'static str,
-    /// The connection spec that stands for its sender at the control API.
+    /// Id of the connection spec that represents its sender in the control API.
     pub sender_spec: &'static str,
-    /// A file below the fixtures' folder to show in a command.
+    /// File in its folder of fixtures that a command uses as its example.
     pub sample: &'static str,
-    /// What stands in it.
+    /// Contents of that file.
     pub sample_event: &'static str,
-    /// Gives an event a fresh identity and leaves its other bytes; with the `cloudEvents:subject` of its message.
+    /// Puts a new identity into an event and preserves its other bytes. Returns the event and the `cloudEvents:subject` of its
+    /// message.
     pub stamp: fn(event: &str, uuid: &str) -> (String, String),
 }
 
@@ -54,7 +55,7 @@ pub const KINDS: &[Kind] = &[
     },
 ];
 
-/// Puts `value` wherever the value of the member `name` stands.
+/// Replaces the value of the member `name`, everywhere in the event, with `value`.
 fn with_value(event: &str, name: &str, value: &str) -> String {
     let parsed: Value = serde_json::from_str(event).unwrap_or_default();
     match parsed[name].as_str() {

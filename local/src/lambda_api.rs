@@ -1,8 +1,9 @@
-//! The calls of Lambda by which the control API serves a hub: aliases of one function, and source mappings on them. A mapping
-//! that is enabled reads the hub of the emulator and invokes the function by its alias.
+//! The calls of Lambda with which the control API manages sources: aliases of one function, and source mappings on them. An
+//! enabled mapping reads the hub of the emulator and invokes the function through its alias.
 //!
-//! It is our reading of AWS's public reference, with the shapes of its service model: state changes are told as AWS tells them
-//! and done at once. Bootstrap servers and secrets are checked by their form; the emulator is read whatever they are.
+//! It is our reading of AWS's public reference, with the shapes of its service model: state changes are reported as AWS
+//! reports them, and take effect at once. Only the form of bootstrap servers and secrets is checked; a mapping always reads
+//! the emulator.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -18,33 +19,36 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use shared::clock::Clock;
 use tokio::net::TcpListener;
-use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
-use crate::body;
 use crate::emulator::Emulator;
 use crate::faults;
 use crate::poller::{Limits, Polled, Poller};
 use crate::random;
 use crate::runner::Function;
+use crate::server::{Running, address_of, body, reachable};
 
+/// Maximum size of a request, in bytes.
 const MAX_BYTES: usize = 1024 * 1024;
+/// Pause after a poll that found no event.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Pause after a batch that failed in whole or in part.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// Maximum number of records of one invocation.
 const MAX_BATCH_SIZE: u64 = 10_000;
 const FUNCTIONS: &str = "functions";
 const MAPPINGS: &str = "event-source-mappings";
 
-/// How an operation fails.
+/// A fault for calls of one operation.
 #[derive(Debug, Clone)]
 pub struct Fault {
-    /// As in AWS's reference, `CreateAlias` for example.
+    /// Name of the operation in AWS's reference, such as `CreateAlias`.
     pub operation: &'static str,
-    /// How often; 0: until it is cleared.
+    /// Number of calls that it affects. 0: all calls until it is cleared.
     pub times: u32,
     pub status: u16,
     pub code: &'static str,
-    /// Whether it is done all the same.
+    /// Whether the call takes effect although its response is an error.
     pub done: bool,
 }
 
@@ -54,20 +58,12 @@ impl faults::Fault for Fault {
     }
 }
 
-/// A running stand-in. It stops with its last clone.
+/// A running emulator of the calls. It stops with its last clone.
 #[derive(Clone)]
 pub struct LambdaApi {
     shared: Arc<Shared>,
     address: SocketAddr,
-    _server: Arc<Abort>,
-}
-
-struct Abort(AbortHandle);
-
-impl Drop for Abort {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    _server: Arc<Running>,
 }
 
 struct Shared {
@@ -77,16 +73,16 @@ struct Shared {
     state: Mutex<Records>,
 }
 
-/// Of a consumer group: of each partition the offset that comes next.
+/// The next offset of each partition, for a consumer group.
 type Offsets = Arc<Mutex<Vec<u64>>>;
 
 #[derive(Default)]
 struct Records {
-    /// Configurations by name.
+    /// Configurations of the aliases, by name.
     aliases: BTreeMap<String, Value>,
-    /// By id.
+    /// Mappings by id.
     mappings: BTreeMap<String, Mapping>,
-    /// By hub and consumer group. They outlive the mappings.
+    /// Offsets by hub and consumer group. They outlive the mappings.
     offsets: HashMap<(String, String), Offsets>,
     /// Operation and body of each call.
     calls: Vec<(String, Value)>,
@@ -95,59 +91,58 @@ struct Records {
 
 struct Mapping {
     configuration: Value,
-    /// While it is enabled.
-    reading: Option<Abort>,
+    /// The task that reads the hub. `None`: the mapping is disabled.
+    reading: Option<Running>,
 }
 
-/// What a call is refused with: status, code, message.
-type Refused = (StatusCode, &'static str, String);
+/// Status, code and message of a refused call.
+type Refusal = (StatusCode, &'static str, String);
 
-fn invalid<T>(message: impl Into<String>) -> Result<T, Refused> {
+fn invalid<T>(message: impl Into<String>) -> Result<T, Refusal> {
     Err((StatusCode::BAD_REQUEST, "InvalidParameterValueException", message.into()))
 }
 
-fn missing<T>(message: impl Into<String>) -> Result<T, Refused> {
+fn missing<T>(message: impl Into<String>) -> Result<T, Refusal> {
     Err((StatusCode::NOT_FOUND, "ResourceNotFoundException", message.into()))
 }
 
-fn conflict<T>(message: impl Into<String>) -> Result<T, Refused> {
+fn conflict<T>(message: impl Into<String>) -> Result<T, Refusal> {
     Err((StatusCode::CONFLICT, "ResourceConflictException", message.into()))
 }
 
 impl LambdaApi {
     pub async fn start(emulator: Emulator, function: Function, listener: TcpListener) -> Self {
-        let address = listener.local_addr().unwrap_or_else(|_| SocketAddr::from(([127, 0, 0, 1], 0)));
+        let address = address_of(&listener);
         let shared = Arc::new(Shared { emulator, function, clock: Clock::system(), state: Mutex::default() });
-        let router = Router::new().fallback(answer).with_state(shared.clone());
+        let router = Router::new().fallback(respond).with_state(shared.clone());
         let server = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
                 eprintln!("lambda: {error}");
             }
         });
-        Self { shared, address, _server: Arc::new(Abort(server.abort_handle())) }
+        Self { shared, address, _server: Arc::new(Running::new(&server)) }
     }
 
     pub fn url(&self) -> String {
-        let ip = if self.address.ip().is_unspecified() { [127, 0, 0, 1].into() } else { self.address.ip() };
-        format!("http://{}", SocketAddr::new(ip, self.address.port()))
+        format!("http://{}", reachable(self.address))
     }
 
-    /// The names of all aliases.
+    /// Names of all aliases.
     pub fn aliases(&self) -> Vec<String> {
         self.shared.state().aliases.keys().cloned().collect()
     }
 
-    /// All mappings, as `GetEventSourceMapping` gives them.
+    /// All mappings, as `GetEventSourceMapping` returns them.
     pub fn mappings(&self) -> Vec<Value> {
         self.shared.state().mappings.values().map(|mapping| mapping.configuration.clone()).collect()
     }
 
-    /// The calls so far: operation and body.
+    /// Operation and body of each call so far.
     pub fn calls(&self) -> Vec<(String, Value)> {
         self.shared.state().calls.clone()
     }
 
-    /// A call takes the first fault of its operation.
+    /// Adds faults to the list. A call gets the first one for its operation.
     pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
         self.shared.state().faults.extend(faults);
     }
@@ -163,7 +158,7 @@ impl Shared {
     }
 }
 
-async fn answer(State(shared): State<Arc<Shared>>, request: Request<Body>) -> Response {
+async fn respond(State(shared): State<Arc<Shared>>, request: Request<Body>) -> Response {
     let (parts, body) = request.into_parts();
     let Ok(body) = body::read(body, MAX_BYTES).await else {
         return problem(&(StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLargeException", "too large".to_owned()));
@@ -207,12 +202,12 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request<Body>) -> Re
     match done {
         Some(Ok((status, Value::Null))) => status.into_response(),
         Some(Ok((status, body))) => (status, Json(body)).into_response(),
-        Some(Err(refused)) => problem(&refused),
+        Some(Err(refusal)) => problem(&refusal),
         None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
-fn problem((status, code, message): &Refused) -> Response {
+fn problem((status, code, message): &Refusal) -> Response {
     let body = json!({ "Type": if status.is_server_error() { "Service" } else { "User" }, "Message": message });
     (*status, [("x-amzn-errortype", *code)], Json(body)).into_response()
 }
@@ -230,18 +225,18 @@ impl Shared {
         path: &[&str],
         query: &HashMap<String, String>,
         body: &Value,
-    ) -> Result<(StatusCode, Value), Refused> {
+    ) -> Result<(StatusCode, Value), Refusal> {
         let last = path.last().copied().unwrap_or_default();
         let text = |name: &str| body[name].as_str();
         match operation {
             "CreateAlias" => {
                 self.function(path[2])?;
                 let (Some(name), Some(version)) = (text("Name"), text("FunctionVersion")) else {
-                    return invalid("Name and FunctionVersion are needed");
+                    return invalid("Name and FunctionVersion are required");
                 };
                 let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
                 if name.is_empty() || name.len() > 128 || !name.bytes().all(plain) || version != "$LATEST" {
-                    return invalid("a name of letters, digits, - and _, and the version $LATEST are expected");
+                    return invalid("expected a Name of letters, digits, - and _, and the FunctionVersion $LATEST");
                 }
                 let mut state = self.state();
                 if state.aliases.contains_key(name) {
@@ -288,8 +283,8 @@ impl Shared {
         }
     }
 
-    /// The ARN of the function or alias that is called so.
-    fn function(&self, name: &str) -> Result<String, Refused> {
+    /// ARN of the function or alias with this name or ARN.
+    fn function(&self, name: &str) -> Result<String, Refusal> {
         let own = &self.function.config().name;
         let name = name.split_once("function:").map_or(name, |(_, name)| name);
         let (function, alias) = match name.split_once(':') {
@@ -302,15 +297,17 @@ impl Shared {
         Ok(self.function.arn(alias))
     }
 
-    fn create(self: &Arc<Self>, body: &Value) -> Result<(StatusCode, Value), Refused> {
+    fn create(self: &Arc<Self>, body: &Value) -> Result<(StatusCode, Value), Refusal> {
         let arn = self.function(body["FunctionName"].as_str().unwrap_or_default())?;
         let Some([Value::String(hub)]) = body["Topics"].as_array().map(Vec::as_slice) else {
-            return invalid("one topic is expected");
+            return invalid("Topics: expected one topic");
         };
         let servers = &body["SelfManagedEventSource"]["Endpoints"]["KAFKA_BOOTSTRAP_SERVERS"];
         let is_server = |server: &Value| server.as_str().is_some_and(|server| server.ends_with(":9093"));
         if !servers.as_array().is_some_and(|servers| !servers.is_empty() && servers.iter().all(is_server)) {
-            return invalid("the Kafka endpoint of a namespace is at port 9093");
+            return invalid(
+                "KAFKA_BOOTSTRAP_SERVERS: expected hosts with port 9093, the Kafka endpoint of a namespace",
+            );
         }
         let group = body["SelfManagedKafkaEventSourceConfig"]["ConsumerGroupId"].as_str().unwrap_or_default();
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-/*:_+=.@".contains(&byte);
@@ -321,14 +318,16 @@ impl Shared {
             return invalid("StartingPosition: expected TRIM_HORIZON or LATEST");
         }
         check(body, &body["ProvisionedPollerConfig"])?;
-        let taken = |mapping: &Mapping| {
+        let is_same = |mapping: &Mapping| {
             let known = &mapping.configuration;
             known["FunctionArn"] == arn
                 && known["Topics"] == body["Topics"]
                 && known["SelfManagedKafkaEventSourceConfig"] == body["SelfManagedKafkaEventSourceConfig"]
         };
-        if self.state().mappings.values().any(taken) {
-            return conflict("there is an event source mapping of that topic and group for the function already");
+        if self.state().mappings.values().any(is_same) {
+            return conflict(
+                "an event source mapping of this topic and consumer group exists already for the function",
+            );
         }
         let mut configuration = body.clone();
         if let Some(members) = configuration.as_object_mut() {
@@ -345,12 +344,12 @@ impl Shared {
         let offsets = self.offsets(hub, group, body["StartingPosition"] == "LATEST");
         let mut mapping = Mapping { configuration, reading: None };
         self.set_state(&mut mapping, is_enabled, offsets);
-        let told = in_state(&mapping.configuration, "Creating");
+        let reported = in_state(&mapping.configuration, "Creating");
         self.state().mappings.insert(id, mapping);
-        Ok((StatusCode::ACCEPTED, told))
+        Ok((StatusCode::ACCEPTED, reported))
     }
 
-    fn update(self: &Arc<Self>, id: &str, body: &Value) -> Result<(StatusCode, Value), Refused> {
+    fn update(self: &Arc<Self>, id: &str, body: &Value) -> Result<(StatusCode, Value), Refusal> {
         let Some(mut mapping) = self.state().mappings.remove(id) else {
             return missing("The resource you requested does not exist.");
         };
@@ -358,22 +357,22 @@ impl Shared {
         for (name, value) in body.as_object().into_iter().flatten().filter(|(name, _)| *name != "Enabled") {
             changed[name] = value.clone();
         }
-        // An empty destination removes the one that is there.
+        // An empty destination removes the current one.
         if changed["DestinationConfig"]["OnFailure"]["Destination"] == "" {
             changed["DestinationConfig"]["OnFailure"] = json!({});
         }
         let checked = check(&changed, &changed["ProvisionedPollerConfig"]);
-        let mut told = Value::Null;
+        let mut reported = Value::Null;
         if checked.is_ok() {
             let group = changed["SelfManagedKafkaEventSourceConfig"]["ConsumerGroupId"].as_str().unwrap_or_default();
             let offsets = self.offsets(changed["Topics"][0].as_str().unwrap_or_default(), group, false);
             let is_enabled = body["Enabled"].as_bool().unwrap_or(changed["State"] == "Enabled");
             mapping.configuration = changed;
             self.set_state(&mut mapping, is_enabled, offsets);
-            told = in_state(&mapping.configuration, if is_enabled { "Enabling" } else { "Disabling" });
+            reported = in_state(&mapping.configuration, if is_enabled { "Enabling" } else { "Disabling" });
         }
         self.state().mappings.insert(id.to_owned(), mapping);
-        checked.map(|()| (StatusCode::ACCEPTED, told))
+        checked.map(|()| (StatusCode::ACCEPTED, reported))
     }
 
     fn set_state(self: &Arc<Self>, mapping: &mut Mapping, is_enabled: bool, offsets: Offsets) {
@@ -387,11 +386,11 @@ impl Shared {
             let limits = Limits::of(&mapping.configuration);
             let poller = Poller::new(self.emulator.clone(), hub, self.function.clone(), alias, size)
                 .with_limits(limits, self.clock.clone());
-            Abort(tokio::spawn(read(poller, offsets)).abort_handle())
+            Running::new(&tokio::spawn(read(poller, offsets)))
         });
     }
 
-    /// Those of a group; a new one begins with the oldest or after the newest event.
+    /// Offsets of a consumer group. A new group begins with the oldest event, or with `latest` after the newest one.
     fn offsets(&self, hub: &str, group: &str, latest: bool) -> Offsets {
         let mut state = self.state();
         let offsets = state.offsets.entry((hub.to_owned(), group.to_owned())).or_insert_with(|| {
@@ -406,7 +405,7 @@ impl Shared {
     }
 }
 
-/// Reads until it is aborted; the group's offsets are where it has come to.
+/// Reads until the task is aborted. `offsets` is updated after each batch.
 async fn read(mut poller: Poller, offsets: Offsets) {
     let lock = || offsets.lock().unwrap_or_else(PoisonError::into_inner);
     poller.seek(lock().clone());
@@ -422,24 +421,24 @@ async fn read(mut poller: Poller, offsets: Offsets) {
 }
 
 fn in_state(configuration: &Value, state: &str) -> Value {
-    let mut told = configuration.clone();
-    told["State"] = state.into();
-    told
+    let mut reported = configuration.clone();
+    reported["State"] = state.into();
+    reported
 }
 
-/// What can be changed of a mapping.
-fn check(body: &Value, pollers: &Value) -> Result<(), Refused> {
+/// Checks the settings of a mapping that can be changed.
+fn check(body: &Value, pollers: &Value) -> Result<(), Refusal> {
     let is_secret = |access: &Value| {
         access["Type"] == "BASIC_AUTH"
             && access["URI"].as_str().is_some_and(|uri| uri.starts_with("arn:aws:secretsmanager:"))
     };
     if !body["SourceAccessConfigurations"].as_array().is_some_and(|all| all.iter().any(is_secret)) {
-        return invalid("BASIC_AUTH with the ARN of a secret is expected");
+        return invalid("SourceAccessConfigurations: expected BASIC_AUTH with the ARN of a secret");
     }
     let limits =
         ["FunctionResponseTypes", "BisectBatchOnFunctionError", "MaximumRecordAgeInSeconds", "MaximumRetryAttempts"];
     if pollers["MinimumPollers"].as_u64().is_none() && limits.iter().any(|name| !body[*name].is_null()) {
-        return invalid("partial answers and limits need ProvisionedPollerConfig");
+        return invalid("partial batch responses and limits require ProvisionedPollerConfig");
     }
     let age = body["MaximumRecordAgeInSeconds"].as_i64().unwrap_or(-1);
     if age != -1 && !(60..=604_800).contains(&age) {

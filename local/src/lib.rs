@@ -1,6 +1,5 @@
 #![doc = include_str!("../README.md")]
 
-mod body;
 pub mod cloudwatch;
 mod console;
 pub mod demo;
@@ -11,12 +10,11 @@ pub mod inlet;
 pub mod kinds;
 pub mod lambda_api;
 pub mod moto;
-mod own_address;
 pub mod poller;
 pub mod queue_source;
 mod random;
-pub mod replay;
 pub mod run;
 pub mod runner;
+mod server;
 pub mod sqs;
 pub mod tokens;

@@ -3,15 +3,14 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use local::{demo, replay, run};
+use local::{demo, run};
 
-/// eventhubs-relay on one machine
+/// Run eventhubs-relay on one machine
 #[derive(Parser)]
 #[command(name = "local", version)]
 enum Command {
     Run(run::Options),
     Demo(demo::Options),
-    Replay(replay::Options),
 }
 
 #[tokio::main]
@@ -19,7 +18,6 @@ async fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Run(options) => run::run(options).await.map(|()| true).map_err(|error| error.to_string()),
         Command::Demo(options) => demo::demo(options).await.map_err(|error| error.to_string()),
-        Command::Replay(options) => replay::replay(options).await.map_err(|error| error.to_string()),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -16,15 +16,15 @@ use tokio::time::sleep;
 use crate::emulator::{Emulator, StoredEvent};
 use crate::runner::Function;
 
-/// Between two looks at a hub that has nothing new.
+/// Pause after a poll that found no event.
 const PAUSE: Duration = Duration::from_millis(100);
-/// After a batch that failed, or of which something did.
+/// Pause after a batch that failed in whole or in part.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// A batch that has as many is not made larger: an event has 6 MB at most, and base64 adds a third.
-const ENOUGH_BYTES: usize = 3_000_000;
+/// Maximum size of a batch of several records, in bytes: an event has at most 6 MB, and base64 adds a third.
+const MAX_BATCH_BYTES: usize = 3_000_000;
 
-/// Number of retries that Lambda makes by itself if a mapping has an on-failure destination and sets no other number: infinite
-/// retries do not go together with a destination (Lambda Developer Guide, "Using a Kafka topic as an on-failure destination").
+/// Maximum number of retries if a mapping has an on-failure destination and sets no other number: Lambda does not combine
+/// infinite retries with a destination (Lambda Developer Guide, "Using a Kafka topic as an on-failure destination").
 const RETRIES_WITH_DESTINATION: u32 = 10;
 
 /// The error-handling settings of a source mapping.
@@ -56,7 +56,7 @@ pub struct Discarded {
     pub last: u64,
 }
 
-/// A source mapping: a hub, a function, and how far each partition was read.
+/// A source mapping: a hub, a function, and the next offset of each partition.
 pub struct Poller {
     emulator: Emulator,
     hub: String,
@@ -72,23 +72,23 @@ pub struct Poller {
     discarded: Vec<Discarded>,
 }
 
-/// What became of one look at the hub.
+/// The outcome of one poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Polled {
     Nothing,
-    /// Records of the batch, and how many of them come again.
+    /// `again`: number of the batch's records that are redelivered.
     Batch {
         records: usize,
         again: usize,
     },
-    /// The function failed, or its answer can't be trusted: all of them come again.
+    /// The function failed, or its response was invalid: all records are redelivered.
     Failed {
         records: usize,
     },
 }
 
 impl Poller {
-    /// Begins with the oldest event, without limits. With `alias` the function is invoked by that alias.
+    /// A mapping without limits that begins with the oldest event. With `alias`, the function is invoked through it.
     pub fn new(emulator: Emulator, hub: &str, function: Function, alias: Option<&str>, batch_size: usize) -> Self {
         let partitions = emulator.partitions(hub) as usize;
         Self {
@@ -105,7 +105,7 @@ impl Poller {
         }
     }
 
-    /// The same with limits; the age of records is measured by `clock`.
+    /// The same mapping with limits. `clock` measures the age of records.
     #[must_use]
     pub fn with_limits(self, limits: Limits, clock: Clock) -> Self {
         Self { limits, clock, ..self }
@@ -116,19 +116,19 @@ impl Poller {
         &self.discarded
     }
 
-    /// Goes back, as a source does whose last commits were lost: of each partition up to `records` come again.
+    /// Goes back by up to `records` in each partition, as a source does after its last commits were lost.
     pub fn rewind(&mut self, records: u64) {
         for next in &mut self.next {
             *next = next.saturating_sub(records);
         }
     }
 
-    /// Of each partition the offset that comes next.
+    /// The next offset of each partition.
     pub fn offsets(&self) -> &[u64] {
         &self.next
     }
 
-    /// Goes on there.
+    /// Continues at these offsets.
     pub fn seek(&mut self, next: Vec<u64>) {
         self.attempts = vec![0; next.len()];
         self.next = next;
@@ -145,7 +145,7 @@ impl Poller {
         }
     }
 
-    /// One batch.
+    /// Reads one batch and invokes the function with it.
     pub async fn poll(&mut self) -> Polled {
         self.discard_old();
         let mut batch = BTreeMap::new();
@@ -154,7 +154,7 @@ impl Poller {
             let mut events = self.emulator.read(&self.hub, partition as u32, *next, left);
             let fitting = events.iter().take_while(|event| {
                 bytes += event.body.len();
-                bytes <= ENOUGH_BYTES || bytes == event.body.len()
+                bytes <= MAX_BATCH_BYTES || bytes == event.body.len()
             });
             events.truncate(fitting.count());
             left -= events.len();
@@ -167,11 +167,12 @@ impl Poller {
             return Polled::Nothing;
         }
         let event = kafka_event(&self.hub, &batch).to_string().into_bytes();
-        let answer = match self.function.invoke_alias(self.alias.as_deref(), event).await {
-            Ok(answer) => failures(&answer, &batch).ok_or("the answer is no list of failed records".to_owned()),
+        let response = match self.function.invoke_alias(self.alias.as_deref(), event).await {
+            Ok(response) => failures(&response, &batch)
+                .ok_or("the response is not a list of failed records: all of them are redelivered".to_owned()),
             Err(error) => Err(error.to_string()),
         };
-        let failures = match answer {
+        let failures = match response {
             Ok(failures) => failures,
             Err(problem) => {
                 if self.function.config().print_failures {
@@ -243,7 +244,7 @@ fn name(hub: &str, partition: usize) -> String {
     format!("{hub}-{partition}")
 }
 
-/// The event that Lambda hands over for events of a hub, by topic and partition.
+/// The event with which Lambda invokes a function for events of a hub, by topic and partition.
 pub fn kafka_event(hub: &str, batch: &BTreeMap<String, Vec<StoredEvent>>) -> Value {
     let records: Map<String, Value> = batch
         .iter()
@@ -266,7 +267,7 @@ fn record(hub: &str, event: &StoredEvent) -> Value {
     })
 }
 
-/// A property as AMQP encodes it: strings, longs, doubles and booleans, which are all that JSON makes.
+/// A property as AMQP encodes it. JSON has only strings, longs, doubles and booleans.
 fn amqp(value: &Value) -> Vec<u8> {
     match value {
         Value::String(text) => match u8::try_from(text.len()) {
@@ -282,13 +283,14 @@ fn amqp(value: &Value) -> Vec<u8> {
     }
 }
 
-/// Lambda writes bytes as Java has them.
+/// The bytes as signed numbers, as Lambda writes them.
 fn signed(bytes: &[u8]) -> Vec<i8> {
     bytes.iter().map(|byte| byte.cast_signed()).collect()
 }
 
-/// The offsets from which records come again, by topic and partition; `None`: all of them, since the answer can't be trusted.
-fn failures(answer: &[u8], batch: &BTreeMap<String, Vec<StoredEvent>>) -> Option<BTreeMap<String, u64>> {
+/// The offsets from which records are redelivered, by topic and partition. `None`: all of them, because the response is not a
+/// valid list of failures.
+fn failures(response: &[u8], batch: &BTreeMap<String, Vec<StoredEvent>>) -> Option<BTreeMap<String, u64>> {
     #[derive(Deserialize)]
     struct Identifier {
         partition: String,
@@ -301,16 +303,16 @@ fn failures(answer: &[u8], batch: &BTreeMap<String, Vec<StoredEvent>>) -> Option
     }
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Answer {
+    struct Response {
         batch_item_failures: Option<Vec<Failure>>,
     }
-    if answer.trim_ascii().is_empty() {
+    if response.trim_ascii().is_empty() {
         return Some(BTreeMap::new());
     }
-    let answer: Option<Answer> = serde_json::from_slice(answer).ok()?;
+    let response: Option<Response> = serde_json::from_slice(response).ok()?;
     let mut failures = BTreeMap::new();
     for Failure { item_identifier: Identifier { partition, offset } } in
-        answer.and_then(|answer| answer.batch_item_failures).unwrap_or_default()
+        response.and_then(|response| response.batch_item_failures).unwrap_or_default()
     {
         batch.get(&partition)?.iter().find(|event| event.sequence_number == offset)?;
         let first = failures.entry(partition).or_insert(offset);
@@ -340,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_destination_limits_retries_to_ten_unless_another_number_is_set() {
-        let queue = json!({ "OnFailure": { "Destination": "arn:aws:sqs:eu-central-1:123456789012:given-up" } });
+        let queue = json!({ "OnFailure": { "Destination": "arn:aws:sqs:eu-central-1:123456789012:discarded" } });
         let retries = |configuration: Value| Limits::of(&configuration).retries;
         assert_eq!(retries(json!({})), None);
         assert_eq!(retries(json!({ "MaximumRetryAttempts": -1 })), None);
@@ -367,8 +369,8 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_trusted_only_with_offsets_of_the_batch() {
-        let failed = |answer: &str| failures(answer.as_bytes(), &batch());
+    fn responses_with_other_offsets_than_the_batch_has_are_invalid() {
+        let failed = |response: &str| failures(response.as_bytes(), &batch());
         for success in ["", "null", "{}", r#"{"batchItemFailures":null}"#, r#"{"batchItemFailures":[]}"#] {
             assert_eq!(failed(success), Some(BTreeMap::new()), "{success}");
         }

@@ -1,4 +1,4 @@
-//! Identities that need to be distinct, not secret.
+//! Ids that have to be unique, but not secret.
 
 /// A version 4 UUID.
 pub(crate) fn uuid() -> String {

@@ -1,12 +1,16 @@
-//! A local substitute for SQS with what decides about parking at scale: fair queues, the limit of messages in flight,
-//! receive counts, delays and retention, on a clock that tests move on. Standard queues and the JSON protocol only;
-//! signatures are not checked.
+//! A local substitute for SQS with the properties that matter for parking at scale: fair queues, the limit of messages in
+//! flight, receive counts, delays and retention, on a clock that tests advance. It supports standard queues and the JSON
+//! protocol only, and does not check signatures.
 
 mod api;
+mod digests;
+mod entries;
+mod problem;
 mod queue;
+mod receiving;
+mod settings;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
@@ -21,34 +25,34 @@ use serde_json::{Value, json};
 use shared::clock::Clock;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use self::api::{Done, Problem};
+use self::api::Done;
+use self::problem::Problem;
 pub use self::queue::{Depth, Figures, Stored};
 use self::queue::{Millis, Queue, Service};
-use crate::body::{self, Unread};
-use crate::emulator::{accept, no_answer};
 pub use crate::faults::Moment;
 use crate::faults::{self, Hooks};
 use crate::random;
+use crate::server::body::{self, Unread};
+use crate::server::{Running, accept, address_of, no_response};
 
 const ACCOUNT: &str = "123456789012";
 const REGION: &str = "eu-central-1";
 /// Maximum size of a request in bytes: a batch of messages whose every byte is escaped.
 const MAX_REQUEST: usize = 8 * 1_048_576;
-/// Maximum time between two looks of a receive that waits, in case that the clock was changed by other means.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Maximum time between two attempts of a receive that waits, in case the clock was changed by other means.
+const ATTEMPT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Limits of the service.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
-    /// Maximum number of messages in flight per queue. Above it a receive with long polling gets nothing, without an
-    /// error, and one with short polling gets `OverLimit`.
+    /// Maximum number of messages in flight per queue. Above it, a receive with long polling returns nothing without an
+    /// error, and one with short polling fails with `OverLimit`.
     pub max_in_flight: usize,
     /// Maximum number of bytes of a batch.
     pub max_batch_bytes: usize,
-    /// How long a message group must have too many messages in flight before it counts as noisy.
+    /// Time for which a message group must have too many messages in flight before it counts as noisy.
     pub noisy_after: Duration,
 }
 
@@ -58,10 +62,10 @@ impl Default for Config {
     }
 }
 
-/// Misbehaviour for some calls.
+/// A fault for some calls.
 #[derive(Debug, Clone)]
 pub struct Fault {
-    /// Beginning of the operations that it affects: `SendMessage` is for `SendMessageBatch` too.
+    /// Beginning of the operations that it affects: `SendMessage` affects `SendMessageBatch` too.
     pub operation: &'static str,
     /// Number of calls that it affects; 0: all until it is cleared.
     pub times: u32,
@@ -70,17 +74,17 @@ pub struct Fault {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// An error response; the call is not done.
+    /// An error response; the call has no effect.
     Refuse { status: u16, code: &'static str },
-    /// The call is done, then the connection is reset without a response.
+    /// The call takes effect, then the connection is reset without a response.
     LoseResponse,
-    /// The call is not done, and the connection is reset.
+    /// The call has no effect, and the connection is reset.
     Reset,
-    /// The call is done later.
+    /// The call takes effect later.
     Delay(Duration),
-    /// The call is not done and gets no response.
+    /// The call has no effect and never gets a response.
     Hang,
-    /// Every second entry of a batch is not done and reported as failed, beginning with the first.
+    /// Every second entry of a batch has no effect and is reported as failed, beginning with the first.
     FailEntries,
     /// Received messages stay visible, so that they are received once more.
     DeliverTwice,
@@ -97,15 +101,7 @@ impl faults::Fault for Fault {
 pub struct Sqs {
     server: Arc<Server>,
     url: String,
-    _task: Arc<Task>,
-}
-
-struct Task(AbortHandle);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    _running: Arc<Running>,
 }
 
 struct Server {
@@ -114,11 +110,11 @@ struct Server {
     hooks: Hooks,
     /// Notified whenever a message may have become visible.
     changed: Notify,
-    /// Seconds by which the queues' clock is ahead, in milliseconds.
+    /// Number of milliseconds by which the queues' clock is ahead.
     ahead: Arc<AtomicU64>,
 }
 
-/// Queues by name, and what tests look at.
+/// Queues by name, and the records that tests read.
 struct State {
     queues: BTreeMap<String, Queue>,
     service: Service,
@@ -147,8 +143,7 @@ impl Server {
 impl Sqs {
     /// Serves at `listener`.
     pub async fn start(config: Config, listener: TcpListener) -> Self {
-        let address = listener.local_addr().unwrap_or_else(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-        let url = format!("http://{address}");
+        let url = format!("http://{}", address_of(&listener));
         let ahead = Arc::new(AtomicU64::new(0));
         let noisy_after = u64::try_from(config.noisy_after.as_millis()).unwrap_or(u64::MAX / 2);
         let state = State {
@@ -169,24 +164,24 @@ impl Sqs {
             changed: Notify::new(),
             ahead,
         });
-        let router = Router::new().fallback(answer).with_state(server.clone());
+        let router = Router::new().fallback(respond).with_state(server.clone());
         let task = tokio::spawn(accept(listener, router));
-        Self { server, url, _task: Arc::new(Task(task.abort_handle())) }
+        Self { server, url, _running: Arc::new(Running::new(&task)) }
     }
 
-    /// Its endpoint, without a trailing slash.
+    /// Endpoint of the service, without a trailing slash.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Moves the queues' clock on. The functions do not see it: `SentTimestamp` and receive counts come from here, the
-    /// time of day from the machine.
+    /// Advances the queues' clock. The functions do not see it: `SentTimestamp` and receive counts follow this clock, the
+    /// functions' own time is the machine's.
     pub fn advance(&self, by: Duration) {
         self.server.ahead.fetch_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.server.changed.notify_waiters();
     }
 
-    /// Stores a message past HTTP and every fault.
+    /// Stores a message without HTTP, so that no fault affects it.
     ///
     /// # Panics
     /// If there is no such queue.
@@ -208,14 +203,14 @@ impl Sqs {
         queue.stored().collect()
     }
 
-    /// How many messages a queue holds; none for an unknown queue.
+    /// Number of messages in a queue, by state; 0 for an unknown queue.
     pub fn depth(&self, queue: &str) -> Depth {
         let mut state = self.server.state();
         let now = state.now();
         state.queues.get_mut(api::queue_name(queue)).map(|queue| queue.depth(now)).unwrap_or_default()
     }
 
-    /// Number of messages in flight that their consumer has not dealt with yet: neither deleted nor hidden for another time.
+    /// Number of messages in flight that their consumer has neither deleted nor hidden for another time.
     pub fn untouched(&self, queue: &str) -> usize {
         self.server.state().queues.get(api::queue_name(queue)).map_or(0, Queue::untouched)
     }
@@ -231,28 +226,28 @@ impl Sqs {
         self.server.state().queues.get(api::queue_name(queue)).map(|queue| queue.figures).unwrap_or_default()
     }
 
-    /// Calls so far whose operation begins with `operation`, failed ones too.
+    /// Number of calls so far whose operation begins with `operation`, failed ones included.
     pub fn calls(&self, operation: &str) -> u64 {
         self.server.state().calls.iter().filter(|(name, _)| name.starts_with(operation)).map(|(_, count)| count).sum()
     }
 
-    /// Calls that were done and whose response was lost on purpose.
+    /// Number of calls that took effect and whose response was lost on purpose.
     pub fn lost_responses(&self) -> u64 {
         self.server.state().lost_responses
     }
 
-    /// Bodies of messages that may be handled once more because of a fault here: sent with a lost response, or
-    /// delivered twice. A body is in it as often as that happened since the last look.
+    /// Bodies of messages that may be handled once more because of a fault here: sent with a lost response, or delivered
+    /// twice. A body is listed once for each time that this happened since the last call.
     pub fn take_repeats(&self) -> Vec<Arc<str>> {
         std::mem::take(&mut self.server.state().repeats)
     }
 
-    /// Adds faults. A call takes the first one that fits it.
+    /// Adds faults to the list. A call gets the first one that matches it.
     pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
         self.server.state().faults.extend(faults);
     }
 
-    /// How many faults are left.
+    /// Number of faults that are left.
     pub fn faults(&self) -> usize {
         self.server.state().faults.len()
     }
@@ -261,8 +256,8 @@ impl Sqs {
         self.server.state().faults.clear();
     }
 
-    /// Runs something at the call number `nth`, counted from 1 and from now, whose operation begins with `operation`. The
-    /// call waits until it is over.
+    /// Runs `run` at the call number `nth`, counted from 1 and from now, whose operation begins with `operation`. The call
+    /// waits until it has ended.
     pub fn at<F>(&self, operation: &'static str, nth: usize, moment: Moment, run: impl FnOnce() -> F + Send + 'static)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -279,9 +274,9 @@ impl Server {
         let failing = if fault == Some(&Action::FailEntries) { split(call) } else { None };
         let done = match failing {
             None => self.state().call(operation, call, &self.url)?,
-            Some((kept, failed)) => {
-                let mut done = match kept {
-                    Some(kept) => self.state().call(operation, kept.to_string().as_bytes(), &self.url)?,
+            Some((rest, failed)) => {
+                let mut done = match rest {
+                    Some(rest) => self.state().call(operation, rest.to_string().as_bytes(), &self.url)?,
                     None => json!({ "Successful": [] }).into(),
                 };
                 let entry = |entry: &Value| json!({ "Id": entry["Id"], "SenderFault": false, "Code": "InternalError", "Message": "on purpose" });
@@ -293,7 +288,7 @@ impl Server {
         Ok(done)
     }
 
-    /// Waits for messages as long as the call asks for.
+    /// Receives messages, and waits for them up to the time that the call asks for.
     async fn receive(&self, call: &[u8], twice: bool) -> Result<Done, Problem> {
         let call = api::parse(call)?;
         let call = self.state().check(&call)?;
@@ -317,7 +312,8 @@ impl Server {
             if now >= deadline {
                 return Ok(call.response(&[]).into());
             }
-            let next = next.map_or(LOOK_AGAIN, |millis| Duration::from_millis(millis.max(1))).min(LOOK_AGAIN);
+            let next =
+                next.map_or(ATTEMPT_INTERVAL, |millis| Duration::from_millis(millis.max(1))).min(ATTEMPT_INTERVAL);
             tokio::select! {
                 () = changed => {}
                 () = tokio::time::sleep_until(deadline.min(now + next)) => {}
@@ -326,7 +322,7 @@ impl Server {
     }
 }
 
-async fn answer(Shared(server): Shared<Arc<Server>>, request: Request<Body>) -> Response {
+async fn respond(Shared(server): Shared<Arc<Server>>, request: Request<Body>) -> Response {
     let (parts, body) = request.into_parts();
     let target = parts.headers.get("x-amz-target").and_then(|value| value.to_str().ok()).unwrap_or_default();
     let Some(operation) = target.strip_prefix("AmazonSQS.") else {
@@ -334,7 +330,7 @@ async fn answer(Shared(server): Shared<Arc<Server>>, request: Request<Body>) -> 
     };
     let call = match body::read(body, MAX_REQUEST).await {
         Ok(call) => call,
-        Err(Unread::BrokenOff) => return no_answer(),
+        Err(Unread::BrokenOff) => return no_response(),
         Err(Unread::TooLarge) => return failure(&Problem::parameter("The request is too large.")),
     };
     server.hooks.run(operation, Moment::Arrived).await;
@@ -345,7 +341,7 @@ async fn answer(Shared(server): Shared<Arc<Server>>, request: Request<Body>) -> 
     };
     match &fault {
         Some(Action::Refuse { status, code }) => return refusal(*status, code),
-        Some(Action::Reset) => return no_answer(),
+        Some(Action::Reset) => return no_response(),
         Some(Action::Hang) => return std::future::pending().await,
         Some(Action::Delay(delay)) => tokio::time::sleep(*delay).await,
         Some(Action::LoseResponse | Action::FailEntries | Action::DeliverTwice) | None => {}
@@ -360,7 +356,7 @@ async fn answer(Shared(server): Shared<Arc<Server>>, request: Request<Body>) -> 
         {
             state.repeats.extend(done.bodies);
         }
-        return no_answer();
+        return no_response();
     }
     match done {
         Ok(Done { response, .. }) => with_type(StatusCode::OK, response.to_string()),
@@ -368,14 +364,15 @@ async fn answer(Shared(server): Shared<Arc<Server>>, request: Request<Body>) -> 
     }
 }
 
-/// A batch without its first and then every second entry, if anything is left of it, and those entries. `None`: not a batch.
+/// The batch without its first and then every second entry, if any entry remains, and the removed entries. `None`: the call
+/// is not a batch.
 fn split(call: &[u8]) -> Option<(Option<Value>, Vec<Value>)> {
     let mut call: Value = serde_json::from_slice(call).ok()?;
     let entries = call["Entries"].as_array()?.clone();
     let failed = entries.iter().step_by(2).cloned().collect();
-    let kept: Vec<Value> = entries.into_iter().skip(1).step_by(2).collect();
-    let is_left = !kept.is_empty();
-    call["Entries"] = kept.into();
+    let rest: Vec<Value> = entries.into_iter().skip(1).step_by(2).collect();
+    let is_left = !rest.is_empty();
+    call["Entries"] = rest.into();
     Some((is_left.then_some(call), failed))
 }
 

@@ -1,5 +1,5 @@
-//! Tokens of the control API: signed with a key that lives as long as the system does, and checked as an HTTP API's JWT
-//! authorizer checks them. AWS takes RSA signatures only; here it is ECDSA, whose keys are made at once.
+//! Tokens of the control API: signed with a key that lives as long as the system, and checked as an HTTP API's JWT authorizer
+//! checks them. AWS accepts RSA signatures only; this uses ECDSA, whose keys are generated faster.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -12,12 +12,12 @@ use shared::clock::Clock;
 
 const ISSUER: &str = "https://local.invalid";
 const AUDIENCE: &str = "eventhubs-relay";
-/// A working day.
+/// Lifetime of a token in seconds: a working day.
 const LIFETIME: u64 = 12 * 3600;
-/// Of the organisation that the tokens name.
+/// Organisation that the tokens name.
 pub const ORGANISATION: &str = "local@AdobeOrg";
 
-/// Signs and checks.
+/// Signs and checks tokens with one key.
 pub struct Tokens {
     key: EcdsaKeyPair,
     clock: Clock,
@@ -26,8 +26,9 @@ pub struct Tokens {
 impl Tokens {
     pub fn new(clock: Clock) -> Result<Self, String> {
         let (algorithm, random) = (&ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
-        let made = EcdsaKeyPair::generate_pkcs8(algorithm, &random).map_err(|error| error.to_string())?;
-        let key = EcdsaKeyPair::from_pkcs8(algorithm, made.as_ref(), &random).map_err(|error| error.to_string())?;
+        let generated = EcdsaKeyPair::generate_pkcs8(algorithm, &random).map_err(|error| error.to_string())?;
+        let key =
+            EcdsaKeyPair::from_pkcs8(algorithm, generated.as_ref(), &random).map_err(|error| error.to_string())?;
         Ok(Self { key, clock })
     }
 
@@ -46,7 +47,7 @@ impl Tokens {
         Ok(format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 
-    /// The claims of an `Authorization` header, in the form in which an HTTP API hands them on: all are texts.
+    /// The claims of an `Authorization` header, in the form in which an HTTP API passes them on: all are texts.
     pub fn claims(&self, authorization: Option<&str>) -> Option<Map<String, Value>> {
         let token = authorization?;
         let token = token.get(..7).filter(|word| word.eq_ignore_ascii_case("bearer ")).map_or(token, |_| &token[7..]);
@@ -64,14 +65,14 @@ impl Tokens {
             && claims.get("aud")? == AUDIENCE
             && claims.get("exp")?.as_u64()? > now
             && claims.get("nbf").is_none_or(|from| from.as_u64().is_some_and(|from| from <= now));
-        fits.then(|| claims.into_iter().map(|(name, value)| (name, handed_on(value).into())).collect())
+        fits.then(|| claims.into_iter().map(|(name, value)| (name, as_text(value).into())).collect())
     }
 }
 
-fn handed_on(value: Value) -> String {
+fn as_text(value: Value) -> String {
     match value {
         Value::String(text) => text,
-        Value::Array(list) => format!("[{}]", list.into_iter().map(handed_on).collect::<Vec<_>>().join(" ")),
+        Value::Array(list) => format!("[{}]", list.into_iter().map(as_text).collect::<Vec<_>>().join(" ")),
         other => other.to_string(),
     }
 }

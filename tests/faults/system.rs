@@ -221,7 +221,7 @@ impl System {
         let redelivering = options.redelivering;
         let (parking, dead_letters) =
             queue_source::create_queue(&aws, "parking", redelivering.visibility, MAX_RECEIVE_COUNT).await.unwrap();
-        let rejected = queue_source::create_keeping_queue(&aws, "rejected").await.unwrap();
+        let rejected = queue_source::create_storage_queue(&aws, "rejected").await.unwrap();
         store_flows(&witness, &gates).await;
 
         let mut common: Vec<(String, String)> = aws_gates

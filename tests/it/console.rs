@@ -192,7 +192,7 @@ async fn the_console_shows_that_an_outage_loses_no_event() {
     browser.until(&format!("{parked} === 3")).await;
     assert_eq!(browser.read("document.getElementById('in-hub').textContent").await, "6");
     assert_eq!(browser.read("document.getElementById('lost').textContent").await, "0");
-    browser.click(&button("profile-export", "A bad one")).await;
+    browser.click(&button("profile-export", "Invalid event")).await;
     browser.until("document.querySelectorAll('#rejected-rows td.detail').length === 3").await;
     let rejected = browser.read("document.querySelector('#rejected-rows').innerText").await;
     assert!(rejected.as_str().unwrap().contains("webhook\tunmappable\tsegmentMembership"), "{rejected}");

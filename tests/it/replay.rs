@@ -21,9 +21,9 @@ fn without_call_type(profile: &str) -> String {
     event.to_string()
 }
 
-/// Runs `local replay` on the queues of `cloud`.
+/// Runs `relayctl replay` on the queues of `cloud`.
 async fn replay(cloud: &Cloud, inbound: &str, options: &[&str]) -> Output {
-    let mut command = Command::new(binary("local"));
+    let mut command = Command::new(binary("relayctl"));
     command
         .args(["replay", "--rejected-queue-url", &cloud.rejected, "--parking-queue-url", &cloud.parking])
         .args(["--queue", &format!("{KIND}={inbound}")])
@@ -135,12 +135,12 @@ async fn messages_that_cannot_be_replayed_stay_and_are_reported() {
     assert_eq!(replayed.status.code(), Some(1));
     let lines = text(&replayed);
     for line in [
-        "left (it was too large to be kept whole): unreadable",
-        "left (it is larger than a queue takes): unreadable",
-        "left (its body has characters that a queue does not take): unreadable",
+        "left (only the first part of its body was stored): unreadable",
+        "left (it is larger than SQS accepts): unreadable",
+        "left (its body has characters that SQS does not accept): unreadable",
         "left (its body is not UTF-8): unreadable",
-        "left (name its kind's queue with --queue KIND=URL): unmappable profile-export",
-        "is no reject envelope",
+        "left (give its kind's queue with --queue KIND=URL): unmappable profile-export",
+        "is not a reject envelope",
         "1 replayed; 6 could not be; 0 left by the options, 0 rejected meanwhile",
     ] {
         assert!(lines.contains(line), "{line}: {lines}");
@@ -152,7 +152,7 @@ async fn messages_that_cannot_be_replayed_stay_and_are_reported() {
     system.post("again no JSON").await.problem(400);
     let failed = replay(&cloud, &nowhere, &["--reason", "unreadable"]).await;
     assert_eq!(failed.status.code(), Some(1));
-    assert!(text(&failed).contains("left (SendMessage answered 400"), "{}", text(&failed));
+    assert!(text(&failed).contains("left (SendMessage failed for"), "{}", text(&failed));
     assert_eq!(count(&cloud, &cloud.rejected).await, "7+0");
 }
 

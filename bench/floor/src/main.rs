@@ -1,6 +1,6 @@
-//! What the functions are compared with: the smallest function of this stack. It takes any event, posts bytes that the
-//! driver prepared with a token that the driver signed, and gives a prepared answer. It reads nothing of the event
-//! (`lambda_runtime` checks that it is JSON), logs nothing, repeats nothing.
+//! The smallest function of this stack, with which the functions are compared. It accepts any event, posts bytes that the driver
+//! prepared with a token that the driver signed, and returns a prepared response. It reads nothing of the event
+//! (`lambda_runtime` checks that it is JSON), logs nothing and retries nothing.
 //!
 //! `FLOOR_POSTS` is a file with one line per request: the address, a tab, and the body.
 
@@ -22,7 +22,7 @@ fn main() -> Result<(), Error> {
 
 async fn run() -> Result<(), Error> {
     let token: &'static HeaderValue = Box::leak(Box::new(HeaderValue::from_str(&std::env::var("FLOOR_TOKEN")?)?));
-    let answer: &'static RawValue = Box::leak(RawValue::from_string(std::env::var("FLOOR_ANSWER")?)?);
+    let response: &'static RawValue = Box::leak(RawValue::from_string(std::env::var("FLOOR_RESPONSE")?)?);
     let posts: &'static str = Box::leak(std::fs::read_to_string(std::env::var("FLOOR_POSTS")?)?.into());
     let posts: Vec<(&str, Bytes)> = posts
         .lines()
@@ -37,7 +37,7 @@ async fn run() -> Result<(), Error> {
                 [(url, body)] => post(&http, url, body, token).await?,
                 posts => drop(try_join_all(posts.iter().map(|(url, body)| post(&http, url, body, token))).await?),
             }
-            Ok::<_, Error>(answer)
+            Ok::<_, Error>(response)
         }
     });
     lambda_runtime::run(handler).await
@@ -53,11 +53,11 @@ async fn post(http: &reqwest::Client, url: &str, body: &Bytes, token: &HeaderVal
         .await?;
     let status = response.status();
     response.bytes().await?;
-    if status.as_u16() == 201 { Ok(()) } else { Err(format!("answered {status}").into()) }
+    if status.as_u16() == 201 { Ok(()) } else { Err(format!("the sink responded with {status}").into()) }
 }
 
-/// ring, and one root.
-#[expect(clippy::disallowed_methods, reason = "the floor has nothing of `shared`")]
+/// An HTTP client with TLS on ring and one root.
+#[expect(clippy::disallowed_methods, reason = "the floor does not depend on `shared`")]
 fn client() -> Result<reqwest::Client, Error> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(std::env::var("EXTRA_CA_CERTS")?)? {

@@ -27,7 +27,7 @@ const agent = new client.Agent({
   ...(tls && { ca: readFileSync(process.env.EXTRA_CA_CERTS) }),
 });
 
-// As the service wants it: everything but RFC 3986's unreserved characters.
+// Encodes everything except RFC 3986's unreserved characters, as the service requires.
 const encode = (text) =>
   encodeURIComponent(text).replace(/[!'()*]/g, (c) => `%${c.charCodeAt(0).toString(16).toUpperCase()}`);
 
@@ -159,7 +159,7 @@ function post(partition, elements) {
   });
 }
 
-// One request per partition, together.
+// Sends one request per partition, concurrently.
 async function send(messages) {
   const groups = new Map();
   for (const { subject, properties, body } of messages) {

@@ -31,7 +31,7 @@ PARTITIONS = int(os.environ["PARTITIONING"].removeprefix("partitions:"))
 
 SESSION = requests.Session()
 SESSION.verify = os.environ["EXTRA_CA_CERTS"]
-# Proxies and netrc are looked for in the environment at each request otherwise.
+# Otherwise requests looks for proxies and netrc in the environment at each request.
 SESSION.trust_env = False
 _token = ("", 0)
 

@@ -1,5 +1,5 @@
 //! Checks a SAS token as the service does: the signature over `sr` exactly as received, then expiry, scope and rights.
-//! Entra tokens are not known here.
+//! Entra tokens are not supported.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -7,10 +7,11 @@ use hmac::{Hmac, KeyInit, Mac};
 use percent_encoding::percent_decode_str;
 use sha2::Sha256;
 
-use super::{Key, Refusal};
+use super::Key;
+use super::responses::Refusal;
 
-/// What is asked for, and what it is judged by.
-pub struct Asked<'a> {
+/// A requested operation, and the parts of the request that decide whether it is allowed.
+pub struct Operation<'a> {
     pub hub: &'a str,
     /// The `Host` header, with its port.
     pub host: &'a str,
@@ -27,8 +28,8 @@ pub enum Claim {
     Manage,
 }
 
-/// Whether `authorization` lets its bearer do what is asked for.
-pub fn check(authorization: Option<&str>, keys: &[Key], asked: &Asked<'_>) -> Result<(), Refusal> {
+/// Checks that `authorization` permits the operation.
+pub fn check(authorization: Option<&str>, keys: &[Key], operation: &Operation<'_>) -> Result<(), Refusal> {
     let text = authorization.ok_or_else(|| unauthorized("MissingToken: The request has no authorization token."))?;
     let token = Token::parse(text).ok_or_else(|| unauthorized("MalformedToken: The token is malformed."))?;
     let key = keys
@@ -38,23 +39,23 @@ pub fn check(authorization: Option<&str>, keys: &[Key], asked: &Asked<'_>) -> Re
     if !token.is_signed_with(&key.key) {
         return Err(unauthorized("40103: Invalid authorization token signature."));
     }
-    if token.expiry < asked.now {
+    if token.expiry < operation.now {
         let expired = format!("ExpiredToken: The token is expired. Expiration time: {}.", token.expiry);
         return Err(unauthorized(expired));
     }
-    let key_reaches_hub = key.hub.as_ref().is_none_or(|hub| hub.eq_ignore_ascii_case(asked.hub));
-    if !covers(&token.resource, asked) || !key_reaches_hub {
+    let key_reaches_hub = key.hub.as_ref().is_none_or(|hub| hub.eq_ignore_ascii_case(operation.hub));
+    if !covers(&token.resource, operation) || !key_reaches_hub {
         return Err(unauthorized(
             "InvalidAudience: The authorization header contains a token with the wrong audience.",
         ));
     }
-    let has_claim = match asked.claim {
+    let has_claim = match operation.claim {
         Claim::Send => key.rights.send,
         Claim::Manage => key.rights.manage,
     };
     if !has_claim {
         let problem =
-            format!("Unauthorized access. '{:?}' claim(s) are required to perform this operation.", asked.claim);
+            format!("Unauthorized access. '{:?}' claim(s) are required to perform this operation.", operation.claim);
         return Err(Refusal::new(403, problem));
     }
     Ok(())
@@ -93,18 +94,18 @@ impl<'a> Token<'a> {
         })
     }
 
-    /// The key is used as the text that it is. `shared::sas` is not asked: it would encode the resource anew, and what
-    /// counts is what was received.
+    /// Checks the signature with the key's text as the HMAC key. `shared` does not do it: it would encode the resource again,
+    /// and the signature is over the text as received.
     fn is_signed_with(&self, key: &str) -> bool {
-        let mut mac = Hmac::<Sha256>::new_from_slice(key.as_bytes()).expect("HMAC takes a key of any length");
+        let mut mac = Hmac::<Sha256>::new_from_slice(key.as_bytes()).expect("HMAC accepts a key of any length");
         mac.update(format!("{}\n{}", self.signed, self.expiry_text).as_bytes());
         mac.verify_slice(&self.signature).is_ok()
     }
 }
 
-/// Whether `resource` is, segment by segment, a prefix of what is asked for. Scheme, case and a trailing slash are
-/// free, and the port may be left out.
-fn covers(resource: &str, asked: &Asked<'_>) -> bool {
+/// Whether `resource` is, segment by segment, a prefix of the requested resource. Scheme, case and a trailing slash do not
+/// matter, and the port may be absent.
+fn covers(resource: &str, operation: &Operation<'_>) -> bool {
     let resource = resource.to_ascii_lowercase();
     let resource = match resource.split_once("://") {
         Some(("http" | "https" | "sb", rest)) => rest,
@@ -112,7 +113,7 @@ fn covers(resource: &str, asked: &Asked<'_>) -> bool {
         None => &resource,
     };
     let mut segments = resource.trim_end_matches('/').split('/');
-    let host = asked.host.to_ascii_lowercase();
+    let host = operation.host.to_ascii_lowercase();
     let without_port = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => &host,
@@ -120,9 +121,9 @@ fn covers(resource: &str, asked: &Asked<'_>) -> bool {
     if !segments.next().is_some_and(|name| name == host || name == without_port) {
         return false;
     }
-    let path = asked.path.to_ascii_lowercase();
-    let mut asked = path.split('/');
-    segments.all(|segment| asked.next() == Some(segment))
+    let path = operation.path.to_ascii_lowercase();
+    let mut requested = path.split('/');
+    segments.all(|segment| requested.next() == Some(segment))
 }
 
 #[cfg(test)]
@@ -150,8 +151,8 @@ mod tests {
 
     fn checked(token: Option<&str>) -> Result<(), (u16, String)> {
         let path = "events/partitions/2/messages";
-        let asked = Asked { hub: "events", host: "localhost:5300", path, claim: Claim::Send, now: NOW };
-        check(token, &keys(), &asked).map_err(|refusal| (refusal.status, refusal.detail))
+        let operation = Operation { hub: "events", host: "localhost:5300", path, claim: Claim::Send, now: NOW };
+        check(token, &keys(), &operation).map_err(|refusal| (refusal.status, refusal.detail))
     }
 
     #[test]

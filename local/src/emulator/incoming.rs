@@ -1,4 +1,4 @@
-//! Reads the events of a send request. The content type alone tells a batch from a single event.
+//! Reads the events of a send request. Only the content type distinguishes a batch from a single event.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -7,7 +7,7 @@ use http::header::CONTENT_TYPE;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::Refusal;
+use super::responses::Refusal;
 
 /// An event before it is stored.
 #[derive(Debug, PartialEq)]
@@ -19,7 +19,7 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Body and properties count.
+    /// Number of bytes of the body and the properties.
     pub fn size(&self) -> usize {
         let property = |(name, value): (&String, &Value)| {
             name.len() + value.as_str().map_or_else(|| value.to_string().len(), str::len)
@@ -32,7 +32,7 @@ const BATCH: &str = "application/vnd.microsoft.servicebus.json";
 const BROKER_PROPERTIES: &str = "brokerproperties";
 const MAX_PARTITION_KEY: usize = 128;
 
-/// Headers that are no user properties of a single event.
+/// Headers that do not become user properties of a single event.
 const STANDARD_HEADERS: [&str; 17] = [
     "accept",
     "accept-encoding",
@@ -70,7 +70,7 @@ struct BrokerProperties {
     partition_key: Option<String>,
 }
 
-/// The events of a request, or why it is malformed.
+/// The events of a request, or the reason for which it is malformed.
 pub fn read(headers: &HeaderMap, body: &[u8]) -> Result<Vec<Incoming>, Refusal> {
     let events = if is_batch(headers) { batch(body)? } else { vec![single(headers, body)?] };
     let key_length = |event: &Incoming| event.partition_key.as_ref().map_or(0, |key| key.chars().count());
@@ -97,7 +97,9 @@ fn batch(body: &[u8]) -> Result<Vec<Incoming>, Refusal> {
         .into_iter()
         .map(|element| {
             let body = if element.is_body_base64 {
-                STANDARD.decode(&element.body).map_err(|_| malformed("a Body is not the base64 it is said to be"))?
+                STANDARD
+                    .decode(&element.body)
+                    .map_err(|_| malformed("a Body is not valid base64 although IsBodyBase64 is true"))?
             } else {
                 element.body.into_bytes()
             };
@@ -125,7 +127,7 @@ fn single(headers: &HeaderMap, body: &[u8]) -> Result<Incoming, Refusal> {
     Ok(Incoming { body: body.to_vec(), properties, partition_key: key_of(broker_properties), batch: false })
 }
 
-/// Text of a header that looks like a number or a bool becomes one.
+/// The value of a property from the text of a header: text that looks like a number or a bool becomes one.
 fn retyped(text: &str) -> Value {
     if let Ok(integer) = text.parse::<i64>() {
         return integer.into();
@@ -138,7 +140,7 @@ fn retyped(text: &str) -> Value {
     }
 }
 
-/// An empty key is no key.
+/// The partition key. An empty one counts as absent.
 fn key_of(broker_properties: Option<BrokerProperties>) -> Option<String> {
     broker_properties?.partition_key.filter(|key| !key.is_empty())
 }

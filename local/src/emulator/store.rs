@@ -1,4 +1,4 @@
-//! What the hubs hold, and who got how much of the throughput. Kept in memory for as long as the emulator lives.
+//! The events of the hubs and the used throughput, in memory.
 
 use std::time::SystemTime;
 
@@ -10,19 +10,19 @@ use time::format_description::well_known::Rfc3339;
 
 use super::incoming::Incoming;
 
-/// An event as it lies in a partition.
+/// An event as a partition stores it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StoredEvent {
     pub hub: String,
     pub partition: u32,
     pub sequence_number: u64,
-    /// Bytes that the partition held before.
+    /// Number of bytes that the partition received before.
     pub offset: u64,
     /// RFC 3339.
     pub enqueued_time: String,
     pub partition_key: Option<String>,
-    /// As text; what is not UTF-8 is replaced.
+    /// The body as text; bytes that are not valid UTF-8 are replaced.
     pub body: String,
     pub properties: Map<String, Value>,
     pub batch: bool,
@@ -41,10 +41,10 @@ pub struct Partition {
     bytes: u64,
 }
 
-/// Where a request's events go.
+/// The partition that a request's events go to.
 #[derive(Clone, Copy)]
 pub enum Target<'a> {
-    /// Decided by the first event's key, else by turns.
+    /// The partition of the first event's key; without a key, the partitions take turns.
     Any,
     Partition(u32),
     Publisher(&'a str),
@@ -62,8 +62,8 @@ impl Hub {
         Self { name, partitions, next_partition: 0 }
     }
 
-    /// Commits a request to one partition, as one unit; gives the partition and the sequence numbers. `None`: there is no
-    /// such partition.
+    /// Stores the events of a request in one partition, all or none. Returns the partition and the sequence numbers. `None`:
+    /// there is no such partition.
     pub fn store(
         &mut self,
         target: &Target<'_>,
@@ -104,7 +104,7 @@ impl Hub {
         Some((index as u32, first..partition.next_sequence_number))
     }
 
-    /// Forgets the events. Sequence numbers and offsets go on.
+    /// Removes the events. Sequence numbers and offsets continue.
     pub fn clear(&mut self) {
         for partition in &mut self.partitions {
             partition.events.clear();
@@ -112,15 +112,15 @@ impl Hub {
     }
 }
 
-/// The service's own hash is not documented; what is promised is that a key keeps its partition.
+/// The partition of a key. The service's own hash is not documented, only that a key always has the same partition.
 fn partition_of(key: &str, partitions: usize) -> usize {
     let digest = Sha256::digest(key.as_bytes());
     let first = digest.iter().take(8).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
     (first % partitions as u64) as usize
 }
 
-/// 1 MB or 1000 events per second and unit, whichever is used up first. A request that begins within the limit passes
-/// as a whole and is paid off in the seconds after it.
+/// The used throughput. A unit allows 1 MB or 1000 events per second, whichever is reached first. A request that begins
+/// within the limit is admitted as a whole, and its excess counts towards the following seconds.
 #[derive(Default)]
 pub struct Throughput {
     second: u64,
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn throughput_is_per_second_and_paid_off() {
+    fn throughput_is_per_second_and_excess_counts_later() {
         let mut throughput = Throughput::default();
         assert!(throughput.admits(1, 10, 10, 999));
         assert!(throughput.admits(1, 10, 10, 1_001));

@@ -1,6 +1,9 @@
 //! The emulator over real connections.
 
+use std::time::Duration;
+
 use secrecy::ExposeSecret;
+use serde_json::Value;
 
 use super::*;
 
@@ -19,14 +22,14 @@ fn token(emulator: &Emulator, hub: &str) -> String {
 
 async fn post(emulator: &Emulator, http: &reqwest::Client, path: &str, body: &str) -> reqwest::Result<(u16, String)> {
     let hub = path.split('/').nth(1).unwrap_or_default();
-    let answer = http
+    let response = http
         .post(format!("{}{path}?timeout=60&api-version=2014-01", emulator.url()))
         .header("authorization", token(emulator, hub))
         .header("content-type", "application/vnd.microsoft.servicebus.json")
         .body(body.to_owned())
         .send()
         .await?;
-    Ok((answer.status().as_u16(), answer.text().await?))
+    Ok((response.status().as_u16(), response.text().await?))
 }
 
 #[tokio::test]
@@ -98,9 +101,9 @@ async fn sizes_are_limited() {
         request.body("x".repeat(length)).send()
     };
     assert_eq!(single(994).await.unwrap().status(), 201);
-    let answer = single(995).await.unwrap();
-    assert_eq!(answer.status(), 403);
-    assert!(answer.text().await.unwrap().contains("too large"));
+    let response = single(995).await.unwrap();
+    assert_eq!(response.status(), 403);
+    assert!(response.text().await.unwrap().contains("too large"));
     assert_eq!(single(2_001).await.unwrap().status(), 413);
     assert_eq!(single(3_000_000).await.unwrap().status(), 413);
     // Each quote is two bytes of the request, but one of the body.
@@ -120,7 +123,7 @@ async fn throughput_is_throttled() {
 }
 
 #[tokio::test]
-async fn faults_strike_in_their_order() {
+async fn faults_take_effect_in_their_order() {
     let (emulator, http) = start(Config { hubs: vec![("a".into(), 1), ("b".into(), 1)], ..Config::default() }).await;
     let scripted = r#"[{"action":"status","status":503,"retryAfter":2,"detail":"d"},{"action":"reset","hub":"b"},
         {"action":"reset_after_store","times":2},{"action":"delay","ms":1}]"#;
@@ -130,9 +133,9 @@ async fn faults_strike_in_their_order() {
     let body = r#"[{"Body":"1"},{"Body":"2"}]"#;
 
     let request = http.post(format!("{}/a/messages", emulator.url())).body("anything");
-    let answer = request.send().await.unwrap();
-    assert_eq!((answer.status().as_u16(), answer.headers()["retry-after"].as_bytes()), (503, b"2".as_slice()));
-    assert!(answer.text().await.unwrap().contains("<Detail>d TrackingId"));
+    let response = request.send().await.unwrap();
+    assert_eq!((response.status().as_u16(), response.headers()["retry-after"].as_bytes()), (503, b"2".as_slice()));
+    assert!(response.text().await.unwrap().contains("<Detail>d TrackingId"));
     assert!(post(&emulator, &http, "/a/messages", body).await.is_err());
     assert!(post(&emulator, &http, "/b/messages", body).await.is_err());
     assert_eq!(emulator.events("b").len(), 0);
@@ -152,7 +155,7 @@ async fn faults_strike_in_their_order() {
 }
 
 #[tokio::test]
-async fn it_stops_with_its_last_clone_or_when_told() {
+async fn it_stops_with_its_last_clone_or_on_shutdown() {
     let (emulator, http) = start(Config::default()).await;
     let (url, address) = (emulator.url(), emulator.address());
     emulator.shutdown().await;

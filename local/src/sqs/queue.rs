@@ -1,13 +1,21 @@
-//! One queue without any I/O. Every method receives the time in milliseconds since 1970, so that tests can let days pass.
+//! One queue without any I/O. Every method receives the time in milliseconds since 1970, so that tests can skip days.
 //!
 //! No operation scans the messages: each message is in one ordered set by the time at which it becomes visible, in another
 //! by the time at which it was sent, or in the line of its message group.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+mod fairness;
+mod handles;
+mod settings;
+
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value};
 
+use self::fairness::{Line, WITHOUT_GROUP};
+pub(super) use self::handles::HandleError;
+pub use self::settings::Figures;
+pub(super) use self::settings::{Redrive, Service, Settings};
 use crate::random;
 
 /// Milliseconds since 1970.
@@ -15,76 +23,6 @@ pub(super) type Millis = u64;
 
 /// Maximum visibility timeout: 12 hours.
 pub(super) const MAX_VISIBILITY_SECONDS: u64 = 43_200;
-/// A message group is noisy only with at least this many messages in flight.
-const NOISY_FROM: usize = 30;
-/// A message group is noisy only with more than one tenth of all messages in flight.
-const NOISY_PART: usize = 10;
-/// A noisy group without messages in flight is quiet again after this time.
-const QUIET_AFTER: Millis = 5 * 60 * 1000;
-/// Place of the line of all messages without a group. It is never noisy, since each of them counts as a group of its own.
-const WITHOUT_GROUP: usize = 0;
-
-/// Settings of a queue, as `SetQueueAttributes` changes them.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Settings {
-    pub visibility_seconds: u64,
-    pub delay_seconds: u64,
-    pub wait_seconds: u64,
-    pub retention_seconds: u64,
-    /// Maximum size of a message in bytes, with its attributes.
-    pub max_message_bytes: usize,
-    pub redrive: Option<Redrive>,
-}
-
-/// Where a message goes instead of being received more than `max_receives` times.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Redrive {
-    /// ARN of the dead-letter queue.
-    pub target: String,
-    pub max_receives: u32,
-}
-
-impl Default for Settings {
-    /// What SQS gives to a queue that is created without attributes.
-    fn default() -> Self {
-        Self {
-            visibility_seconds: 30,
-            delay_seconds: 0,
-            wait_seconds: 0,
-            retention_seconds: 4 * 24 * 3600,
-            max_message_bytes: 1_048_576,
-            redrive: None,
-        }
-    }
-}
-
-/// Limits and delays of the service, which no attribute of a queue changes.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Service {
-    pub max_in_flight: usize,
-    /// How long a group must have too many messages in flight before it counts as noisy.
-    pub noisy_after: Millis,
-}
-
-/// Figures of a queue since it was created.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Figures {
-    pub sent: u64,
-    pub received: u64,
-    pub deleted: u64,
-    /// Largest number of messages that were in flight at the same time.
-    pub peak_in_flight: usize,
-    /// Messages that went to the dead-letter queue.
-    pub redriven: u64,
-    /// Messages that were dropped because they were older than the retention period.
-    pub expired: u64,
-    /// Visibility timeouts that ended although the consumer had neither deleted the message nor changed the timeout.
-    pub timed_out: u64,
-    /// Deletions that did nothing, because the message had been received again meanwhile.
-    pub stale_deletions: u64,
-    /// Receives of a message that stayed visible, so that it is received once more.
-    pub delivered_twice: u64,
-}
 
 /// Number of messages by state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -100,7 +38,7 @@ impl Depth {
     }
 }
 
-/// What is stored of a message.
+/// The stored parts of a message.
 #[derive(Debug, Clone)]
 pub(super) struct Content {
     pub id: String,
@@ -117,7 +55,7 @@ enum State {
     Delayed,
     /// The place in the order of all messages that became visible.
     Visible(u64),
-    /// `asked`: the consumer has changed the visibility timeout.
+    /// `asked`: the consumer changed the visibility timeout.
     InFlight {
         asked: bool,
     },
@@ -127,7 +65,7 @@ enum State {
 struct Message {
     content: Content,
     state: State,
-    /// When a message that is not visible becomes visible.
+    /// Time at which a message that is not visible becomes visible.
     due: Millis,
     line: usize,
     receives: u32,
@@ -143,7 +81,7 @@ pub(super) struct Received {
     pub first_received: Millis,
 }
 
-/// A look at a stored message.
+/// A stored message, as a test sees it.
 #[derive(Debug, Clone)]
 pub struct Stored {
     pub id: String,
@@ -153,45 +91,13 @@ pub struct Stored {
     pub visible: bool,
 }
 
-/// Visible messages of one group in their order.
-#[derive(Debug, Default)]
-struct Line {
-    /// Places in the order and keys. Entries of messages that are gone or no longer visible are skipped.
-    waiting: VecDeque<(u64, u64)>,
-    in_flight: usize,
-    noisy: bool,
-    /// Since when too many messages are in flight.
-    over_since: Option<Millis>,
-    /// Since when no message is in flight.
-    idle_since: Millis,
-    rank: Option<Rank>,
-}
-
-/// Which line is received from next: quiet ones by the place of their first message, noisy ones by messages in flight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rank {
-    Quiet(u64),
-    Noisy(usize),
-}
-
-/// Why a receipt handle was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum HandleError {
-    /// No queue has issued it.
-    Invalid,
-    /// The message was deleted, or was received again since.
-    Gone,
-    /// The message is visible.
-    NotInFlight,
-}
-
 /// The outcome of a receive.
 #[derive(Debug, Default)]
 pub(super) struct Receipt {
     pub messages: Vec<Received>,
-    /// Whether messages were held back because too many are in flight.
+    /// Whether messages were not received because too many are in flight.
     pub over_limit: bool,
-    /// Messages that belong into the dead-letter queue now.
+    /// Messages that the dead-letter queue is to receive.
     pub dead: Vec<Content>,
 }
 
@@ -243,7 +149,7 @@ impl Queue {
         self.depth
     }
 
-    /// When the next message becomes visible, if no call changes that.
+    /// Time at which the next message becomes visible, if no call changes that.
     pub fn next_due(&self) -> Option<Millis> {
         self.due.first().map(|(due, _)| *due)
     }
@@ -285,7 +191,7 @@ impl Queue {
         content
     }
 
-    /// Stores a message. One from another queue keeps its id and its age.
+    /// Stores a message. A message from another queue retains its id and its age.
     pub fn insert(&mut self, content: Content, delay_seconds: u64, now: Millis) {
         self.pass(now);
         let key = self.next_key;
@@ -306,14 +212,14 @@ impl Queue {
         self.pass(now);
     }
 
-    /// Up to `most` messages. Quiet groups come first, then the noisy group with the fewest messages in flight.
+    /// Receives up to `max` messages. Quiet groups come first, then the noisy group with the fewest messages in flight.
     ///
     /// `twice`: the messages stay visible although they were received.
-    pub fn receive(&mut self, most: usize, visibility_seconds: Option<u64>, twice: bool, now: Millis) -> Receipt {
+    pub fn receive(&mut self, max: usize, visibility_seconds: Option<u64>, twice: bool, now: Millis) -> Receipt {
         self.pass(now);
         let hidden_for = visibility_seconds.unwrap_or(self.settings.visibility_seconds) * 1000;
         let mut receipt = Receipt::default();
-        while receipt.messages.len() < most {
+        while receipt.messages.len() < max {
             let next = self.quiet.first().map(|(_, line)| *line).or_else(|| self.noisy.first().map(|(_, line)| *line));
             let Some(line) = next else { break };
             if self.depth.in_flight >= self.service.max_in_flight {
@@ -343,7 +249,7 @@ impl Queue {
             let hidden_for = if twice { 0 } else { hidden_for };
             self.hide(key, now + hidden_for, now);
         }
-        // What is hidden for no time is visible again.
+        // A message with a visibility timeout of zero is visible again.
         self.pass(now);
         receipt
     }
@@ -386,7 +292,7 @@ impl Queue {
         *self = Self { salt, next_key, figures, ..fresh };
     }
 
-    /// Lets the time pass up to `now`: drops what is too old and shows what is due.
+    /// Applies what happened up to `now`: drops messages that are too old and shows those that are due.
     fn pass(&mut self, now: Millis) {
         let retention = self.settings.retention_seconds * 1000;
         while let Some((sent, key)) = self.by_age.first().copied()
@@ -465,60 +371,5 @@ impl Queue {
         }
         self.rank(message.line, now);
         Some(message.content)
-    }
-
-    /// Judges whether a line is noisy, and puts it where it belongs among the others.
-    fn rank(&mut self, index: usize, now: Millis) {
-        let line = &mut self.lines[index];
-        while let Some((place, key)) = line.waiting.front() {
-            if self.messages.get(key).is_some_and(|message| message.state == State::Visible(*place)) {
-                break;
-            }
-            line.waiting.pop_front();
-        }
-        let first = line.waiting.front().map(|(place, _)| *place);
-        let over = index != WITHOUT_GROUP
-            && line.in_flight >= NOISY_FROM
-            && line.in_flight * NOISY_PART > self.depth.in_flight
-            && first.is_some();
-        let idle = line.in_flight == 0 && line.idle_since + QUIET_AFTER <= now;
-        if line.noisy && (first.is_none() || idle) {
-            line.noisy = false;
-        }
-        if !over {
-            line.over_since = None;
-        } else if now >= *line.over_since.get_or_insert(now) + self.service.noisy_after {
-            line.noisy = true;
-        }
-        let rank = first.map(|place| if line.noisy { Rank::Noisy(line.in_flight) } else { Rank::Quiet(place) });
-        if rank == line.rank {
-            return;
-        }
-        match std::mem::replace(&mut line.rank, rank) {
-            Some(Rank::Quiet(place)) => drop(self.quiet.remove(&(place, index))),
-            Some(Rank::Noisy(in_flight)) => drop(self.noisy.remove(&(in_flight, index))),
-            None => {}
-        }
-        match rank {
-            Some(Rank::Quiet(place)) => drop(self.quiet.insert((place, index))),
-            Some(Rank::Noisy(in_flight)) => drop(self.noisy.insert((in_flight, index))),
-            None => {}
-        }
-    }
-
-    /// The key of a message, and which of its receives the handle is from.
-    fn parse(&self, handle: &str) -> Result<(u64, u32), HandleError> {
-        let number = |range: std::ops::Range<usize>| {
-            handle.get(range).filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()))
-        };
-        let (Some(key), Some(receives), Some(salt), 32) = (number(0..16), number(16..24), number(24..32), handle.len())
-        else {
-            return Err(HandleError::Invalid);
-        };
-        let parsed = (u64::from_str_radix(key, 16), u32::from_str_radix(receives, 16), u32::from_str_radix(salt, 16));
-        match parsed {
-            (Ok(key), Ok(receives), Ok(salt)) if salt == self.salt => Ok((key, receives)),
-            _ => Err(HandleError::Invalid),
-        }
     }
 }

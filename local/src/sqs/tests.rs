@@ -17,11 +17,11 @@ fn bodies(received: &[Received]) -> Vec<String> {
     received.iter().map(|message| message.content.body.to_string()).collect()
 }
 
-/// Receives as long as there is something; gives the bodies.
-fn take(queue: &mut Queue, most: usize, now: Millis) -> Vec<String> {
+/// Receives until no message is visible. Returns the bodies.
+fn take(queue: &mut Queue, max: usize, now: Millis) -> Vec<String> {
     let mut taken = Vec::new();
-    while taken.len() < most {
-        let received = queue.receive((most - taken.len()).min(10), None, false, now).messages;
+    while taken.len() < max {
+        let received = queue.receive((max - taken.len()).min(10), None, false, now).messages;
         if received.is_empty() {
             break;
         }
@@ -72,7 +72,7 @@ fn delayed_messages_are_not_in_flight() {
     assert_eq!(queue.depth(0), Depth { delayed: 3, ..Depth::default() });
     assert_eq!(queue.receive(10, None, false, SECOND).messages.len(), 1);
     let receipt = queue.receive(10, None, false, 2 * SECOND);
-    assert!(receipt.messages.is_empty() && receipt.over_limit, "the second one is held back by the limit");
+    assert!(receipt.messages.is_empty() && receipt.over_limit, "the limit blocks the second one");
     assert_eq!(queue.depth(2 * SECOND), Depth { visible: 1, in_flight: 1, delayed: 1 });
     assert_eq!(queue.figures.peak_in_flight, 1);
 }
@@ -141,7 +141,7 @@ fn among_noisy_groups_the_one_with_the_fewest_in_flight_is_next_and_idle_ones_ar
 }
 
 #[test]
-fn fairness_may_come_late() {
+fn fairness_may_start_late() {
     let mut queue = queue(Settings::default(), Service { noisy_after: 10 * SECOND, ..SERVICE });
     for n in 0..200 {
         send(&mut queue, &format!("noisy-{n}"), Some("noisy"), 0);
@@ -154,7 +154,7 @@ fn fairness_may_come_late() {
 }
 
 #[test]
-fn two_hundred_thousand_messages_are_no_burden() {
+fn two_hundred_thousand_messages_are_handled_quickly() {
     let mut queue = queue(Settings::default(), Service { max_in_flight: 500_000, ..SERVICE });
     let began = Instant::now();
     for n in 0..200_000 {
@@ -216,7 +216,7 @@ async fn above_the_limit_in_flight_only_short_polling_gets_an_error() {
 }
 
 #[tokio::test]
-async fn sizes_and_group_names_are_checked_for_every_entry_by_itself() {
+async fn sizes_and_group_names_are_checked_for_each_entry_alone() {
     let (_sqs, aws, url) = started(Config { max_batch_bytes: 5000, ..Config::default() }).await;
     let set = json!({ "QueueUrl": url, "Attributes": { "MaximumMessageSize": "2000" } });
     call(&aws, "SetQueueAttributes", set).await.unwrap();
@@ -235,7 +235,7 @@ async fn sizes_and_group_names_are_checked_for_every_entry_by_itself() {
 }
 
 #[tokio::test]
-async fn faults_strike_the_calls_they_name_and_are_counted() {
+async fn faults_affect_the_calls_they_name_and_are_counted() {
     let (sqs, aws, url) = started(Config::default()).await;
     let send = || json!({ "QueueUrl": url, "Entries": [{ "Id": "1", "MessageBody": "a" }, { "Id": "2", "MessageBody": "b" }] });
     let once = |operation, action| Fault { operation, times: 1, action };
@@ -264,7 +264,7 @@ async fn faults_strike_the_calls_they_name_and_are_counted() {
 }
 
 #[tokio::test]
-async fn something_can_be_run_at_a_named_call() {
+async fn a_hook_runs_at_a_named_call() {
     let (sqs, aws, url) = started(Config::default()).await;
     let seen = Arc::new(Mutex::new(Vec::new()));
     for (nth, moment) in [(2, Moment::Arrived), (2, Moment::Done)] {

@@ -1,7 +1,7 @@
-//! Guards the control routes of `make run`: they have no password, so they respond only to names that point to this machine. A page
-//! elsewhere on the web can let its own name point here (DNS rebinding), but its requests then carry that name in `Host`.
+//! Guards the control routes of `make run`: they have no password, so they respond only to names that point to this machine.
+//! Another site can let its own name point here (DNS rebinding), but its requests then contain that name in `Host`.
 //!
-//! Data routes (webhooks, the hub, the inlet) stay open: containers reach them by other names, and they check credentials.
+//! Data routes (webhooks, the hub, the inlet) are not guarded: containers use other names for them, and they check credentials.
 
 use std::net::IpAddr;
 
@@ -17,8 +17,8 @@ use serde_json::json;
 /// The beginning of the path of every control route, on whichever port.
 const CONTROL: [&str; 3] = ["/_local", "/_emulator", "/_inlet"];
 
-/// Refuses requests to control routes by a name of another machine. It is a layer around a whole router, so that a new route below
-/// these paths is guarded too.
+/// Refuses requests to control routes under the name of another machine. It is a layer around a whole router, so that a new
+/// route below these paths is guarded too.
 pub async fn guard_control_routes(request: Request, next: Next) -> Response {
     let is_control = CONTROL.iter().any(|start| request.uri().path().starts_with(start));
     if is_control && own_address(request.headers()).is_none() {
@@ -29,7 +29,7 @@ pub async fn guard_control_routes(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// The `Host` of a request, if it is an IP address, or a name that never leaves the machine.
+/// The `Host` of a request, if it is an IP address or `localhost`.
 pub fn own_address(headers: &HeaderMap) -> Option<&str> {
     let host = headers.get(HOST)?.to_str().ok()?;
     let authority = host.parse::<Authority>().ok()?;
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_addresses_are_our_own() {
+    fn only_addresses_and_localhost_are_own_names() {
         let own = |host: &str| {
             let headers = HeaderMap::from_iter([(HOST, HeaderValue::from_str(host).unwrap())]);
             own_address(&headers).is_some()
