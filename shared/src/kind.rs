@@ -2,6 +2,9 @@
 
 use std::borrow::Cow;
 
+use serde::Deserialize;
+
+use crate::json::{check_syntax, explain, unreadable_place};
 use crate::message::Message;
 
 /// An event kind: a name, an options type and one pure mapping.
@@ -28,13 +31,13 @@ impl<O> Copy for Kind<O> {}
 /// One incoming event.
 #[derive(Debug, Clone, Copy)]
 pub struct Event<'a> {
-    /// One JSON value, its bytes as they came. That its syntax is valid is for the kind to see, which reads all of it anyway.
-    pub json: &'a str,
-    /// The flow it came by.
+    /// Private, so that a kind gets the text only from [`Event::read`]: what was never parsed is not sent.
+    json: &'a str,
+    /// The flow that the event was sent to.
     pub flow: &'a str,
     /// Headers of the webhook that brought it; none for a queue record.
     pub headers: &'a [Header<'a>],
-    /// What a message may take of a request, in bytes: see [`Message::fits`].
+    /// Maximum size of a message in a request, in bytes: see [`Message::fits`].
     pub max_bytes: usize,
 }
 
@@ -42,6 +45,31 @@ pub struct Event<'a> {
 pub type Header<'a> = (Cow<'a, str>, Cow<'a, str>);
 
 impl<'a> Event<'a> {
+    /// An event, its bytes as the sender sent them.
+    pub fn new(json: &'a str, flow: &'a str, headers: &'a [Header<'a>], max_bytes: usize) -> Self {
+        Self { json, flow, headers, max_bytes }
+    }
+
+    /// Reads the whole event, which has to be one JSON object. Returns it with its text.
+    ///
+    /// # Errors
+    /// Rejects what is not valid JSON, not an object, or not a `T`.
+    pub fn read<T: Deserialize<'a>>(&self) -> Result<(T, &'a str), Rejection> {
+        if !self.json.starts_with('{') {
+            return Err(Rejection::unmappable("expected a JSON object"));
+        }
+        match serde_json::from_str(self.json) {
+            Ok(value) => Ok((value, self.json)),
+            Err(error) => Err(Rejection::unmappable(match unreadable_place::<T>(self.json) {
+                // A number beyond all types, or half a surrogate pair.
+                Some(place) if !error.is_data() && check_syntax(self.json).is_ok() => {
+                    format!("{place}: a value that can't be read")
+                }
+                _ => explain(&error),
+            })),
+        }
+    }
+
     /// The value of a header, its name in any case.
     pub fn header(&self, name: &str) -> Option<&'a str> {
         self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_ref())
@@ -117,5 +145,26 @@ impl Rejection {
 
     pub(crate) fn unreadable(detail: impl Into<Cow<'static, str>>) -> Self {
         Self { reason: Reason::Unreadable, detail: detail.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::IgnoredAny;
+
+    use super::*;
+
+    /// What a kind that only copies bytes would send.
+    fn copied(json: &str) -> Result<&str, Rejection> {
+        Event::new(json, "f", &[], 1_000).read::<IgnoredAny>().map(|(_, text)| text)
+    }
+
+    #[test]
+    fn a_kind_that_only_copies_bytes_never_gets_what_is_not_one_json_object() {
+        assert_eq!(copied(r#"{"a" : 1.0}"#), Ok(r#"{"a" : 1.0}"#));
+        for json in [r#"{"a":"#, r#"{"a":1}{"a":1}"#, r#"{"a":1} x"#, r#"{"a":1,}"#, "[1]", "1", ""] {
+            let rejection = copied(json).unwrap_err();
+            assert_eq!(rejection.reason, Reason::Unmappable, "{json}");
+        }
     }
 }

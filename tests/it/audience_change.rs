@@ -16,7 +16,7 @@ fn options(json: &Value) -> Options {
 }
 
 fn map<'a>(json: &'a str, options: &'a Options) -> Result<Mapped<'a>, Rejection> {
-    (KIND.map)(Event { json, flow: "default", headers: &[], max_bytes: 1_000_000 }, options)
+    (KIND.map)(Event::new(json, "default", &[], 1_000_000), options)
 }
 
 /// The documented sample with `changes`. A `null` change removes the field.

@@ -64,7 +64,7 @@ fn processed(messages: &[Sent]) -> Vec<String> {
 /// The one message of an event.
 fn sent<O: for<'de> serde::Deserialize<'de>>(kind: Kind<O>, flow: &str, event: &str) -> Sent {
     let options: O = shared::json::from_config("{}").unwrap();
-    let mapped = (kind.map)(Event { json: event, flow, headers: &[], max_bytes: 1_000_000 }, &options).unwrap();
+    let mapped = (kind.map)(Event::new(event, flow, &[], 1_000_000), &options).unwrap();
     let [message] = mapped.messages.as_slice() else { panic!("one message") };
     let properties = serde_json::from_str(message.properties.as_json()).unwrap();
     Sent { properties, body: message.body.to_text(), failures: 0 }

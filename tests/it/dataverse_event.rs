@@ -25,7 +25,7 @@ fn xml_options() -> Options {
 }
 
 fn map<'a>(json: &'a str, options: &'a Options) -> Result<Mapped<'a>, Rejection> {
-    (KIND.map)(Event { json, flow: "default", headers: &[], max_bytes: 1_000_000 }, options)
+    (KIND.map)(Event::new(json, "default", &[], 1_000_000), options)
 }
 
 /// The body of the single message.
@@ -285,8 +285,7 @@ fn a_context_that_arrives_trimmed_is_marked_as_trimmed() {
     let marked = |event: &str, header: bool| {
         let headers = [(Cow::from("X-MS-Dynamics-Msg-Size-Exceeded"), Cow::from(""))];
         let (options, headers) = (Options::default(), if header { &headers[..] } else { &[] });
-        let mapped =
-            (KIND.map)(Event { json: event, flow: "default", headers, max_bytes: 1_000_000 }, &options).unwrap();
+        let mapped = (KIND.map)(Event::new(event, "default", headers, 1_000_000), &options).unwrap();
         properties(&mapped).get(&claim).cloned()
     };
     assert_eq!(marked(UPDATE, false), None);

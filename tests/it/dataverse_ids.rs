@@ -18,7 +18,7 @@ const ASYNCHRONOUS: &str = include_str!("../fixtures/dataverse-types/principalac
 
 fn id_with(event: &str, options: Value) -> String {
     let options: Options = shared::json::from_config(&options.to_string()).unwrap();
-    let event = Event { json: event, flow: "default", headers: &[], max_bytes: 1_000_000 };
+    let event = Event::new(event, "default", &[], 1_000_000);
     (KIND.map)(event, &options).unwrap().messages[0].id.clone()
 }
 

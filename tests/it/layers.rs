@@ -15,9 +15,10 @@ const LAYERS: [(&str, &[&str]); 8] = [
     ("services", &["aws", "http", "clock", "environment"]),
 ];
 /// Modules of one layer that use each other, and in which direction.
-const WITHIN_A_LAYER: [(&str, &str); 9] = [
+const WITHIN_A_LAYER: [(&str, &str); 10] = [
     ("pipeline", "undelivered"),
     ("flow", "sender_auth"),
+    ("kind", "json"),
     ("kind", "message"),
     ("message", "json"),
     ("aws", "http"),

@@ -18,7 +18,7 @@ fn options(json: Value) -> Options {
 }
 
 fn map<'a>(json: &'a str, options: &'a Options) -> Result<Mapped<'a>, Rejection> {
-    (KIND.map)(Event { json, flow: "a flow", headers: &[], max_bytes: 1_000_000 }, options)
+    (KIND.map)(Event::new(json, "a flow", &[], 1_000_000), options)
 }
 
 fn bodies(json: &str, flow_options: Value) -> Result<Vec<String>, String> {

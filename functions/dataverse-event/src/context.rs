@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use serde_json::value::RawValue;
 use shared::Rejection;
-use shared::json::{Members, explain, text};
+use shared::json::{Members, text};
 
 use crate::trim::{always_has_parameters, lacks_trimmable};
 use crate::value::{Date, Offset, ZERO_GUID, elements, pair};
@@ -32,12 +32,8 @@ pub struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    pub fn read(json: &'a str) -> Result<Self, Rejection> {
-        if !json.starts_with('{') {
-            return Err(Rejection::unmappable("expected a JSON object"));
-        }
-        let members: Members<'a> =
-            serde_json::from_str(json).map_err(|error| Rejection::unmappable(explain(&error)))?;
+    /// The context of these members.
+    pub fn of(members: Members<'a>) -> Result<Self, Rejection> {
         let mut context = Self::default();
         let mut mode = None;
         // Of a repeated name the last counts, as for most readers of JSON.

@@ -20,20 +20,21 @@ const DEFAULT_MAX_BYTES: usize = 192 * 1024;
 const TRIMMED_HEADER: &str = "x-ms-dynamics-msg-size-exceeded";
 
 fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejection> {
-    let context = Context::read(event.json)?;
+    let (members, json) = event.read()?;
+    let context = Context::of(members)?;
     if !options.passes(&context) {
         return Ok(Mapped::filtered("no_step"));
     }
-    let id = id(event.json, &context);
+    let id = id(json, &context);
     let came_trimmed = context.came_trimmed(event.header(TRIMMED_HEADER).is_some());
     let limit = options.max_bytes.unwrap_or(DEFAULT_MAX_BYTES);
-    if let Some(body) = body(event.json, &context, options, limit, Members::All)? {
+    if let Some(body) = body(json, &context, options, limit, Members::All)? {
         let message = message(&id, &context, options, &body, came_trimmed);
         if message.fits(event.max_bytes) {
             return Ok(Mapped { messages: vec![message], notes: Vec::new() });
         }
     }
-    let body = body(event.json, &context, options, limit, Members::WithoutTrimmable)?.ok_or_else(|| {
+    let body = body(json, &context, options, limit, Members::WithoutTrimmable)?.ok_or_else(|| {
         Rejection::too_large(format!("the message would be larger than {limit} bytes (`maxBytes`) even when trimmed"))
     })?;
     let message = message(&id, &context, options, &body, true);

@@ -16,7 +16,8 @@ const EVENT_TYPE: &str = "com.adobe.experience.profile.exported";
 const MAX_BYTES_OF_ALL_MESSAGES: usize = 8_000_000;
 
 fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejection> {
-    let profile = Profile::read(event.json)?;
+    let (top, json) = event.read()?;
+    let profile = Profile::of(&top)?;
     let passes = |membership: &Membership<'_>| {
         options.audiences.as_ref().is_none_or(|ids| ids.contains(membership.audience.as_ref()))
     };
@@ -41,11 +42,11 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
         let event = CloudEvent { id, event_type: EVENT_TYPE, source: &source, time: None };
         Message::new(event, subject.clone().into(), Body::new(body))
     };
-    let profile_id = canonical_digest(event.json);
+    let profile_id = canonical_digest(json);
 
     let memberships = || passed.iter().flat_map(|passed| &passed.memberships);
     let repeats = profile.membership_values.len();
-    let beside = bytes_beside_memberships(event.json, &profile);
+    let beside = bytes_beside_memberships(json, &profile);
     let messages = match options.split {
         Split::Membership if left > 0 => {
             // Each message has brackets around its one namespace and its one membership.
@@ -62,17 +63,17 @@ fn map<'a>(event: Event<'a>, options: &'a Options) -> Result<Mapped<'a>, Rejecti
             each.map(|(namespace, membership)| {
                 let id = deterministic_id([profile_id.as_str(), &namespace.name, &membership.audience]);
                 let alone = Passed { namespace, memberships: vec![membership] };
-                message(id, &with_memberships(event.json, &profile, &reduced(&[alone])))
+                message(id, &with_memberships(json, &profile, &reduced(&[alone])))
             })
             .collect()
         }
-        _ if options.audiences.is_none() || all == 0 => vec![message(profile_id, event.json)],
+        _ if options.audiences.is_none() || all == 0 => vec![message(profile_id, json)],
         _ => {
             let reduced = reduced(&passed);
             if too_large(beside, repeats, reduced.len()) {
                 return Err(Rejection::too_large("segmentMembership: its repetitions would make more than 8 MB"));
             }
-            vec![message(profile_id, &with_memberships(event.json, &profile, &reduced))]
+            vec![message(profile_id, &with_memberships(json, &profile, &reduced))]
         }
     };
     let unknown = memberships().filter(|membership| membership.status == Status::Unknown);

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use serde_json::value::RawValue;
 use shared::Rejection;
-use shared::json::{Members, explain, member_texts, text};
+use shared::json::{Members, member_texts, text};
 
 use crate::options::Ranks;
 
@@ -65,12 +65,8 @@ const MEMBERSHIP: &str = "segmentMembership";
 const IDENTITY: &str = "identityMap";
 
 impl<'a> Profile<'a> {
-    /// Reads both maps. Either may be missing or empty; without both it is no profile.
-    pub fn read(json: &'a str) -> Result<Self, Rejection> {
-        if !json.starts_with('{') {
-            return Err(Rejection::unmappable("expected a JSON object"));
-        }
-        let top: Members<'a> = serde_json::from_str(json).map_err(|error| Rejection::unmappable(explain(&error)))?;
+    /// Reads both maps of an event's members. One of them may be missing; without both it is not a profile.
+    pub fn of(top: &Members<'a>) -> Result<Self, Rejection> {
         let values = |name: &str| -> Vec<&'a RawValue> {
             top.0.iter().filter(|(known, _)| known == name).map(|(_, value)| *value).collect()
         };

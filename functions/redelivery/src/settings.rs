@@ -5,16 +5,20 @@ use std::time::Duration;
 
 use shared::environment::{Environment, SettingsError};
 
-/// Seconds that a message waits after its first failure.
+/// Seconds that a parked message waits after its first failure, from 1 to `REDELIVERY_MAX_DELAY`, default 5. Each additional
+/// failure doubles the wait.
 const DELAY: &str = "REDELIVERY_DELAY";
 const DEFAULT_DELAY: u64 = 5;
-/// Maximum number of seconds that a message waits before it is tried again.
+/// Maximum wait between two attempts in seconds, 5 to 900, default 30.
 const MAX_DELAY: &str = "REDELIVERY_MAX_DELAY";
 const DEFAULT_MAX_DELAY: u64 = 30;
-/// Number of batches that are handled concurrently, by one instance each.
+/// Number of concurrent invocations that the queue's mapping allows (its `MaximumConcurrency`), 2 to 1000, default 20. An
+/// instance probes a failing hub after this number of seconds, but at least after a third of `REDELIVERY_MAX_DELAY` and at most
+/// after `REDELIVERY_MAX_DELAY`, so that all instances together send about one request a second.
 const CONCURRENCY: &str = "REDELIVERY_CONCURRENCY";
 const DEFAULT_CONCURRENCY: u64 = 20;
-/// Maximum number of seconds since a message was parked for the first time.
+/// Seconds since a message was first parked, at least 3600, default 1209600 (14 days). An older message that still can't be
+/// delivered goes to the rejected queue with the reason `expired`.
 const MAX_AGE: &str = "PARKING_MAX_AGE";
 const DEFAULT_MAX_AGE: u64 = 14 * 24 * 60 * 60;
 /// Minimum of the maximum age, so that a slip of the pen does not reject what an hour would deliver.

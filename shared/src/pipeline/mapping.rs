@@ -113,7 +113,7 @@ impl<O> Flow<O> {
         let max_bytes = self.hub.max_batch_bytes().saturating_sub(trace.map_or(0, |_| DIAGNOSTIC_ID_BYTES));
         let mut mapping = Mapping { received: events.len(), body, ..Mapping::default() };
         for (position, json) in events.iter().copied().enumerate() {
-            let event = Event { json, flow: &self.id, headers, max_bytes };
+            let event = Event::new(json, &self.id, headers, max_bytes);
             let mapped = if mapping.bytes > MAX_MESSAGES_BYTES {
                 Err(Rejection::too_large("the events of one body make more messages than fit the memory"))
             } else {
