@@ -201,7 +201,7 @@ impl Options {
         let within = |list: &[String], word: &str| list.is_empty() || list.iter().any(|listed| listed == word);
         within(&self.kind, &reject.kind)
             && within(&self.flow, &reject.flow)
-            && within(&self.reason, &reject.rejection.reason.word())
+            && within(&self.reason, reject.rejection.reason.word())
     }
 }
 

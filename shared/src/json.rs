@@ -127,7 +127,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
 /// What a body holds.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Events<'a> {
-    /// One value that is no array. Whether it is JSON shows when its kind reads it.
+    /// One value other than an array. Its syntax is checked when its kind reads it.
     One(&'a str),
     /// The elements of an array.
     Array(Vec<&'a str>),
@@ -144,7 +144,7 @@ impl<'a> Events<'a> {
 
 /// The events of a body; refuses what is empty or nested too deep.
 ///
-/// The error tells what is wrong and where, without repeating any of the text.
+/// The error says what is wrong and where, and repeats none of the text.
 pub fn events(text: &str) -> Result<Events<'_>, String> {
     // JSON's own white space: a form feed is none of it.
     let text = text.trim_matches([' ', '\t', '\n', '\r']);

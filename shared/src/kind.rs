@@ -1,4 +1,4 @@
-//! What an event kind is: the seam between `shared` and the functions. `shared` knows no kind by name.
+//! What an event kind is: the seam between `shared` and the functions. `shared` does not name a kind.
 
 use std::borrow::Cow;
 
@@ -76,10 +76,10 @@ impl<'a> Event<'a> {
     }
 }
 
-/// What an event became.
+/// The result of mapping an event.
 #[derive(Debug, Default)]
 pub struct Mapped<'a> {
-    /// None is a success: the event was filtered.
+    /// If there are none, that is a success: the event was filtered.
     pub messages: Vec<Message<'a>>,
     /// Stable words that are counted: an unknown status, a filter's reason.
     pub notes: Vec<&'static str>,
@@ -102,19 +102,19 @@ pub struct Rejection {
 /// What is wrong with a rejected event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reason {
-    /// Not JSON, not UTF-8, nested too deep.
+    /// The event is not JSON, not UTF-8, or nested too deep.
     Unreadable,
-    /// Readable, but not an event of the kind.
+    /// The event is readable, but not an event of the kind.
     Unmappable,
-    /// Larger than a hub takes.
+    /// The event is larger than a hub accepts.
     TooLarge,
-    /// For a flow that does not exist.
+    /// The event is for a flow that does not exist.
     UnknownFlow,
-    /// Our own mistake, not the event's: it may be sent again once that is mended.
+    /// The code has a bug; the event can be replayed once that is fixed.
     Bug,
-    /// Refused by the hub although it was alone in its request.
+    /// The hub refused the event although it was alone in its request.
     Refused,
-    /// Parked for longer than the maximum age.
+    /// The event was parked for longer than the maximum age.
     Expired,
 }
 
@@ -133,12 +133,12 @@ impl Reason {
 }
 
 impl Rejection {
-    /// An event that is no event of its kind, and where that shows.
+    /// An event that is not one of its kind, and the place that shows it.
     pub fn unmappable(detail: impl Into<Cow<'static, str>>) -> Self {
         Self { reason: Reason::Unmappable, detail: detail.into() }
     }
 
-    /// An event that makes more than can be sent.
+    /// An event of which the messages are larger than what can be sent.
     pub fn too_large(detail: impl Into<Cow<'static, str>>) -> Self {
         Self { reason: Reason::TooLarge, detail: detail.into() }
     }

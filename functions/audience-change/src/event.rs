@@ -1,4 +1,4 @@
-//! The incoming event, told as loosely as senders write it: how an empty optional field looks is not documented, and a
+//! The incoming event, read as loosely as senders write it: how an empty optional field looks is not documented, and a
 //! template engine may quote numbers.
 
 use std::borrow::Cow;
@@ -160,7 +160,7 @@ pub enum CallType {
 }
 
 impl CallType {
-    /// As it stands in the message.
+    /// The word that the message contains.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::New => "NEW",
@@ -225,9 +225,9 @@ fn decimal(text: &str) -> Option<i64> {
 /// The profile's ids, in either form that senders have.
 #[derive(Debug)]
 pub enum PartnerIds<'a> {
-    /// Of the event's own partner number.
+    /// The ids of the event's own partner number.
     OfEvent(Vec<Cow<'a, str>>),
-    /// By partner number.
+    /// Lists of ids by partner number.
     ByNumber(Vec<(i64, Vec<Cow<'a, str>>)>),
 }
 

@@ -1,4 +1,4 @@
-//! From an event of Data Activation to the messages that the product's own Azure connector documents: compact JSON, all eleven
+//! Maps an event of Data Activation to the messages that the product's own Azure connector documents: compact JSON, all eleven
 //! fields, in order, one message for each partner id.
 //!
 //! This event:

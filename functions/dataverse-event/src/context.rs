@@ -1,4 +1,4 @@
-//! The members of a context that decide what becomes of it. Only MessageName and PrimaryEntityName must be there.
+//! The members of a context that decide how it is mapped. Only MessageName and PrimaryEntityName are required.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -24,7 +24,7 @@ pub struct Context<'a> {
     pub asynchronous: bool,
     pub correlation: Cow<'a, str>,
     pub operation: Cow<'a, str>,
-    /// The columns of `Target`; `None` when there is no Target, or one without columns.
+    /// The columns of `Target`; `None` without a Target, or with one that has no columns.
     pub columns: Option<Vec<(Cow<'a, str>, &'a str)>>,
     names_of_columns: OnceCell<Option<HashSet<String>>>,
     operation_created_on: Cow<'a, str>,
@@ -36,7 +36,7 @@ impl<'a> Context<'a> {
     pub fn of(members: Members<'a>) -> Result<Self, Rejection> {
         let mut context = Self::default();
         let mut mode = None;
-        // Of a repeated name the last counts, as for most readers of JSON.
+        // The last of several members with one name counts, as for most readers of JSON.
         for (name, value) in &members.0 {
             match name.as_ref() {
                 "MessageName" => context.message = text_of("MessageName", value)?,

@@ -1,4 +1,4 @@
-//! From the context to the message that Dataverse's own Event Hub endpoint would have written.
+//! Maps a context to the message that Dataverse's own Event Hub endpoint would have written.
 
 use std::borrow::Cow;
 

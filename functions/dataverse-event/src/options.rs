@@ -16,8 +16,8 @@ pub struct Options {
     #[serde(deserialize_with = "steps")]
     #[schemars(with = "Option<Vec<Step>>", length(min = 1))]
     pub steps: Option<Vec<Object<Step>>>,
-    /// Of the outgoing body, by default 196,608 as at Dataverse's own endpoint; a larger one, or one that a request to the hub
-    /// has no room for, loses the four members that Dataverse removes.
+    /// Maximum size of the outgoing body in bytes, by default 196,608 as at Dataverse's own endpoint. The four members that
+    /// Dataverse removes are removed from a larger one, and from one that does not fit a request to the hub.
     #[schemars(range(min = 1))]
     pub max_bytes: Option<usize>,
     /// Whether the ids of the users become properties, as `userclaim` of a service endpoint.
@@ -60,7 +60,7 @@ pub enum UserClaim {
     UserInfo,
 }
 
-/// To the expressions of JSON Schema the control character U+0085 is no white space; to Rust it is.
+/// The expressions of JSON Schema do not count the control character U+0085 as white space; Rust does.
 const NOT_BLANK: &str = r"[^\s\u0085]";
 
 /// A step as one registers it. Names compare without case.
@@ -74,7 +74,7 @@ pub struct Step {
     /// The table's logical name; blank or left out means every table.
     #[serde(default)]
     pub entity: Option<String>,
-    /// Of an Update: passes when one of these columns is in the request, or when that can't be seen.
+    /// An Update passes if one of these columns is in the request, or if the request does not show its columns.
     #[serde(default, deserialize_with = "columns")]
     #[schemars(length(min = 1), inner(regex(pattern = NOT_BLANK)))]
     pub filtering_attributes: Option<Vec<String>>,

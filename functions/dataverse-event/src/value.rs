@@ -97,7 +97,7 @@ pub fn number(json: &str) -> (&'static str, Cow<'_, str>) {
     }
 }
 
-/// The number as XML's decimal, which knows no exponent: digits as written, the point moved to its place. `None` outside
+/// The number as XML's decimal, which has no exponent: digits as written, the point moved to its place. `None` outside
 /// the range of .NET's decimal, and for what would become zero in it.
 pub fn decimal(json: &str) -> Option<Cow<'_, str>> {
     /// .NET's largest.

@@ -37,7 +37,7 @@ pub enum Members {
     WithoutTrimmable,
 }
 
-/// Why there is no XML.
+/// Why a context can't be written as XML.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Stop {
     /// It would be larger than the limit.

@@ -1,4 +1,4 @@
-//! From an exported profile to its messages: the same bytes, or the same bytes with fewer memberships.
+//! Maps an exported profile to its messages: the same bytes, or the same bytes with fewer memberships.
 
 use percent_encoding::utf8_percent_encode;
 use serde_json::value::RawValue;

@@ -70,7 +70,7 @@ impl<'a> Reader<'a> {
         self.take(1);
         if !members.is_sorted_by(|(one, _), (next, _)| one < next) {
             let written = out.split_off(start);
-            // Of one name the last comes first, and stays.
+            // The last of several members with one name comes first, and stays.
             members.reverse();
             members.sort_by(|(one, _), (other, _)| one.cmp(other));
             members.dedup_by(|(one, _), (other, _)| one == other);
@@ -112,7 +112,7 @@ impl<'a> Reader<'a> {
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum JsonText<'a> {
     Text(Cow<'a, str>),
-    /// Of what has no value.
+    /// The form of what has no value.
     Spelling(&'a str),
 }
 

@@ -89,7 +89,7 @@ pub async fn handle<O: DeserializeOwned + Default>(
 /// Maps a record. `None` if it waits: its flow is disabled or can't be read now, or its messages do not fit the memory.
 fn map<'r, O>(
     pipeline: &Pipeline<O>,
-    flow: Option<&'r Result<Arc<Flow<O>>, NoFlow>>,
+    flow: Option<&'r Found<O>>,
     record: &'r Record<'_>,
     bytes: usize,
 ) -> Option<Mapping<'r>> {
@@ -120,9 +120,12 @@ fn log_rejected<'r>(outcomes: impl Iterator<Item = (&'r Record<'r>, &'r Outcome)
     }
 }
 
+/// A flow, or why it can't be used.
+type Found<O> = Result<Arc<Flow<O>>, NoFlow>;
+
 /// The flows that the records of a batch name. They are few: most queues bring events of one.
 struct ByFlow<'n, O> {
-    flows: Vec<(&'n str, Result<Arc<Flow<O>>, NoFlow>)>,
+    flows: Vec<(&'n str, Found<O>)>,
     /// Place among `flows` by name.
     known: HashMap<&'n str, usize>,
     /// Place of each record's flow; behind all of them if the name can't be read.
@@ -143,7 +146,7 @@ impl<'n, O: DeserializeOwned + Default> ByFlow<'n, O> {
         Self { flows, known, places }
     }
 
-    fn flow(&self, place: usize) -> Option<&Result<Arc<Flow<O>>, NoFlow>> {
+    fn flow(&self, place: usize) -> Option<&Found<O>> {
         self.flows.get(place).map(|(_, flow)| flow)
     }
 
