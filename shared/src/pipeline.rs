@@ -54,7 +54,7 @@ pub struct Outcome {
     pub rejected: Vec<Reason>,
     /// Whether a copy of a rejected event could not be stored.
     pub is_lacking_copies: bool,
-    /// Whether the body was not sent, because a copy could not be stored, or because of the body before it in its group.
+    /// Whether the body has to be retried because a copy could not be stored, or because of a body before it in its group.
     pub is_held: bool,
     /// Counts of the words that the kind noted, if the body was not held.
     pub notes: Notes,
@@ -115,6 +115,7 @@ impl<O> Pipeline<O> {
     /// Delivers bodies: those of one flow together, and those of one message group in their order.
     pub async fn deliver<'w>(&self, works: Vec<Work<'w, O>>, source: Source, times: Times) -> Delivery<'w> {
         let mut outcomes = self.store_unmapped(&works, source, times.storing_ends).await;
+        let groups: Vec<Option<&str>> = works.iter().map(|work| work.group).collect();
         let mut holds = Holds::default();
         let mut loads: Vec<Load<'w, O>> = Vec::new();
         let mut sequences: HashMap<&str, Vec<Load<'w, O>>> = HashMap::new();
@@ -145,10 +146,14 @@ impl<O> Pipeline<O> {
         let (sent, in_order) = join(join_all(loads), join_all(sequences)).await;
         let mut reports = Vec::new();
         for Sent { flow_id, report, outcomes: of_load } in sent.into_iter().chain(in_order.into_iter().flatten()) {
-            reports.extend(report.map(|report| (flow_id, report)));
+            reports.push((flow_id, report));
             for (body, of_load) in of_load {
                 outcomes[body].add(of_load);
             }
+        }
+        let mut holds = Holds::default();
+        for (outcome, group) in outcomes.iter_mut().zip(groups).filter(|(_, group)| group.is_some()) {
+            outcome.is_held = holds.is_returned(group, !outcome.is_done());
         }
         Delivery { outcomes, reports }
     }
@@ -174,17 +179,14 @@ impl<O> Pipeline<O> {
 
     /// Sends the bodies of a message group one after another, until one is not done: a body never overtakes the one before it.
     async fn send_in_order<'w>(&self, sequence: Vec<Load<'w, O>>, source: Source, times: Times) -> Vec<Sent<'w>> {
-        let (mut all, mut is_held) = (Vec::new(), false);
+        let mut all = Vec::new();
         for load in sequence {
-            if is_held {
-                let held = || Outcome { is_held: true, ..Outcome::default() };
-                let outcomes = load.origins.first().map(|(body, _)| (*body, held())).into_iter().collect();
-                all.push(Sent { flow_id: &load.flow.id, report: None, outcomes });
-                continue;
-            }
             let sent = self.send(load, false, source, times).await;
-            is_held = sent.outcomes.iter().any(|(_, outcome)| !outcome.is_done());
+            let is_done = sent.outcomes.iter().all(|(_, outcome)| outcome.is_done());
             all.push(sent);
+            if !is_done {
+                break;
+            }
         }
         all
     }
@@ -241,7 +243,7 @@ impl<O> Pipeline<O> {
             outcome.refusal.get_or_insert(rejection);
             outcome.is_lacking_copies |= !stored;
         }
-        Sent { flow_id: &flow.id, report: Some(report), outcomes }
+        Sent { flow_id: &flow.id, report, outcomes }
     }
 
     /// Parks messages of a flow. Returns for each whether it is stored. Without a parking queue none is.
@@ -267,10 +269,10 @@ impl<O> Pipeline<O> {
     }
 }
 
-/// A load that was sent; without a report if it was held.
+/// A load that was sent.
 struct Sent<'w> {
     flow_id: &'w str,
-    report: Option<Report>,
+    report: Report,
     /// The part of each body in the outcome.
     outcomes: Vec<(usize, Outcome)>,
 }
@@ -281,7 +283,6 @@ impl Outcome {
         self.refusal = sent.refusal.or(self.refusal.take());
         self.rejected.extend(sent.rejected);
         self.is_lacking_copies |= sent.is_lacking_copies;
-        self.is_held |= sent.is_held;
         self.delivered += sent.delivered;
         self.parked += sent.parked;
         self.refused += sent.refused;

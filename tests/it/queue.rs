@@ -154,6 +154,10 @@ async fn on_a_fifo_queue_nothing_overtakes_a_failed_record_of_its_group() {
     records[2]["body"] = event_of("p").replace("value1", &"x".repeat(5000)).into();
     assert_eq!(system.failures(&records).await, ["m2", "m4"]);
     assert_eq!(system.stored(), 4, "m0, and all of the other group; m4 is not sent before m2 is stored somewhere");
+    let mut filtered: Value = serde_json::from_str(&event_of("q")).unwrap();
+    filtered["partnerIds"] = json!([]);
+    records[4]["body"] = filtered.to_string().into();
+    assert_eq!(system.failures(&records).await, ["m2", "m4"], "also a record without a message waits");
 }
 
 /// A record in a group of a FIFO queue, for a flow.
