@@ -286,12 +286,15 @@ async fn a_failed_connection_has_a_hint_if_an_operator_can_fix_it() {
     };
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let plain = plain_server();
+    // No part of a name has 64 characters, so the resolver refuses it without a network.
+    let no_such_host = format!("sb://{}.invalid", "x".repeat(64));
     let (untrusted, other_name) = (untrusted_server("localhost"), untrusted_server("other.example"));
     for (connection_string, named) in [
         (to(format!("sb://{closed}"), true), None),
         (to(format!("https://localhost:{}", untrusted.port()), true), Some("EXTRA_CA_CERTS")),
         (to(format!("https://localhost:{}", other_name.port()), true), Some("certificate")),
         (to(format!("https://{plain}"), true), Some("TLS handshake")),
+        (to(no_such_host, true), Some("DNS")),
     ] {
         let function = function(&[("EVENT_HUBS_CONNECTION_STRING", &connection_string), ("SENDER_AUTH", SENDER_AUTH)]);
         response_of(&function, &request(DOCUMENTED)).await.problem(503);

@@ -157,11 +157,16 @@ impl<'n, O: DeserializeOwned + Default> ByFlow<'n, O> {
 
     /// Writes one line for each flow, the first with what belongs to the batch.
     fn write_lines(&self, pipeline: &Pipeline<O>, counts: &[Counts], is_returned: &[bool], invocation: Invocation<'_>) {
-        let lines = self.places.iter().collect::<HashSet<_>>().len();
+        // Number of records of each place, and of those that are returned.
+        let mut records = vec![(0_u128, 0_u128); counts.len()];
+        for (place, is_returned) in self.places.iter().zip(is_returned) {
+            records[*place].0 += 1;
+            records[*place].1 += u128::from(*is_returned);
+        }
+        let lines = records.iter().filter(|(all, _)| *all > 0).count();
         let mut is_first = true;
-        for (place, counts) in counts.iter().enumerate() {
-            let of_flow = || self.places.iter().zip(is_returned).filter(|(of_record, _)| **of_record == place);
-            if of_flow().next().is_none() {
+        for (place, (counts, (all, returned))) in counts.iter().zip(records).enumerate() {
+            if all == 0 {
                 continue;
             }
             let known = self.flows.get(place).filter(|(_, flow)| !matches!(flow, Err(NoFlow::Unknown)));
@@ -174,7 +179,7 @@ impl<'n, O: DeserializeOwned + Default> ByFlow<'n, O> {
                 line.number("duration_ms", invocation.began.elapsed().as_millis());
             }
             line.number("lines", lines as u128);
-            line.number("records.failed", of_flow().filter(|(_, is_returned)| **is_returned).count() as u128);
+            line.number("records.failed", returned);
             line.write("queue batch handled");
             is_first = false;
         }

@@ -52,3 +52,22 @@ async fn tenants_see_nothing_of_each_other() {
     }
     assert_eq!(own.item(&format!("/flows/{}", text(&created["id"]))).await, flow, "the flow is unchanged");
 }
+
+#[tokio::test]
+async fn a_claim_in_brackets_names_several_organisations_only_if_its_type_is_list() {
+    let cloud = Cloud::start().await;
+    // Empty is the default.
+    for (claim_type, named, not_named) in [
+        ("", vec!["acme@AdobeOrg"], vec!["[acme@AdobeOrg]", "[other acme@AdobeOrg]", "[[acme@AdobeOrg]]"]),
+        ("text", vec!["acme@AdobeOrg"], vec!["[acme@AdobeOrg]", "[other acme@AdobeOrg]", "[[acme@AdobeOrg]]"]),
+        ("list", vec!["[acme@AdobeOrg]", "[other acme@AdobeOrg]"], vec!["acme@AdobeOrg", "[[acme@AdobeOrg]]"]),
+    ] {
+        let api = control_with(&cloud, &[("ORG_CLAIM_TYPE", claim_type)]);
+        let claims = named.into_iter().map(|claim| (claim, 200)).chain(not_named.into_iter().map(|claim| (claim, 403)));
+        for (claim, expected) in claims {
+            let mut event = api.event("GET", "/connections", &Value::Null);
+            event["requestContext"]["authorizer"]["jwt"]["claims"]["org"] = claim.into();
+            assert_eq!(api.invoke(&event).await.status, expected, "`{claim_type}`: {claim}");
+        }
+    }
+}

@@ -112,6 +112,7 @@ async fn a_200_that_is_not_the_inlets_own_leaves_the_records_in_the_hub() {
             r#"{"inletId":7,"xactionId":"1:2:3"}"#,
             r#"{"inletId":"abc","xactionId":["1:2:3"]}"#,
             r#"{"inletId":"abc","xactionId":null}"#,
+            r#"{"batchId":"b","responses":[{"xactionId":"b:0"},{"xactionId":"b:1"}]}"#,
         ];
         for (body, is_taken) in odd.iter().map(|body| (*body, false)).chain([(*documented, true)]) {
             let (status, text) = (if is_taken { *status } else { 200 }, body.to_owned());

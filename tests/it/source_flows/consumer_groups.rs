@@ -4,6 +4,7 @@ use local::emulator::ROOT_KEY_NAME;
 
 use super::*;
 use crate::control::{EVENT_HUBS_AUTH, OTHER_ORGANISATION, OTHER_SANDBOX};
+use crate::peer::{Peer, respond};
 
 #[tokio::test]
 async fn a_consumer_group_serves_one_flow_of_one_tenant() {
@@ -94,4 +95,46 @@ async fn a_consumer_group_is_claimed_only_with_a_key_that_the_namespace_accepts(
     // An unreachable namespace does not accept the key either.
     owner.hub.shutdown().await;
     owner.api.patch(&path, "*", &group).await.expect(503);
+}
+
+#[tokio::test]
+async fn a_refusal_that_says_nothing_of_the_key_gives_no_consumer_group() {
+    let world = World::start().await;
+    let mut refusals = Vec::new();
+    for (status, detail) in [
+        (401, "Ip has been prevented to connect to the endpoint."),
+        (401, "LocalAuthDisabled: SAS authentication has been disabled for the namespace."),
+        (403, "Ip has been prevented to connect to the endpoint."),
+    ] {
+        let body = format!("<Error><Code>{status}</Code><Detail>{detail}</Detail></Error>");
+        refusals.push((status, Peer::start(move |_| respond(status, &body)).await));
+    }
+    let hosts: Vec<String> = refusals.iter().map(|(_, namespace)| namespace.address.to_string()).collect();
+    let config = world.api.function.config();
+    let mut environment = config.environment.clone();
+    environment.push(("EMULATOR_HOSTS".to_owned(), format!("{},{}", hosts.join(","), world.inlet.host())));
+    let function = Function::new(FunctionConfig { environment, ..config.clone() });
+    let world = World { api: Caller { function, ..world.api.clone() }, ..world };
+    for (status, namespace) in refusals {
+        let connection = json!({
+            "name": "connection", "connectionSpec": spec(EVENT_HUBS),
+            "auth": { "specName": EVENT_HUBS_AUTH, "params": {
+                "sasKeyName": ROOT_KEY_NAME, "sasKey": "aW52ZW50ZWQ=", "namespace": namespace.address.to_string(),
+            } },
+        });
+        let connection = world.api.post("/connections?validate=false", &connection).await.id();
+        let source = json!({
+            "name": "source", "connectionSpec": spec(EVENT_HUBS), "baseConnectionId": connection,
+            "data": { "format": "json" }, "params": { "eventHubName": HUB },
+        });
+        let source = world.api.post("/sourceConnections?validate=false", &source).await.id();
+        let target = world.api.post("/targetConnections", &world.target(json!({}))).await.id();
+        let refused = world.create(&source, &target).await.expect(400);
+        assert!(
+            text(&refused["message"])
+                .contains(&format!("did not confirm the key of the source's connection (it responded with {status})")),
+            "{refused}"
+        );
+        world.nothing_is_left().await;
+    }
 }

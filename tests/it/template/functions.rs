@@ -177,6 +177,9 @@ fn the_control_api_alone_has_an_authorizer_and_writes_flows() {
     assert_eq!(template["Globals"]["Function"]["LoggingConfig"]["LogGroup"]["Ref"], "FunctionLogs");
     let variables = &resources["FlowService"]["Properties"]["Environment"]["Variables"];
     assert_eq!(variables["LOG_GROUP"]["Ref"], "FunctionLogs");
+    // Text in brackets may be a caller's own text: only an operator can say that it is a list.
+    assert_eq!(template["Parameters"]["OrgClaimType"]["Default"], "text");
+    assert_eq!(variables["ORG_CLAIM_TYPE"]["Ref"], "OrgClaimType");
     let control = resources["FlowServiceRole"]["Properties"]["Policies"][0].to_string();
     assert!(control.contains("logs:FilterLogEvents") && !kinds.contains("logs:FilterLogEvents"));
     // Flows from a hub may change only the function that serves them.
