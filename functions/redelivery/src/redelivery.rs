@@ -10,9 +10,9 @@ use lambda_runtime::Diagnostic;
 use shared::aws::sqs::Depth;
 use shared::clock::{Clock, from_rfc3339};
 use shared::contract::Unreadable;
-use shared::contract::metrics;
 use shared::contract::parked::Destination;
 use shared::contract::parked::Head;
+use shared::contract::{log_line, metrics};
 use shared::environment::{Environment, PARKING_QUEUE_URL, SettingsError};
 use shared::event_hubs::Report;
 use shared::event_hubs::circuit::{self, Admission, Circuit, Circuits, Policy};
@@ -326,7 +326,7 @@ impl Redelivery {
         let lines = by_flow.len() as u128;
         for (place, (flow, endings)) in by_flow.into_iter().enumerate() {
             let mut line = Line::new(&self.services, KIND, flow, request_id);
-            line.property("trigger", "parking");
+            line.property(log_line::TRIGGER, "parking");
             line.count(metrics::REDELIVERED, endings.iter().map(|ending| ending.delivered).sum());
             line.count(metrics::HELD, endings.iter().filter(|ending| ending.stays || ending.gathered > 0).count());
             line.count(metrics::GATHERED, endings.iter().map(|ending| ending.gathered).sum());
@@ -348,11 +348,11 @@ impl Redelivery {
                     let age = self.now().duration_since(oldest).unwrap_or_default();
                     line.metric(metrics::OLDEST_PARKED_AGE, age.as_secs().into());
                 }
-                line.number("duration_ms", began.elapsed().as_millis());
+                line.number(log_line::DURATION_MS, began.elapsed().as_millis());
             }
-            line.number("lines", lines);
-            line.number("records.failed", endings.iter().filter(|ending| ending.stays).count() as u128);
-            line.write("parked batch handled");
+            line.number(log_line::LINES, lines);
+            line.number(log_line::RECORDS_FAILED, endings.iter().filter(|ending| ending.stays).count() as u128);
+            line.write(log_line::message::PARKED_BATCH);
         }
     }
 }

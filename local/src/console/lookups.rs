@@ -2,15 +2,12 @@
 
 use serde_json::{Value, json};
 use shared::aws::{Aws, AwsError, Service};
-use shared::contract::flow_item::{Attributes, FlowItem};
+use shared::contract::flow_item::{self, Attributes, FlowItem};
 use tokio::time::Instant;
 
 use super::ledger::{MAX_ROWS, QueueCounts};
 use super::{CALL_TIMEOUT, Shared, lock};
 use crate::queue_source;
-
-/// Beginning of the partition key of a flow.
-const FLOW_KEY: &str = "FLOW#";
 
 /// What the last lookup returned.
 #[derive(Default)]
@@ -64,7 +61,7 @@ async fn count(aws: &Aws, queue_url: &str) -> Result<u64, AwsError> {
 async fn flows(aws: &Aws, table: &str) -> Result<Vec<TableFlow>, AwsError> {
     let scan = json!({
         "TableName": table, "FilterExpression": "begins_with(pk, :flow)",
-        "ExpressionAttributeValues": { ":flow": { "S": FLOW_KEY } },
+        "ExpressionAttributeValues": { ":flow": { "S": flow_item::KEY_PREFIX } },
     });
     let response = aws.call(Service::DynamoDb, "Scan", &scan, Instant::now() + CALL_TIMEOUT).await?;
     let response: Value = serde_json::from_slice(&response).unwrap_or_default();
@@ -73,12 +70,10 @@ async fn flows(aws: &Aws, table: &str) -> Result<Vec<TableFlow>, AwsError> {
 }
 
 fn table_flow(item: &Value) -> Option<TableFlow> {
-    let id = item["pk"]["S"].as_str()?.strip_prefix(FLOW_KEY)?.to_owned();
+    let id = item["pk"]["S"].as_str()?.strip_prefix(flow_item::KEY_PREFIX)?.to_owned();
     let attributes: Attributes = serde_json::from_value(item.clone()).ok()?;
     Some(match FlowItem::read(&attributes) {
-        Ok(FlowItem { kind, hub, enabled, .. }) => {
-            TableFlow { id, kind, hub, state: if enabled { "enabled" } else { "disabled" } }
-        }
+        Ok(FlowItem { kind, hub, enabled, .. }) => TableFlow { id, kind, hub, state: flow_item::state(enabled) },
         Err(_) => TableFlow { id, kind: String::new(), hub: String::new(), state: "unreadable" },
     })
 }

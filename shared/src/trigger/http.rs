@@ -16,8 +16,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use crate::contract::metrics;
 use crate::contract::rejected::Source;
+use crate::contract::{log_line, metrics};
 use crate::flow::flows::NoFlow;
 use crate::flow::{DEFAULT_FLOW, Flow};
 use crate::json::{Members, Text};
@@ -149,15 +149,15 @@ pub async fn handle<O: DeserializeOwned + Default>(
     let response = response(pipeline, request, times, &mut facts).await;
     let status = response.status();
     let mut line = Line::new(&pipeline.services, pipeline.kind.name, facts.flow.as_deref(), request_id);
-    line.property("trigger", "webhook");
+    line.property(log_line::TRIGGER, "webhook");
     line.number("status", status.into());
     if !facts.reason.is_empty() {
-        line.property("reason", facts.reason);
+        line.property(log_line::REASON, facts.reason);
     }
     line.counts(&facts.counts);
     line.count(metrics::ERRORS_5XX, usize::from(status >= 500));
-    line.number("duration_ms", began.elapsed().as_millis());
-    line.write("webhook answered");
+    line.number(log_line::DURATION_MS, began.elapsed().as_millis());
+    line.write(log_line::message::WEBHOOK);
     respond(&response, request_id)
 }
 
@@ -362,11 +362,11 @@ pub fn unreadable<O>(pipeline: &Pipeline<O>, request_id: &str, is_payload_1: boo
 fn refuse<O>(pipeline: &Pipeline<O>, request_id: &str, reason: Reason, reply: &Response) -> ApiGatewayV2httpResponse {
     let status = reply.status();
     let mut line = Line::new(&pipeline.services, pipeline.kind.name, None, request_id);
-    line.property("trigger", "webhook");
+    line.property(log_line::TRIGGER, "webhook");
     line.number("status", status.into());
-    line.property("reason", reason.word());
+    line.property(log_line::REASON, reason.word());
     line.count(metrics::ERRORS_5XX, usize::from(status >= 500));
-    line.write("webhook answered");
+    line.write(log_line::message::WEBHOOK);
     respond(reply, request_id)
 }
 

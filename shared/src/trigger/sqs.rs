@@ -10,8 +10,8 @@ use futures_util::future::join_all;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use crate::contract::metrics;
 use crate::contract::rejected::Source;
+use crate::contract::{log_line, metrics};
 use crate::flow::Flow;
 use crate::flow::flows::NoFlow;
 use crate::kind::{Reason, Rejection};
@@ -172,15 +172,15 @@ impl<'n, O: DeserializeOwned + Default> ByFlow<'n, O> {
             let known = self.flows.get(place).filter(|(_, flow)| !matches!(flow, Err(NoFlow::Unknown)));
             let name = known.map(|(name, _)| *name);
             let mut line = Line::new(&pipeline.services, pipeline.kind.name, name, invocation.request_id);
-            line.property("trigger", "queue");
+            line.property(log_line::TRIGGER, "queue");
             line.counts(counts);
             if is_first {
                 line.count(metrics::BATCH_SIZE, is_returned.len());
-                line.number("duration_ms", invocation.began.elapsed().as_millis());
+                line.number(log_line::DURATION_MS, invocation.began.elapsed().as_millis());
             }
-            line.number("lines", lines as u128);
-            line.number("records.failed", returned);
-            line.write("queue batch handled");
+            line.number(log_line::LINES, lines as u128);
+            line.number(log_line::RECORDS_FAILED, returned);
+            line.write(log_line::message::QUEUE_BATCH);
             is_first = false;
         }
     }

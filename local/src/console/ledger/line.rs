@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use shared::contract::log_line::message;
 use shared::contract::metrics::{DELIVERED, FILTERED, Metric, PARKED, RECEIVED, REDELIVERED, REJECTED};
 
 /// Metrics that are added up when an invocation writes several summary lines.
@@ -38,9 +39,9 @@ impl Line {
     /// `None`: a line about something else.
     pub fn subject(&self) -> Option<Subject> {
         match self.message.as_str() {
-            "webhook answered" => Some(Subject::Webhook),
-            "queue batch handled" => Some(Subject::QueueBatch),
-            "parked batch handled" => Some(Subject::ParkedBatch),
+            message::WEBHOOK => Some(Subject::Webhook),
+            message::QUEUE_BATCH => Some(Subject::QueueBatch),
+            message::PARKED_BATCH => Some(Subject::ParkedBatch),
             "an event can't be delivered" => Some(Subject::RejectedEvent),
             _ => None,
         }
