@@ -10,6 +10,11 @@ pub(crate) trait Fault: Clone {
     fn times(&mut self) -> &mut u32;
 }
 
+/// Default of [`Fault::times`]: the next request.
+pub(crate) fn once() -> u32 {
+    1
+}
+
 /// The first fault that matches a request. It then affects one request less.
 pub(crate) fn take<F: Fault>(faults: &mut VecDeque<F>, matches: impl Fn(&F) -> bool) -> Option<F> {
     let place = faults.iter().position(matches)?;

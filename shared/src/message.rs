@@ -229,6 +229,18 @@ pub fn digest(bytes: &[u8]) -> String {
     std::str::from_utf8(&hex).expect("digits are ASCII").to_owned()
 }
 
+/// Messages of as many subjects, for tests.
+#[cfg(test)]
+pub fn messages(count: usize, body: &str) -> Vec<Message<'static>> {
+    let message = |n: usize| Message {
+        id: format!("id-{n}"),
+        subject: format!("s-{n}").into(),
+        body: Body::new(body),
+        properties: Properties::default(),
+    };
+    (0..count).map(message).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -284,6 +284,28 @@ async fn a_default_flow_is_redelivered_only_to_the_very_same_hub() {
 }
 
 #[tokio::test]
+async fn what_the_hub_refuses_of_a_record_that_is_returned_is_stored_and_counted_once_the_record_is_done() {
+    let cloud = Cloud::start().await;
+    let hub = emulator(&[HUB]).await;
+    let without_parking = [("PARKING_QUEUE_URL", ""), ("EVENT_HUBS_MAX_BATCH_BYTES", "2000")];
+    let system = System { function: cloud.function("audience-change", &hub, &without_parking), hub };
+    let too_large = event_of("large").replace("value1", &"x".repeat(3000));
+    let batch = [record("m0", &format!("[{},{too_large}]", event_of("small")))];
+    system.hub.script([lasting(status(503, None, "50004"))]);
+    assert_eq!(system.failures(&batch).await, ["m0"]);
+    assert!(cloud.take(&cloud.rejected).await.is_empty(), "the record is redelivered as a whole");
+    system.hub.clear_faults();
+    assert!(system.failures(&batch).await.is_empty());
+    let rejects = rejected(&cloud.take(&cloud.rejected).await);
+    assert_eq!(rejects.iter().map(|reject| &reject["reason"]).collect::<Vec<_>>(), ["too_large"]);
+    assert_eq!(system.stored(), 1);
+    let lines = system.function.logs();
+    let rejected: u64 =
+        lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok()?["RejectedTooLarge"].as_u64()).sum();
+    assert_eq!(rejected, 1);
+}
+
+#[tokio::test]
 async fn of_a_thousand_records_three_invalid_ones_are_rejected_each_with_its_reason() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;

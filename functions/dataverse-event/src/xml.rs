@@ -171,7 +171,7 @@ impl Writer {
             return inner(self, known, "");
         }
         self.scope.push(namespace);
-        let qualifier = self.qualifier(namespace).expect("there are more prefixes than namespaces");
+        let qualifier = self.qualifier(namespace).expect("six namespaces need a prefix, and there are eight prefixes");
         inner(self, qualifier, &declaration(qualifier, namespace))?;
         self.scope.pop();
         Ok(())

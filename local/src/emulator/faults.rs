@@ -11,7 +11,7 @@ pub struct Fault {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub: Option<String>,
     /// Number of requests that it affects. 0: all requests until it is cleared.
-    #[serde(default = "once")]
+    #[serde(default = "faults::once")]
     pub times: u32,
     #[serde(flatten)]
     pub action: Action,
@@ -21,10 +21,6 @@ impl faults::Fault for Fault {
     fn times(&mut self) -> &mut u32 {
         &mut self.times
     }
-}
-
-fn once() -> u32 {
-    1
 }
 
 impl From<Action> for Fault {

@@ -8,7 +8,7 @@ use crate::faults;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// Number of requests that it affects. 0: all requests until it is cleared.
-    #[serde(default = "once")]
+    #[serde(default = "faults::once")]
     pub times: u32,
     /// Whether it affects requests for tokens instead.
     #[serde(default)]
@@ -21,10 +21,6 @@ impl faults::Fault for Fault {
     fn times(&mut self) -> &mut u32 {
         &mut self.times
     }
-}
-
-fn once() -> u32 {
-    1
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -221,16 +221,7 @@ pub fn is_intact(text: &str, messages: &[&Message<'_>]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn messages(count: usize, body: &str) -> Vec<Message<'static>> {
-        let message = |n: usize| Message {
-            id: format!("id-{n}"),
-            subject: format!("s-{n}").into(),
-            body: Body::new(body),
-            properties: Properties::default(),
-        };
-        (0..count).map(message).collect()
-    }
+    use crate::message::messages;
 
     #[test]
     fn messages_are_read_as_they_were_parked() {

@@ -117,17 +117,7 @@ fn chunks(messages: &[&Message<'_>]) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Body, Properties};
-
-    fn messages(count: usize, body: &str) -> Vec<Message<'static>> {
-        let message = |n: usize| Message {
-            id: format!("id-{n}"),
-            subject: format!("s-{n}").into(),
-            body: Body::new(body),
-            properties: Properties::default(),
-        };
-        (0..count).map(message).collect()
-    }
+    use crate::message::messages;
 
     #[test]
     fn envelopes_have_at_most_a_thousand_messages_and_a_megabyte() {
