@@ -151,6 +151,7 @@ async fn filtered_and_rejected_events_are_counted_by_reason() {
         counts(line).into_iter().for_each(|(name, count)| *sums.entry(name).or_default() += count);
     }
     assert_eq!(counts(&handled[0])["RejectedUnknownFlow"], 1);
+    assert!(handled.iter().all(|line| line["lines"] == 2 && line["records.failed"] == 0), "{handled:?}");
     let both = [
         ("Received", 2),
         ("Rejected", 1),
@@ -198,6 +199,7 @@ async fn rejected_events_that_cannot_be_stored_are_not_counted_as_rejected() {
     assert_eq!(system.failures(&[record("bad", "{}")]).await, ["bad"]);
     let line = &lines(&system.function, "queue batch handled", 1).await[0];
     assert_eq!(counts(line), expected(&[("Received", 1), ("BatchSize", 1)]));
+    assert_eq!([&line["records.failed"], &line["lines"]], [1, 1]);
     // No sender retries a body that is invalid as a whole.
     let counted = counts_of_webhook(&system, &request("{}")).await;
     assert_eq!((counted["Rejected"], counted["RejectedUnmappable"]), (1, 1), "{counted:?}");
