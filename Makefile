@@ -9,6 +9,7 @@ ADVISORY_DATABASE := https://github.com/RustSec/advisory-db
 BIN := $(VENV)/bin
 PYTHON ?= python3
 ARGS ?=
+URL ?=
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # What is built is looked for in ./target.
 unexport CARGO_TARGET_DIR
@@ -31,9 +32,9 @@ demo: ## In a second terminal: send the sample events through webhooks and queue
 	target/debug/local demo $(ARGS)
 
 .PHONY: replay
-replay: ## Send the rejected events of `make run` again, after a mapping or option was fixed (ARGS=--dry-run: only show them)
+replay: ## Send the rejected events of `make run` again, after a mapping or option was fixed (ARGS=--dry-run: only show them; URL=http://…: not on port 8080)
 	cargo build --quiet --package relayctl
-	target/debug/relayctl replay --local $(ARGS)
+	target/debug/relayctl replay --local $(URL) $(ARGS)
 
 .PHONY: relayctl
 relayctl: ## Show, retry or drop parked messages, replay rejected events (ARGS="parked list --local", ARGS=--help)

@@ -11,13 +11,13 @@ use aws_sdk_sqs::types::{
     MessageAttributeValue, MessageSystemAttributeName, QueueAttributeName,
 };
 use futures_util::{StreamExt, stream};
+use shared::contract::FLOW_ATTRIBUTE;
 
 /// Maximum number of messages of one receive, delete or visibility call.
 pub const MAX_PER_CALL: usize = 10;
 /// Number of calls in flight together.
 pub const CONCURRENT_CALLS: usize = 8;
-/// The string attribute that names the flow of an inbound message, and its type.
-pub const FLOW_ATTRIBUTE: &str = "flow";
+/// The type of the attribute that names the flow of an inbound message.
 pub const STRING_TYPE: &str = "String";
 /// Time that a receive call waits for a message, in seconds. Above zero SQS asks all of its servers.
 const RECEIVE_WAIT_SECONDS: i32 = 1;

@@ -76,6 +76,8 @@ struct Run<'o> {
     /// Number of events that were rejected after the run began.
     rejected_meanwhile: usize,
     undeleted: usize,
+    /// Ids of the messages whose event is in its queue, and which are to be deleted.
+    sent: Vec<String>,
     /// Receipt handles of the messages that stay in the queue, by message id.
     held: BTreeMap<String, String>,
 }
@@ -92,12 +94,16 @@ pub async fn run(options: Options) -> Result<bool, Error> {
         filtered: 0,
         rejected_meanwhile: 0,
         undeleted: 0,
+        sent: Vec::new(),
         held: BTreeMap::new(),
     };
     let worked = stop.or(run.work()).await.unwrap_or(Err(Error::Stopped));
+    // Also after a signal or an error, so that the next run does not send them again.
+    let deleted = run.delete_sent().await;
     let released = run.release().await;
     print(&run.summary())?;
     worked?;
+    deleted?;
     released?;
     Ok(options.dry_run || run.failed + run.undeleted == 0)
 }
@@ -116,16 +122,15 @@ impl Run<'_> {
             if new.is_empty() {
                 return Ok(());
             }
-            let mut sent = Vec::new();
             for message in &new {
                 // An event that is replayed may be rejected again: without this, the run would never end.
                 if sent_at(message).is_none_or(|sent_at| sent_at > began) {
                     self.rejected_meanwhile += 1;
                 } else if self.replay(message).await? {
-                    sent.push(message.message_id.as_deref().unwrap_or_default());
+                    self.sent.extend(message.message_id.clone());
                 }
             }
-            self.delete(&sent).await?;
+            self.delete_sent().await?;
         }
     }
 
@@ -140,11 +145,14 @@ impl Run<'_> {
 
     /// Replays one event if the options select it. Returns whether its message is to be deleted.
     async fn replay(&mut self, message: &Message) -> Result<bool, Error> {
-        let Ok(reject) = RejectedEvent::parse(message.body.as_deref().unwrap_or_default()) else {
-            self.failed += 1;
-            let id = message.message_id.as_deref().unwrap_or_default();
-            print(&format!("left: message {} is not a reject envelope\n", id.escape_debug()))?;
-            return Ok(false);
+        let reject = match RejectedEvent::parse(message.body.as_deref().unwrap_or_default()) {
+            Ok(reject) => reject,
+            Err(problem) => {
+                self.failed += 1;
+                let id = message.message_id.as_deref().unwrap_or_default();
+                print(&format!("left: message {} is not a reject envelope ({problem})\n", id.escape_debug()))?;
+                return Ok(false);
+            }
         };
         if !self.options.wants(&reject) {
             self.filtered += 1;
@@ -164,17 +172,22 @@ impl Run<'_> {
         Ok(problem.is_none() && !is_dry)
     }
 
-    /// Deletes messages whose event is in its queue. A message that is not deleted stays held.
-    async fn delete(&mut self, ids: &[&str]) -> Result<(), Error> {
-        let handles: Vec<&str> = ids.iter().filter_map(|id| self.held.get(*id)).map(String::as_str).collect();
+    /// Deletes the messages whose event is in its queue. A message that is not deleted stays held.
+    async fn delete_sent(&mut self) -> Result<(), Error> {
+        let handle = |id: &String| self.held.get(id).map_or("", String::as_str);
+        let handles: Vec<&str> = self.sent.iter().map(handle).collect();
         let failures = self.queues.rejected.settle(Settle::Delete, &handles).await;
-        for (_, id) in ids.iter().enumerate().filter(|(n, _)| !failures.iter().any(|(position, _)| position == n)) {
-            self.held.remove(*id);
+        for (position, id) in std::mem::take(&mut self.sent).into_iter().enumerate() {
+            if !failures.iter().any(|(failed, _)| *failed == position) {
+                self.held.remove(&id);
+            }
         }
         if let Some((_, problem)) = failures.first() {
             self.undeleted += failures.len();
-            let count = failures.len();
-            print(&format!("{count} of them could not be deleted ({problem}): the next run replays them once more\n"))?;
+            let events = counted(failures.len(), "replayed event");
+            print(&format!(
+                "{events} could not be deleted from the rejected queue ({problem}); the next run replays them again\n"
+            ))?;
         }
         Ok(())
     }
@@ -188,10 +201,11 @@ impl Run<'_> {
     }
 
     fn summary(&self) -> String {
-        let Self { replayed, failed, filtered, rejected_meanwhile, .. } = self;
+        let Self { replayed, failed, filtered, rejected_meanwhile, undeleted, .. } = self;
         let verb = if self.options.dry_run { "would be replayed" } else { "replayed" };
+        let undeleted = if *undeleted > 0 { format!(", {undeleted} of them not deleted") } else { String::new() };
         format!(
-            "{replayed} {verb}; {failed} could not be; {filtered} left by the options, {rejected_meanwhile} rejected meanwhile\n"
+            "{replayed} {verb}{undeleted}; {failed} could not be; {filtered} left by the options, {rejected_meanwhile} rejected meanwhile\n"
         )
     }
 }
@@ -199,9 +213,7 @@ impl Run<'_> {
 impl Options {
     fn wants(&self, reject: &RejectedEvent<'_>) -> bool {
         let within = |list: &[String], word: &str| list.is_empty() || list.iter().any(|listed| listed == word);
-        within(&self.kind, &reject.kind)
-            && within(&self.flow, &reject.flow)
-            && within(&self.reason, reject.rejection.reason.word())
+        within(&self.kind, &reject.kind) && within(&self.flow, &reject.flow) && within(&self.reason, &reject.reason)
     }
 }
 
@@ -220,11 +232,11 @@ fn line(reject: &RejectedEvent<'_>, problem: Option<&str>, is_dry: bool) -> Stri
     };
     format!(
         "{outcome}: {} {} of flow {}, {}, {} bytes: {}\n",
-        reject.rejection.reason.word().escape_debug(),
+        reject.reason.escape_debug(),
         reject.kind.escape_debug(),
         reject.flow.escape_debug(),
         reject.received_at.escape_debug(),
-        reject.body.len(),
-        reject.rejection.detail.escape_debug(),
+        reject.body().unwrap_or_default().len(),
+        reject.detail.escape_debug(),
     )
 }

@@ -7,8 +7,10 @@ use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
 use aws_sdk_sqs::config::{Credentials, Region, SharedHttpClient};
 use aws_sdk_sqs::types::QueueAttributeName;
+use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::{Builder, Connector};
 use serde::Deserialize;
 
 use crate::queue::{CallError, Queue};
@@ -125,7 +127,9 @@ impl Target {
 impl Access {
     /// A client for SQS, and the name of its region.
     pub async fn client(&self) -> Result<(Client, String), TargetError> {
-        let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http()).timeout_config(timeouts());
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(http(ProxyConfig::from_env()))
+            .timeout_config(timeouts());
         if let Some(profile) = &self.profile {
             loader = loader.profile_name(profile);
         }
@@ -138,9 +142,15 @@ impl Access {
     }
 }
 
-/// TLS on ring, as everywhere here.
-fn http() -> SharedHttpClient {
-    aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https()
+/// A client with TLS on ring, as everywhere here, through `proxy`.
+fn http(proxy: ProxyConfig) -> SharedHttpClient {
+    Builder::new().build_with_connector_fn(move |settings, _| {
+        Connector::builder()
+            .connector_settings(settings.cloned().unwrap_or_default())
+            .proxy_config(proxy.clone())
+            .tls_provider(Provider::Rustls(CryptoMode::Ring))
+            .build()
+    })
 }
 
 fn timeouts() -> TimeoutConfig {
@@ -213,7 +223,7 @@ pub async fn local(url: &str) -> Result<(Client, LocalInfo), TargetError> {
         .credentials_provider(Credentials::new("local", "local", None, None, "local"))
         .region(Region::new(info.aws_region.clone()))
         .endpoint_url(endpoint)
-        .http_client(http())
+        .http_client(http(ProxyConfig::disabled()))
         .timeout_config(timeouts())
         .build();
     Ok((Client::from_conf(config), info))

@@ -1,5 +1,8 @@
 //! Data that two functions exchange. Each type has its reading and its writing side, so that they can't differ.
 
+/// The string attribute of a queue record that names its flow.
+pub const FLOW_ATTRIBUTE: &str = "flow";
+
 pub mod alias;
 pub mod codec;
 pub mod flow_item;
@@ -13,7 +16,7 @@ pub mod secret;
 /// Why stored data is not readable. It never contains any of the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
-    #[error("expected base64 of gzipped data")]
+    #[error("the data is not base64 of gzipped data, or unpacks to more than 64 MB")]
     Encoding,
     /// The JSON has another form than this one.
     #[error("the JSON is not {0}")]

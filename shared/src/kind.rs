@@ -60,13 +60,13 @@ impl<'a> Event<'a> {
         }
         match serde_json::from_str(self.json) {
             Ok(value) => Ok((value, self.json)),
-            Err(error) => Err(Rejection::unmappable(match unreadable_place::<T>(self.json) {
-                // A number beyond all types, or half a surrogate pair.
-                Some(place) if !error.is_data() && check_syntax(self.json).is_ok() => {
-                    format!("{place}: a value that can't be read")
-                }
-                _ => explain(&error),
-            })),
+            // A number beyond all types, or half a surrogate pair: the syntax is valid. The path has a `?` for a name.
+            Err(error) if !error.is_data() && check_syntax(self.json).is_ok() => {
+                let place = unreadable_place::<T>(self.json).filter(|place| !place.contains('?'));
+                let problem = place.map(|place| format!("{place}: a value that can't be read"));
+                Err(Rejection::unmappable(problem.unwrap_or_else(|| explain(&error))))
+            }
+            Err(error) => Err(Rejection::unmappable(explain(&error))),
         }
     }
 

@@ -50,16 +50,18 @@ pub struct Outcome {
     pub rejection: Option<Rejection>,
     /// The first event that the hub refused.
     pub refusal: Option<Rejection>,
-    /// The reason of each rejected event.
-    pub rejected: Vec<Reason>,
+    /// The reason of each event that could not be mapped, and of each that the hub refused.
+    pub unmapped: Vec<Reason>,
+    pub refusals: Vec<Reason>,
     /// Whether a copy of a rejected event could not be stored.
     pub is_lacking_copies: bool,
-    /// Whether the body has to be retried because a copy could not be stored, or because of a body before it in its group.
+    /// Whether the body was not sent, because a copy could not be stored, or because of such a body before it in its group.
     pub is_held: bool,
+    /// Whether a body before it in its group has to be retried.
+    pub is_behind: bool,
     /// Counts of the words that the kind noted, if the body was not held.
     pub notes: Notes,
-    /// Number of messages that the hub accepted, that are parked, that the hub refused, and that are none of it.
-    pub delivered: usize,
+    /// Number of messages that are parked, that the hub refused, and that are neither delivered nor parked nor refused.
     pub parked: usize,
     pub refused: usize,
     pub unsent: usize,
@@ -70,7 +72,15 @@ pub struct Outcome {
 impl Outcome {
     /// Whether each event is delivered, parked, filtered, or stored as rejected. Otherwise the body has to be retried.
     pub fn is_done(&self) -> bool {
-        !self.is_lacking_copies && !self.is_held && self.unsent == 0
+        !self.is_lacking_copies && !self.is_held && !self.is_behind && self.unsent == 0
+    }
+
+    /// The rejected events to count: those whose copy is stored. What the hub refused of a body that is retried is refused again,
+    /// and counted then.
+    pub fn counted(&self) -> impl Iterator<Item = Reason> {
+        let unmapped = if self.is_held { &[][..] } else { &self.unmapped };
+        let refusals = if self.is_done() { &self.refusals } else { &[][..] };
+        unmapped.iter().chain(refusals).copied()
     }
 }
 
@@ -107,7 +117,11 @@ impl<'w, O> Load<'w, O> {
 
     fn add(&mut self, body: usize, mapping: Mapping<'w>) {
         self.origins.extend(mapping.events.into_iter().map(|event| (body, event)));
-        self.messages.extend(mapping.messages);
+        if self.messages.is_empty() {
+            self.messages = mapping.messages;
+        } else {
+            self.messages.extend(mapping.messages);
+        }
     }
 }
 
@@ -128,18 +142,20 @@ impl<O> Pipeline<O> {
             if mapping.messages.is_empty() {
                 continue;
             }
-            let together = match work.group {
-                Some(group) => sequences.entry(group).or_default(),
-                None => &mut loads,
-            };
-            match together.iter_mut().find(|load| work.group.is_none() && std::ptr::eq(load.flow, flow)) {
-                Some(load) => load.add(body, mapping),
-                None => {
-                    let mut load = Load::new(flow);
-                    load.add(body, mapping);
-                    together.push(load);
+            let load = match work.group {
+                Some(group) => {
+                    let sequence = sequences.entry(group).or_default();
+                    sequence.push(Load::new(flow));
+                    sequence.last_mut()
                 }
-            }
+                None => {
+                    if !loads.iter().any(|load| std::ptr::eq(load.flow, flow)) {
+                        loads.push(Load::new(flow));
+                    }
+                    loads.iter_mut().rfind(|load| std::ptr::eq(load.flow, flow))
+                }
+            };
+            load.expect("a load of the flow was found or pushed").add(body, mapping);
         }
         let loads = loads.into_iter().map(|load| self.send(load, true, source, times));
         let sequences = sequences.into_values().map(|sequence| self.send_in_order(sequence, source, times));
@@ -153,7 +169,7 @@ impl<O> Pipeline<O> {
         }
         let mut holds = Holds::default();
         for (outcome, group) in outcomes.iter_mut().zip(groups).filter(|(_, group)| group.is_some()) {
-            outcome.is_held = holds.is_returned(group, !outcome.is_done());
+            outcome.is_behind = holds.is_returned(group, !outcome.is_done());
         }
         Delivery { outcomes, reports }
     }
@@ -163,14 +179,14 @@ impl<O> Pipeline<O> {
         let (mut bodies, mut rejects) = (Vec::new(), Vec::new());
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(works.len());
         for (body, Work { flow_id, mapping, .. }) in works.iter().enumerate() {
-            let rejected = mapping.rejections.iter().map(|rejected| rejected.rejection.reason).collect();
-            outcomes.push(Outcome { rejection: mapping.rejection(), rejected, ..Outcome::default() });
+            let unmapped = mapping.rejections.iter().map(|rejected| rejected.rejection.reason).collect();
+            outcomes.push(Outcome { rejection: mapping.rejection(), unmapped, ..Outcome::default() });
             for rejected in mapping.rejects() {
                 bodies.push(body);
-                rejects.push(self.reject(flow_id, rejected.rejection, source, rejected.body));
+                rejects.push((*flow_id, rejected.rejection, rejected.body));
             }
         }
-        let stored = self.services.store_rejected(&rejects, deadline).await;
+        let stored = self.store_rejected(rejects, source, deadline).await;
         for (body, stored) in bodies.into_iter().zip(stored) {
             outcomes[body].is_lacking_copies |= !stored;
         }
@@ -205,7 +221,7 @@ impl<O> Pipeline<O> {
             let part = outcomes.len() - 1;
             let outcome = &mut outcomes[part].1;
             match result {
-                event_hubs::Outcome::Delivered => outcome.delivered += 1,
+                event_hubs::Outcome::Delivered => {}
                 event_hubs::Outcome::Unsent(cause) => {
                     outcome.cause.get_or_insert(*cause);
                     outcome.unsent += 1;
@@ -231,15 +247,13 @@ impl<O> Pipeline<O> {
         }
         // The events of a body that is retried are refused again, and stored then.
         refused.retain(|(part, ..)| outcomes[*part].1.unsent == 0);
-        let rejects: Vec<RejectedEvent<'_>> = refused
-            .iter()
-            .map(|(_, event, refusal)| self.reject(&flow.id, refusal.rejection(), source, event.as_bytes()))
-            .collect();
-        let stored = self.services.store_rejected(&rejects, times.parking_ends).await;
+        let rejects =
+            refused.iter().map(|(_, event, refusal)| (flow.id.as_str(), refusal.rejection(), event.as_bytes()));
+        let stored = self.store_rejected(rejects.collect(), source, times.parking_ends).await;
         for ((part, _, refusal), stored) in refused.into_iter().zip(stored) {
             let outcome = &mut outcomes[part].1;
             let rejection = refusal.rejection();
-            outcome.rejected.push(rejection.reason);
+            outcome.refusals.push(rejection.reason);
             outcome.refusal.get_or_insert(rejection);
             outcome.is_lacking_copies |= !stored;
         }
@@ -255,10 +269,21 @@ impl<O> Pipeline<O> {
         parking.park(&head, messages, deadline).await
     }
 
-    /// An event that was received now and can't be delivered.
-    fn reject<'r>(&'r self, flow: &'r str, rejection: Rejection, source: Source, body: &'r [u8]) -> RejectedEvent<'r> {
+    /// Stores copies of rejected events, each with its flow, its rejection and its bytes. Returns for each whether it is stored.
+    async fn store_rejected(
+        &self,
+        rejected: Vec<(&str, Rejection, &[u8])>,
+        source: Source,
+        deadline: Instant,
+    ) -> Vec<bool> {
+        if rejected.is_empty() {
+            return Vec::new();
+        }
         let now = self.services.hubs.clock.rfc3339();
-        RejectedEvent::new(self.kind.name, flow, rejection, source, body, now)
+        let event =
+            |(flow, rejection, body)| RejectedEvent::new(self.kind.name, flow, rejection, source, body, now.as_str());
+        let events: Vec<RejectedEvent<'_>> = rejected.into_iter().map(event).collect();
+        self.services.store_rejected(&events, deadline).await
     }
 
     /// Logs one ERROR line for each cause that only an operator can fix.
@@ -281,9 +306,8 @@ impl Outcome {
     /// Adds what happened to the messages of the body.
     fn add(&mut self, sent: Self) {
         self.refusal = sent.refusal.or(self.refusal.take());
-        self.rejected.extend(sent.rejected);
+        self.refusals.extend(sent.refusals);
         self.is_lacking_copies |= sent.is_lacking_copies;
-        self.delivered += sent.delivered;
         self.parked += sent.parked;
         self.refused += sent.refused;
         self.unsent += sent.unsent;

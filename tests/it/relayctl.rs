@@ -451,3 +451,29 @@ async fn the_queues_are_found_by_stack_url_or_running_system() {
     let (code, _, errors) = run(stack.command(&["list", "--stack", STACK])).await;
     assert!(code == Some(1) && errors.contains("several queues") && errors.contains(&stack.parking), "{errors}");
 }
+
+#[tokio::test]
+async fn calls_of_aws_go_through_the_proxy_of_the_environment() {
+    let proxy = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", proxy.local_addr().unwrap());
+    let mut command = Command::new(binary("relayctl"));
+    command
+        .args(["replay", "--region", REGION, "--dry-run"])
+        .args(["--rejected-queue-url", "https://sqs.eu-central-1.amazonaws.com/123456789012/rejected"])
+        .env_clear()
+        .envs([("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"), ("HTTPS_PROXY", &url)])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let request = tokio::time::timeout(Duration::from_secs(20), async {
+        let (mut connection, _) = proxy.accept().await.unwrap();
+        let mut start = [0; 8];
+        tokio::io::AsyncReadExt::read_exact(&mut connection, &mut start).await.unwrap();
+        start
+    });
+    let request = request.await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(&request.expect("relayctl connects to the proxy"), b"CONNECT ");
+}

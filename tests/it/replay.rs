@@ -1,4 +1,4 @@
-//! `local replay` sends rejected events again, for example once an option is corrected.
+//! `relayctl replay` sends rejected events again, for example once an option is corrected.
 
 use std::process::{Command, Output};
 use std::time::Duration;

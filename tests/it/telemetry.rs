@@ -187,6 +187,22 @@ async fn retries_throttling_and_errors_of_the_hub_are_counted() {
 }
 
 #[tokio::test]
+async fn a_stored_copy_of_an_invalid_event_is_counted_although_its_neighbour_is_not_delivered() {
+    let cloud = Cloud::start().await;
+    let hub = emulator(&[HUB]).await;
+    let function = cloud.function("audience-change", &hub, &[("PARKING_QUEUE_URL", "")]);
+    let system = System { function, hub };
+    system.hub.script([lasting(status(404, None, "40400"))]);
+    let mixed = format!("[{},{{}}]", event_of("a"));
+    let counted = counts_of_webhook(&system, &request(&mixed)).await;
+    assert_eq!([counted["Rejected"], counted["RejectedUnmappable"], counted["Errors5xx"]], [1, 1, 1], "{counted:?}");
+    assert_eq!(system.failures(&[record("m", &mixed)]).await, ["m"]);
+    let line = &lines(&system.function, "queue batch handled", 1).await[0];
+    assert_eq!(counts(line)["RejectedUnmappable"], 1, "{line}");
+    assert_eq!(cloud.take(&cloud.rejected).await.len(), 2, "one copy of each attempt");
+}
+
+#[tokio::test]
 async fn rejected_events_that_cannot_be_stored_are_not_counted_as_rejected() {
     let cloud = Cloud::start().await;
     let hub = emulator(&[HUB]).await;

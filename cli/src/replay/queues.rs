@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use aws_sdk_sqs::Client;
 use shared::aws::sqs::MAX_BYTES;
+use shared::contract::FLOW_ATTRIBUTE;
 use shared::contract::codec::pack;
 use shared::contract::parked::Head;
 use shared::contract::rejected::{RejectedEvent, Source};
 
-use crate::queue::{CallError, FLOW_ATTRIBUTE, Outgoing, Queue, STRING_TYPE};
+use crate::queue::{CallError, Outgoing, Queue, STRING_TYPE};
 use crate::target::{Access, TargetError, local, stack_queue, stack_queues};
 
 #[derive(Debug, clap::Args)]
@@ -108,11 +109,12 @@ impl Queues {
         if reject.truncated {
             return Err("only the first part of its body was stored");
         }
+        let content = reject.body().map_err(|_| "its body can't be unpacked")?;
         let mut group_id = None;
         let (queue_url, body, flow) = match reject.source {
             Source::Parking => {
                 let queue_url = self.parking.clone().ok_or("give the parking queue with --parking-queue-url")?;
-                let body = pack(&reject.body);
+                let body = pack(&content);
                 // Redelivery reports an envelope of another version.
                 group_id = Head::read(&body).ok().map(|head| head.group());
                 (queue_url, body, None)
@@ -121,7 +123,7 @@ impl Queues {
             Source::Webhook | Source::Queue => {
                 let queue_url =
                     self.queue_of_kind(&reject.kind).ok_or("give its kind's queue with --queue KIND=URL")?;
-                let body = String::from_utf8(reject.body.to_vec()).map_err(|_| "its body is not UTF-8")?;
+                let body = String::from_utf8(content.into_owned()).map_err(|_| "its body is not UTF-8")?;
                 (queue_url, body, Some(reject.flow.clone().into_owned()))
             }
         };

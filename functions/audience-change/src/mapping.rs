@@ -77,6 +77,7 @@ impl<'a> Change<'a> {
         let site_number = required("siteNumber", fields.site_number.integer("siteNumber")?)?;
         let event_number = fields.partner_number.integer("partnerNumber")?;
         let partner_number = required("partnerNumber", options.partner_number.or(event_number))?;
+        let source_number = fields.source_number.integer("sourceNumber")?.filter(|number| *number != 0);
         let source = options.sources.get(source_id.as_ref()).map(|Object(source)| source);
         let source_name = fields
             .source_name
@@ -84,7 +85,6 @@ impl<'a> Change<'a> {
             .or_else(|| source.and_then(|source| source.source_name.as_deref()).map(Cow::from))
             .or_else(|| options.source_name.as_deref().map(Cow::from))
             .unwrap_or_default();
-        let source_number = fields.source_number.integer("sourceNumber")?.filter(|number| *number != 0);
         let mut profile_vars = fields.profile_vars.members("profileVars")?;
         if let Some(names) = &options.profile_vars {
             profile_vars.0.retain(|(name, _)| names.contains(name.as_ref()));

@@ -75,10 +75,19 @@ impl Groups {
         Self { client, table }
     }
 
-    /// What the flow's item says, `None` without an item, or with one that is of no flow from a hub.
+    /// What the flow's item says; `None` without an item, or with one of a flow that is not from a hub.
+    ///
+    /// # Errors
+    /// Fails if the table does not respond, or if the item is not readable: its flow may be served, and must not be undone.
     pub async fn served(&self, flow: &str) -> Result<Option<Served>, ApiError> {
         let Some(item) = self.get(flow_item::key(flow)).await? else { return Ok(None) };
-        Ok(FlowItem::read(&attributes(item)).ok().as_ref().and_then(Served::of))
+        match FlowItem::read(&attributes(item)) {
+            Ok(item) => Ok(Served::of(&item)),
+            Err(problem) => {
+                tracing::error!(flow, problem, "the item of a flow is not readable; fix it in the table of flows");
+                Err(ApiError::Unavailable("the flow's item is not readable; an operator has to fix it"))
+            }
+        }
     }
 
     pub async fn read(&self, key: &str) -> Result<Option<Claim>, ApiError> {

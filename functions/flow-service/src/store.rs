@@ -116,7 +116,7 @@ impl Entity {
     }
 }
 
-/// Maximum size of the item of a flow, in bytes, or a little more.
+/// Upper bound of the size of a flow's item, in bytes.
 pub fn flow_size(item: &FlowItem) -> usize {
     item.options.as_ref().map_or(0, String::len) + MARGIN
 }

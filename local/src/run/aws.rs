@@ -1,8 +1,10 @@
 //! The AWS services of a local system, and what it creates in them.
 
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use shared::aws::{Aws, AwsError, Service};
 use shared::clock::Clock;
+use shared::contract::secret::ClientCredentials;
 use shared::environment::Environment;
 use tokio::time::Instant;
 
@@ -40,9 +42,10 @@ pub fn flows_table(name: &str) -> Value {
 pub(super) async fn create_resources(aws: &Aws, connection_string: &str) -> Result<UndeliveredQueues, AwsError> {
     cloudwatch::create(aws, LOG_GROUP, Instant::now() + CREATE_TIMEOUT).await?;
     create_secret(aws, SENDERS_SECRET_ID, &console::secret(connection_string)).await?;
-    let client = json!({ "client_id": IMS_CLIENT.0, "client_secret": IMS_CLIENT.1 }).to_string();
+    let (client_id, client_secret) = (IMS_CLIENT.0.to_owned(), IMS_CLIENT.1.into());
+    let client = ClientCredentials { client_id, client_secret }.to_secret();
     for name in [IMS_SECRET, IMS_SECRET_OF_FLOWS] {
-        create_secret(aws, name, &client).await?;
+        create_secret(aws, name, client.expose_secret()).await?;
     }
     aws.call(Service::DynamoDb, "CreateTable", &flows_table(FLOWS_TABLE), Instant::now() + CREATE_TIMEOUT).await?;
     let (parking_queue_url, parking_dead_letters_url) =

@@ -10,7 +10,7 @@ use flate2::write::GzEncoder;
 
 use super::Unreadable;
 
-/// Maximum size of what is unpacked, in bytes: no function packs more.
+/// Maximum size of unpacked data, in bytes; no function packs more than that.
 const MAX_UNPACKED: u64 = 64_000_000;
 
 /// Gzip, then base64: a queue refuses control characters, and an escaped event of a megabyte would not fit its limit.

@@ -26,7 +26,7 @@ const DISABLED: &str = "disabled";
 
 /// Values of `reset`: where a consumer group without offsets begins.
 pub const LATEST: &str = "latest";
-pub const EARLIEST: &str = "earliest";
+const EARLIEST: &str = "earliest";
 
 /// A flow of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,7 +140,9 @@ impl FlowItem {
             Some(_) => Err(format!("`{name}`: expected text")),
         };
         let needed = |name: &str| text(name)?.ok_or_else(|| format!("`{name}`: missing"));
-        let reading = text(CONSUMER_GROUP)?.zip(text(RESET)?);
+        // The event functions must not depend on what only the control API uses.
+        let of_control_api = |name: &str| text(name).ok().flatten();
+        let reading = of_control_api(CONSUMER_GROUP).zip(of_control_api(RESET));
         Ok(Self {
             id: id(attributes)
                 .ok_or_else(|| format!("`{PARTITION_KEY}`: expected `{KEY_PREFIX}` and an id"))?
@@ -157,7 +159,7 @@ impl FlowItem {
             host: text(HOST)?,
             hub: needed(HUB)?,
             partitioning: text(PARTITIONING)?,
-            tenant: text(TENANT)?,
+            tenant: of_control_api(TENANT),
             reading: reading.map(|(group, reset)| Reading { group, latest: reset == LATEST }),
         })
     }

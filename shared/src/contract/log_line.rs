@@ -41,6 +41,8 @@ pub mod message {
     pub const WEBHOOK: &str = "webhook answered";
     pub const QUEUE_BATCH: &str = "queue batch handled";
     pub const PARKED_BATCH: &str = "parked batch handled";
+    /// The warning about a rejected event of a batch.
+    pub const REJECTED_EVENT: &str = "an event can't be delivered";
     pub const KAFKA_BATCH: &str = "batch ingested";
 }
 

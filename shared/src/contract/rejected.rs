@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Unreadable;
 use super::codec::{pack, unpack};
-use crate::kind::{Reason, Rejection};
+use crate::kind::Rejection;
 
 /// Maximum number of characters of a name (a kind, a flow), of a time, and of a detail. A sender may control them, and a
 /// message of limited size has to hold the body too. A flow's id has 64.
@@ -14,30 +14,28 @@ const MAX_NAME: usize = 256;
 const MAX_TIME: usize = 64;
 const MAX_DETAIL: usize = 2_000;
 
-/// Every reason that a stored event can name.
-const REASONS: [Reason; 7] = [
-    Reason::Unreadable,
-    Reason::Unmappable,
-    Reason::TooLarge,
-    Reason::UnknownFlow,
-    Reason::Bug,
-    Reason::Refused,
-    Reason::Expired,
-];
-
 /// An event that can't be delivered, with what is stored about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RejectedEvent<'a> {
     pub kind: Cow<'a, str>,
     pub flow: Cow<'a, str>,
-    pub rejection: Rejection,
+    /// The word of the reason: another version may have other reasons.
+    pub reason: Cow<'a, str>,
+    pub detail: Cow<'a, str>,
     pub source: Source,
-    /// Its body as it came, or the first part of it.
-    pub body: Cow<'a, [u8]>,
+    body: Body<'a>,
     /// Time at which it was received, in RFC 3339.
     pub received_at: Cow<'a, str>,
     /// Whether `body` is only the first part.
     pub truncated: bool,
+}
+
+/// The body of a rejected event as it came, or the first part of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Body<'a> {
+    Raw(&'a [u8]),
+    /// Base64 of the gzipped body, as it is stored.
+    Packed(Cow<'a, str>),
 }
 
 /// The path through which a rejected event came.
@@ -101,9 +99,10 @@ impl<'a> RejectedEvent<'a> {
         Self {
             kind: kind.into(),
             flow: flow.into(),
-            rejection,
+            reason: rejection.reason.word().into(),
+            detail: rejection.detail,
             source,
-            body: body.into(),
+            body: Body::Raw(body),
             received_at: received_at.into(),
             truncated: false,
         }
@@ -112,18 +111,19 @@ impl<'a> RejectedEvent<'a> {
     /// The JSON to store, with the body or the first part of it that fits `max_bytes`. `None` if a body that has to be
     /// complete does not fit.
     pub fn to_json(&self, max_bytes: usize) -> Option<String> {
-        let mut part: &[u8] = &self.body;
+        let whole = self.body().ok()?;
+        let mut part: &[u8] = &whole;
         loop {
             let wire = Wire {
                 v: 1,
                 kind: limited(&self.kind, MAX_NAME),
                 flow: limited(&self.flow, MAX_NAME),
-                reason: self.rejection.reason.word().into(),
-                detail: limited(&self.rejection.detail, MAX_DETAIL),
+                reason: self.reason.as_ref().into(),
+                detail: limited(&self.detail, MAX_DETAIL),
                 received_at: limited(&self.received_at, MAX_TIME),
                 source: self.source,
                 body: pack(part).into(),
-                truncated: self.truncated || part.len() < self.body.len(),
+                truncated: self.truncated || part.len() < whole.len(),
             };
             let json = serde_json::to_string(&wire).expect("texts always serialise");
             if json.len() <= max_bytes || part.is_empty() {
@@ -143,16 +143,19 @@ impl<'a> RejectedEvent<'a> {
         if wire.v != 1 {
             return Err(Unreadable::Version(wire.v));
         }
-        let reason = REASONS.into_iter().find(|reason| reason.word() == wire.reason).ok_or(NOT_A_REJECTED_EVENT)?;
-        Ok(Self {
-            kind: wire.kind,
-            flow: wire.flow,
-            rejection: Rejection { reason, detail: wire.detail.into_owned().into() },
-            source: wire.source,
-            body: unpack(&wire.body)?.into(),
-            received_at: wire.received_at,
-            truncated: wire.truncated,
-        })
+        let Wire { kind, flow, reason, detail, received_at, source, body, truncated, .. } = wire;
+        Ok(Self { kind, flow, reason, detail, source, body: Body::Packed(body), received_at, truncated })
+    }
+
+    /// The body as it came, or the first part of it.
+    ///
+    /// # Errors
+    /// Fails if the stored text is not base64 of gzipped data, or unpacks to more than 64 MB.
+    pub fn body(&self) -> Result<Cow<'a, [u8]>, Unreadable> {
+        match &self.body {
+            Body::Raw(body) => Ok((*body).into()),
+            Body::Packed(text) => unpack(text).map(Cow::Owned),
+        }
     }
 }
 
@@ -170,6 +173,7 @@ fn limited(text: &str, max: usize) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kind::Reason;
 
     const NOW: &str = "2026-01-02T03:04:05.678Z";
 
@@ -178,26 +182,31 @@ mod tests {
         RejectedEvent::new("audience-change", flow, rejection, source, body, NOW)
     }
 
+    /// Everything that is stored.
+    fn fields<'e>(event: &'e RejectedEvent<'_>) -> ([&'e str; 5], Source, Vec<u8>, bool) {
+        let RejectedEvent { kind, flow, reason, detail, source, received_at, truncated, .. } = event;
+        ([kind, flow, reason, detail, received_at], *source, event.body().unwrap().into_owned(), *truncated)
+    }
+
     #[test]
     fn an_event_is_read_as_it_was_stored() {
         for source in [Source::Webhook, Source::Queue, Source::Kafka, Source::Parking] {
-            for reason in REASONS {
-                let mut event = rejected(source, "a \"flow\"", "callType: missing", b"\xff\0{}");
-                event.rejection.reason = reason;
-                assert_eq!(RejectedEvent::parse(&event.to_json(1_000).unwrap()), Ok(event));
-            }
+            let event = rejected(source, "a \"flow\"", "callType: missing", b"\xff\0{}");
+            let json = event.to_json(1_000).unwrap();
+            assert_eq!(fields(&RejectedEvent::parse(&json).unwrap()), fields(&event));
         }
     }
 
     #[test]
-    fn what_is_not_a_stored_event_is_unreadable() {
+    fn what_is_not_a_stored_event_is_unreadable_and_a_later_reason_is_not() {
         let json = rejected(Source::Webhook, "f", "", b"{}").to_json(1_000).unwrap();
-        let changed = |from: &str, to: &str| RejectedEvent::parse(&json.replace(from, to)).unwrap_err();
-        assert_eq!(changed(r#""v":1"#, r#""v":2"#), Unreadable::Version(2));
-        assert_eq!(changed("unknown_flow", "bad mood"), NOT_A_REJECTED_EVENT);
-        assert_eq!(changed(r#""body":"#, r#""text":"#), NOT_A_REJECTED_EVENT);
-        assert_eq!(changed(r#""body":""#, r#""body":"!"#), Unreadable::Encoding);
+        let changed = |from: &str, to: &str| RejectedEvent::parse(&json.replace(from, to)).map(drop);
+        assert_eq!(changed(r#""v":1"#, r#""v":2"#), Err(Unreadable::Version(2)));
+        assert_eq!(changed(r#""body":"#, r#""text":"#), Err(NOT_A_REJECTED_EVENT));
+        assert_eq!(changed("unknown_flow", "later"), Ok(()));
         assert_eq!(RejectedEvent::parse("something else").unwrap_err(), NOT_A_REJECTED_EVENT);
+        let odd = json.replace(r#""body":""#, r#""body":"!"#);
+        assert_eq!(RejectedEvent::parse(&odd).unwrap().body(), Err(Unreadable::Encoding));
     }
 
     #[test]
@@ -211,9 +220,10 @@ mod tests {
             assert_eq!(part.is_some(), is_stored, "{source:?}");
             if let Some(part) = part {
                 let part = RejectedEvent::parse(&part).unwrap();
-                assert!(part.truncated && body.starts_with(&part.body), "{source:?}");
+                assert!(part.truncated && body.starts_with(&part.body().unwrap()), "{source:?}");
             }
-            assert_eq!(RejectedEvent::parse(&event.to_json(150_000).unwrap()), Ok(event), "{source:?}");
+            let whole = event.to_json(150_000).unwrap();
+            assert_eq!(fields(&RejectedEvent::parse(&whole).unwrap()), fields(&event), "{source:?}");
         }
     }
 
@@ -227,9 +237,9 @@ mod tests {
         let json = event.to_json(20_000).unwrap();
         assert!(json.len() < 20_000, "{}", json.len());
         let read = RejectedEvent::parse(&json).unwrap();
-        assert_eq!((read.flow.chars().count(), read.rejection.detail.chars().count()), (MAX_NAME, MAX_DETAIL));
+        assert_eq!((read.flow.chars().count(), read.detail.chars().count()), (MAX_NAME, MAX_DETAIL));
         assert!(read.flow.ends_with('…'));
-        assert_eq!(*read.body, *b"{}");
+        assert_eq!(*read.body().unwrap(), *b"{}");
         assert_eq!(limited("ä".repeat(MAX_NAME).as_str(), MAX_NAME), "ä".repeat(MAX_NAME));
     }
 }

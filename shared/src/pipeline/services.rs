@@ -24,7 +24,6 @@ impl Services {
     /// Stores copies of rejected events. Returns for each whether it is stored, in their order. Without a rejected queue none is.
     pub async fn store_rejected(&self, rejects: &[RejectedEvent<'_>], deadline: Instant) -> Vec<bool> {
         match &self.rejects {
-            _ if rejects.is_empty() => Vec::new(),
             Some(queue) => queue.store(rejects, deadline).await,
             None => vec![false; rejects.len()],
         }

@@ -64,9 +64,9 @@ impl Counts {
         }
     }
 
-    /// Counts the rejected events of a body that is not retried.
-    pub fn add_rejected(&mut self, outcome: &Outcome) {
-        outcome.rejected.iter().for_each(|reason| self.reject(*reason));
+    /// Counts rejected events.
+    pub fn add_rejected(&mut self, reasons: impl IntoIterator<Item = Reason>) {
+        reasons.into_iter().for_each(|reason| self.reject(reason));
     }
 
     pub fn sent(&mut self, report: &Report) {

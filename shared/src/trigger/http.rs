@@ -235,11 +235,12 @@ async fn deliver<O>(
     counts.add(&outcome);
     reports.iter().for_each(|(_, report)| counts.sent(report));
 
+    let rejected = || outcome.unmapped.iter().chain(&outcome.refusals).copied();
     if let Some(rejection) = &outcome.rejection {
         *reason = rejection.reason.word();
-        // A retry changes nothing if no event is valid, or if there is no queue for the invalid ones.
+        // A retry changes nothing if no event is valid, or without a queue for the invalid ones.
         if no_event_is_valid || pipeline.services.rejects.is_none() {
-            counts.add_rejected(&outcome);
+            counts.add_rejected(rejected());
             return match body.is_some_and(is_compressed) {
                 true => Response::problem(415, rejection.detail.clone()),
                 false => Response::rejected(rejection),
@@ -252,8 +253,8 @@ async fn deliver<O>(
             );
         }
     }
+    counts.add_rejected(rejected());
     if messages == 0 {
-        counts.add_rejected(&outcome);
         return Response::Handled { status: Status::Filtered, messages: 0, rejected: unmapped };
     }
     if let Some(cause) = outcome.cause {
@@ -267,13 +268,11 @@ async fn deliver<O>(
     if let Some(refusal) = &outcome.refusal {
         *reason = refusal.reason.word();
         if outcome.refused == messages || outcome.is_lacking_copies {
-            counts.add_rejected(&outcome);
             return Response::rejected(refusal);
         }
     }
-    counts.add_rejected(&outcome);
     let status = if outcome.parked > 0 { Status::Parked } else { Status::Delivered };
-    Response::Handled { status, messages: messages - outcome.refused, rejected: outcome.rejected.len() }
+    Response::Handled { status, messages: messages - outcome.refused, rejected: rejected().count() }
 }
 
 /// The flow that a path names: the stage and the kind's own name are stripped, one segment may be left.

@@ -70,9 +70,7 @@ pub async fn handle<O: DeserializeOwned + Default>(
         is_returned[*position] = !outcome.is_done();
         let counts = &mut counts[flows.places[*position]];
         counts.add(outcome);
-        if outcome.is_done() {
-            counts.add_rejected(outcome);
-        }
+        counts.add_rejected(outcome.counted());
     }
     for (flow_id, report) in &reports {
         counts[flows.known[flow_id]].sent(report);
@@ -107,15 +105,17 @@ fn map<'r, O>(
 
 /// Logs the first rejected records, each with its reason.
 fn log_rejected<'r>(outcomes: impl Iterator<Item = (&'r Record<'r>, &'r Outcome)>, request_id: &str) {
-    let rejected = outcomes
-        .filter_map(|(record, outcome)| Some((record, outcome.rejection.as_ref().or(outcome.refusal.as_ref())?)));
+    let rejected = outcomes.flat_map(|(record, outcome)| {
+        [&outcome.rejection, &outcome.refusal].into_iter().flatten().map(move |rejection| (record, rejection))
+    });
     for (record, rejection) in rejected.take(MAX_LINES) {
         tracing::warn!(
             request_id,
             message_id = record.message_id.0.as_ref(),
             reason = rejection.reason.word(),
             detail = rejection.detail.as_ref(),
-            "an event can't be delivered",
+            "{}",
+            log_line::message::REJECTED_EVENT,
         );
     }
 }

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
+use crate::contract::FLOW_ATTRIBUTE;
 use crate::flow::DEFAULT_FLOW;
 use crate::json::{Members, Object, Text, text};
 use crate::kind::Rejection;
@@ -68,7 +69,7 @@ impl<'a> Record<'a> {
             Some(attributes) if attributes.get() == "{}" => return Some(DEFAULT_FLOW.into()),
             Some(attributes) => serde_json::from_str::<Members<'a>>(attributes.get()).ok()?,
         };
-        match member(&attributes, "flow") {
+        match member(&attributes, FLOW_ATTRIBUTE) {
             None => Some(DEFAULT_FLOW.into()),
             Some(flow) => serde_json::from_str::<Attribute<'a>>(flow.get()).ok().map(|flow| flow.string_value.0),
         }

@@ -29,8 +29,8 @@ impl Rejects {
                 let Some(envelope) = reject.to_json(max_bytes) else {
                     tracing::warn!(
                         kind = reject.kind.as_ref(),
-                        reason = reject.rejection.reason.word(),
-                        bytes = reject.body.len(),
+                        reason = reject.reason.as_ref(),
+                        bytes = reject.body().map_or(0, |body| body.len()),
                         "a rejected event is too large to be stored whole; its message is returned to its queue"
                     );
                     return false;

@@ -41,3 +41,22 @@ async fn values_with_which_a_flow_cannot_be_served_return_400() {
     assert_eq!(created.get("consumerGroup"), None);
     assert!(world.lambda.calls().is_empty());
 }
+
+#[tokio::test]
+async fn a_flow_whose_item_is_not_readable_is_neither_stopped_nor_deleted() {
+    let world = World::start().await;
+    let (_, id) = world.flow(json!({ "eventHubName": HUB })).await;
+    let set = |state: &'static str| {
+        json!({
+            "TableName": TABLE, "Key": { "pk": { "S": format!("FLOW#{id}") } },
+            "UpdateExpression": "SET #s = :s", "ExpressionAttributeNames": { "#s": "state" },
+            "ExpressionAttributeValues": { ":s": { "S": state } },
+        })
+    };
+    world.cloud.call(Service::DynamoDb, "UpdateItem", set("paused")).await;
+    world.api.delete(&format!("/flows/{id}")).await.expect(503);
+    assert!(world.mapping().is_object(), "its mapping is not removed");
+    world.cloud.call(Service::DynamoDb, "UpdateItem", set("enabled")).await;
+    world.api.delete(&format!("/flows/{id}")).await.expect(204);
+    world.nothing_is_left().await;
+}

@@ -42,7 +42,7 @@ impl Line {
             message::WEBHOOK => Some(Subject::Webhook),
             message::QUEUE_BATCH => Some(Subject::QueueBatch),
             message::PARKED_BATCH => Some(Subject::ParkedBatch),
-            "an event can't be delivered" => Some(Subject::RejectedEvent),
+            message::REJECTED_EVENT => Some(Subject::RejectedEvent),
             _ => None,
         }
     }
