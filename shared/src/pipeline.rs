@@ -142,20 +142,16 @@ impl<O> Pipeline<O> {
             if mapping.messages.is_empty() {
                 continue;
             }
-            let load = match work.group {
-                Some(group) => {
-                    let sequence = sequences.entry(group).or_default();
-                    sequence.push(Load::new(flow));
-                    sequence.last_mut()
-                }
-                None => {
-                    if !loads.iter().any(|load| std::ptr::eq(load.flow, flow)) {
-                        loads.push(Load::new(flow));
-                    }
-                    loads.iter_mut().rfind(|load| std::ptr::eq(load.flow, flow))
-                }
+            let together = match work.group {
+                Some(group) => sequences.entry(group).or_default(),
+                None => &mut loads,
             };
-            load.expect("a load of the flow was found or pushed").add(body, mapping);
+            let known = together.iter().position(|load| work.group.is_none() && std::ptr::eq(load.flow, flow));
+            let place = known.unwrap_or(together.len());
+            if known.is_none() {
+                together.push(Load::new(flow));
+            }
+            together[place].add(body, mapping);
         }
         let loads = loads.into_iter().map(|load| self.send(load, true, source, times));
         let sequences = sequences.into_values().map(|sequence| self.send_in_order(sequence, source, times));

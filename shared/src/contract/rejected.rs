@@ -15,7 +15,7 @@ const MAX_TIME: usize = 64;
 const MAX_DETAIL: usize = 2_000;
 
 /// An event that can't be delivered, with what is stored about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct RejectedEvent<'a> {
     pub kind: Cow<'a, str>,
     pub flow: Cow<'a, str>,
@@ -31,7 +31,7 @@ pub struct RejectedEvent<'a> {
 }
 
 /// The body of a rejected event as it came, or the first part of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 enum Body<'a> {
     Raw(&'a [u8]),
     /// Base64 of the gzipped body, as it is stored.
